@@ -1,0 +1,126 @@
+# Set up, test, and run the whole chain of scripts.    make demo | make test | make pipeline MODEL=...
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help setup lint format test nightly demo pipeline control table clean
+
+PYTHON3 ?= python3
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# The pipeline: which model, data and configurations, and where the results go.
+MODEL ?= embedded
+DATA ?=
+CONFIGS ?=
+OUT ?= out/$(notdir $(MODEL))
+LIMIT ?=
+# Options for the two trainings and the evaluations, e.g. MODEL_ARGS="--epochs 3".
+BLOCK_ARGS ?=
+MODEL_ARGS ?=
+EVAL_ARGS ?=
+
+DATA_ARGS := $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT))
+# $(call run,NAME,SCRIPT ARGS): run a script and keep its report as OUT/json/NAME.json
+run = @mkdir -p $(OUT)/json && echo "$(2)" >&2 && \
+	$(PYTHON) $(2) > $(OUT)/json/$(1).tmp && mv $(OUT)/json/$(1).tmp $(OUT)/json/$(1).json
+
+help:
+	@echo "make setup     make $(VENV) from the constraints file"
+	@echo "make demo      the whole chain on the embedded model and data, a few minutes on 2 cores"
+	@echo "make test      lint is apart; tests that need minutes     make lint   make nightly"
+	@echo "make pipeline  MODEL=google-t5/t5-small DATA=multi30k CONFIGS=conf.json OUT=out/mine"
+	@echo "make control   the same configurations without module-level fine-tuning, for comparison"
+
+setup: $(READY)
+
+$(READY): constraints.txt requirements.txt requirements-dev.txt
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install -q -c constraints.txt torch==2.13.0
+	$(PYTHON) -m pip install -q -c constraints.txt -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(READY)
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+test: $(READY)
+	$(PYTHON) -m pytest -q -m "not nightly"
+
+nightly: $(READY)
+	$(PYTHON) -m pytest -q -m nightly
+
+# One thread for each of two jobs is faster than two threads for one job after the other.
+demo: $(READY)
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 pipeline MODEL=embedded OUT=out/demo
+
+# The configurations are known once conf.json is there, so the rest is a make of its own.
+pipeline: $(OUT)/conf.json
+	@$(MAKE) --no-print-directory table INDICES="$$($(INDICES_OF) $(OUT)/conf.json)"
+
+control: $(OUT)/conf.json
+	@$(MAKE) --no-print-directory $(OUT)/loss_control.png \
+		INDICES="$$($(INDICES_OF) $(OUT)/conf.json)"
+
+INDICES_OF = $(PYTHON) -c 'import json, sys; print(*range(len(json.load(open(sys.argv[1])))))'
+STAGES := pruned block model
+EVALUATIONS = $(OUT)/eval_dense.json $(foreach i,$(INDICES),$(STAGES:%=$(OUT)/eval_%_$(i).json))
+
+table: $(EVALUATIONS) $(OUT)/loss.png
+	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $(OUT)/loss.png
+
+$(OUT)/dense.pth: | $(READY)
+	$(call run,dense,download_model.py -m $(MODEL) -o $@)
+
+ifeq ($(CONFIGS),)
+$(OUT)/conf.json: $(OUT)/dense.pth
+	$(call run,conf,config_generator.py -m $< -o $@)
+else
+$(OUT)/conf.json: $(CONFIGS) | $(READY)
+	@mkdir -p $(OUT) && cp $< $@
+endif
+
+$(OUT)/conf_prune.json: $(OUT)/conf.json
+	$(call run,scheme,prune_scheme_generator.py -i $< -o $@)
+
+$(OUT)/modules.npy: $(OUT)/dense.pth $(OUT)/conf_prune.json
+	$(call run,prune,prune.py -m $< -c $(OUT)/conf_prune.json -o $@)
+
+$(OUT)/modules_finetuned.npy: $(OUT)/dense.pth $(OUT)/modules.npy
+	$(call run,block,block_level_finetuning.py -m $< -p $(OUT)/modules.npy -o $@ \
+		--stats $(OUT)/stats_block.csv --checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(BLOCK_ARGS))
+
+$(OUT)/pruned_%.pth: $(OUT)/dense.pth $(OUT)/modules.npy $(OUT)/conf.json
+	$(call run,pruned_$*,compose_model.py -m $< -p $(OUT)/modules.npy -c $(OUT)/conf.json -n $* -o $@)
+
+$(OUT)/block_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.json
+	$(call run,block_$*,compose_model.py -m $< -p $(OUT)/modules_finetuned.npy -c $(OUT)/conf.json \
+		-n $* -o $@)
+
+$(OUT)/model_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.json
+	$(call run,model_$*,model_level_finetuning.py -m $< -p $(OUT)/modules_finetuned.npy \
+		-c $(OUT)/conf.json -n $* -o $@ --stats $(OUT)/stats_model_$*.csv \
+		--checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(MODEL_ARGS))
+
+$(OUT)/baseline_%.pth: $(OUT)/pruned_%.pth
+	$(call run,baseline_$*,baseline_finetuning.py -m $< -o $@ --stats $(OUT)/stats_baseline_$*.csv \
+		--checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(MODEL_ARGS))
+
+$(OUT)/eval_%.json: $(OUT)/%.pth
+	$(call run,eval_$*,evaluate.py -m $< -o $@ $(DATA_ARGS) $(EVAL_ARGS))
+
+$(OUT)/loss.png: $(foreach i,$(INDICES),$(OUT)/model_$(i).pth)
+	$(call run,loss,plot_loss.py $(foreach i,$(INDICES),$(OUT)/stats_model_$(i).csv) -o $@)
+
+$(OUT)/loss_control.png: $(foreach i,$(INDICES),$(OUT)/model_$(i).pth $(OUT)/eval_baseline_$(i).json)
+	$(call run,loss_control,plot_loss.py $(foreach i,$(INDICES),$(OUT)/stats_model_$(i).csv \
+		$(OUT)/stats_baseline_$(i).csv) -o $@)
+
+clean:
+	rm -rf out checkpoints

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Train the embedded model: a small T5 on Multi30K and the train part of the embedded captions.
+
+    python assets/train_embedded.py --data data/multi30k -o assets/embedded
+
+Its folder then holds config.json, model.safetensors (bfloat16), the tokenizer, the training record
+and the model card. An interrupted training continues when the same command runs again.
+"""
+
+import json
+import platform
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from composable import cli
+
+WIDTH = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 768, "num_layers": 3}
+
+
+@cli.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path("data/multi30k"))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("assets/embedded"))
+@click.option("--epochs", default=12)
+@click.option("--batch-size", default=48)
+@click.option("--lr", default=1e-2)
+@click.option("--vocabulary", default=6000)
+@click.option("--seed", default=42)
+@click.option("--dtype", default="bfloat16")
+@click.option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
+@click.option("--limit", type=int, default=None, help="Pairs of each corpus, to try the script.")
+def main(
+    data: Path, output: Path, epochs: int, batch_size: int, lr: float, vocabulary: int, seed: int,
+    dtype: str, threads: int, limit: int | None,
+) -> dict[str, object]:  # fmt: skip
+    """Train the embedded model from scratch and write it as a Hugging Face folder."""
+    import torch
+
+    from composable import train
+    from composable.tasks import translation
+
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    folders = (data, translation.corpus_folder("embedded"))
+    training, validation = (
+        join([translation.read_corpus(folder, split, limit) for folder in folders])
+        for split in ("train", "valid")
+    )
+    tokenizer = make_tokenizer(training.source + training.target, vocabulary)
+    model = make_model(len(tokenizer))
+    options = train.Options(
+        epochs=epochs, batch_size=batch_size, lr=lr, early_stop=0, seed=seed, dtype=dtype,
+        device="cpu", warmup=0.06, smoothing=0.1, final_lr=0.02,
+    )  # fmt: skip
+    outcome = train.run(
+        model,
+        {},
+        (
+            translation.Pairs(training, tokenizer, ""),
+            translation.Pairs(validation, tokenizer, "", is_sorted=True),
+            translation.Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id),
+        ),
+        translation.training_functions(options.smoothing),
+        options,
+        {"data": [training.sha256, validation.sha256], "width": WIDTH, "vocabulary": vocabulary},
+        label="embedded",
+    )
+    write_folder(output, model, tokenizer)
+    record = {
+        "command": " ".join(["python", *sys.argv]),
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_pairs": len(training.source),
+        "epochs": outcome.rows,
+        **outcome.report(),
+    }
+    (output / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
+    outcome.clean_up()
+    return {"wrote": str(output), **{key: record[key] for key in ("parameters", "epochs")}}
+
+
+def join(corpora: list) -> object:
+    """Concatenate corpora; the hash is that of their hashes."""
+    from composable import files
+    from composable.tasks.translation import Corpus
+
+    return Corpus(
+        name="+".join(corpus.name for corpus in corpora),
+        split=corpora[0].split,
+        source=[line for corpus in corpora for line in corpus.source],
+        target=[line for corpus in corpora for line in corpus.target],
+        sha256=files.digest_of([corpus.sha256 for corpus in corpora]),
+    )
+
+
+def make_tokenizer(sentences: list[str], vocabulary: int) -> object:
+    """Train a unigram tokenizer with T5's special tokens on both languages."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.Unigram())
+    inner.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")])
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    inner.train_from_iterator(sentences, trainer)
+    inner.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=512,
+    )  # fmt: skip
+
+
+def make_model(vocabulary: int) -> object:
+    """Make the T5 with random weights."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        **WIDTH,
+        vocab_size=vocabulary,
+        dropout_rate=0.1,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        task_specific_params={"translation_en_to_de": {"prefix": ""}},
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def write_folder(output: Path, model: object, tokenizer: object) -> None:
+    """Write weights in bfloat16, config and tokenizer."""
+    import copy
+
+    import torch
+
+    output.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""The .pth of a model: read, rebuild, write; import of pretrained folders."""
+
+import hashlib
+import io
+import json
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from composable import families, files
+from composable.errors import FormatError, MismatchError, UserError
+from composable.families import Family
+from composable.surgery import Structure, apply_structure, empty_structure
+
+transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
+FORMAT, VERSION = "composable.model", 1
+# values that say where a config was read, not what the model is
+_VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+
+
+@dataclass
+class Checkpoint:
+    """A model file in memory.
+
+    Attributes:
+        model: in eval mode, float32, weights tied.
+        tokenizer: its tokenizer.
+        config: the dense model's config as stored, whatever was removed since.
+        structure: what was removed.
+        masks: parameter name -> boolean tensor, True where the weight stays.
+        fingerprint: of the dense model that this one was made of.
+        info: source, revision, task, prefix, languages, data, dense_parameters, history.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    config: dict[str, Any]
+    structure: Structure = field(default_factory=empty_structure)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    fingerprint: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was pruned."""
+        return not self.masks and not any(self.structure.values())
+
+    @property
+    def family(self) -> Family:
+        """The model's family."""
+        return families.of(self.model)
+
+    def require_dense(self, path: Path, purpose: str) -> None:
+        """Refuse a composed model where only a dense one makes sense.
+
+        Raises:
+            MismatchError: the model is composed.
+        """
+        if not self.is_dense:
+            raise MismatchError(
+                f"{path}: is a composed model, {purpose} needs the dense one "
+                "(the file that download_model.py wrote)."
+            )
+
+
+def config_dict(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the config as it is stored: without the values that change from machine to machine."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config["architectures"] = [type(model).__name__]
+    return {key: value for key, value in config.items() if key not in _VOLATILE}
+
+
+def unique_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) in order of the names, tied weights once."""
+    seen: set[tuple[int, int]] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        place = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        yield name, tensor
+
+
+def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Hash a model: SHA-256 over its config and the bytes of all its tensors.
+
+    Args:
+        config: as stored in the model file.
+        tensors: the state dict; tied weights count once, under the first of their sorted names.
+
+    Returns:
+        64 hexadecimal digits. The hash runs over the canonical JSON of the config, then, for each
+        name in sorted order, the JSON list [name, dtype, shape] and the raw little-endian bytes.
+    """
+    total = hashlib.sha256(files.canonical_json(dict(config)).encode())
+    for name, tensor in unique_tensors(tensors):
+        total.update(files.canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(_bytes_of(tensor))
+    return total.hexdigest()
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a model file and check every byte of it.
+
+    Returns:
+        The model in eval mode; its weights are mapped from the file, not copied.
+
+    Raises:
+        FormatError: not a model file of this project, or damaged.
+        OSError: the file cannot be read.
+    """
+    stored = _read(path)
+    config, structure = json.loads(stored["config"]), json.loads(stored["structure"])
+    model = _build(config, structure, path)
+    try:
+        model.load_state_dict(stored["state_dict"], strict=True, assign=True)
+    except RuntimeError as error:
+        raise FormatError(f"{path}: tensors do not fit its structure ({error}).") from error
+    # assign=True leaves tied names as separate parameters on one storage: an optimizer would step each
+    model.tie_weights()
+    model.eval()
+    model.generation_config = GenerationConfig.from_dict(json.loads(stored["generation_config"]))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    masks = {name: unpack_mask(packed, shapes[name]) for name, packed in stored["masks"].items()}
+    return Checkpoint(
+        model=model,
+        tokenizer=_load_tokenizer(stored["tokenizer"]),
+        config=config,
+        structure=structure,
+        masks=masks,
+        fingerprint=stored["fingerprint"],
+        info=json.loads(stored["info"]),
+    )
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a model file, whole or not at all; equal checkpoints give equal bytes.
+
+    A dense model gets the fingerprint of the weights it has now.
+    """
+    model = checkpoint.model
+    state = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+    if checkpoint.is_dense:
+        checkpoint.fingerprint = fingerprint_of(checkpoint.config, state)
+    generation = json.loads(model.generation_config.to_json_string(use_diff=True))
+    stored: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": files.canonical_json(checkpoint.config),
+        "generation_config": files.canonical_json(
+            {key: value for key, value in generation.items() if key not in _VOLATILE}
+        ),
+        "structure": files.canonical_json(checkpoint.structure),
+        "info": files.canonical_json(checkpoint.info),
+        "fingerprint": checkpoint.fingerprint,
+        "tokenizer": _tokenizer_files(checkpoint.tokenizer),
+        "masks": {name: pack_mask(mask) for name, mask in sorted(checkpoint.masks.items())},
+        "state_dict": state,
+    }
+    stored["checksum"] = _checksum(stored)
+    # torch.save writes the name of its target into the archive: equal models need one name
+    buffer = io.BytesIO()
+    torch.save(stored, buffer)
+    with files.atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def import_pretrained(
+    folder: Path, source: str, revision: str | None = None, prefix: str | None = None
+) -> Checkpoint:
+    """Make a dense checkpoint of a local Hugging Face folder.
+
+    Args:
+        folder: holds config.json, safetensors weights and tokenizer files.
+        source: the name the user gave, kept in the file.
+        revision: commit of the hub, kept in the file.
+        prefix: text before every source sentence; by default what the folder's config says for
+            English to German, else what the family expects.
+
+    Raises:
+        UserError: the architecture is not supported, weights are missing or not finite.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{folder}: no readable config.json ({error}).") from error
+    family = families.by_model_type(config.model_type)
+    model = _load_pretrained(folder, family)
+    checkpoint = Checkpoint(
+        model=model, tokenizer=_pretrained_tokenizer(folder), config=config_dict(model)
+    )
+    checkpoint.info = {
+        "source": source,
+        "revision": revision,
+        "task": "translation",
+        "prefix": _prefix(config, family) if prefix is None else prefix,
+        "languages": ["en", "de"],
+        "data": "embedded" if source == "embedded" else None,
+        "dense_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "history": [],
+    }
+    checkpoint.fingerprint = fingerprint_of(checkpoint.config, model.state_dict())
+    return checkpoint
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pack booleans into bytes: row-major, the first in the highest bit, zero padded."""
+    import numpy as np
+
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `pack_mask` for a tensor of the given shape."""
+    import numpy as np
+
+    bits = np.unpackbits(packed.numpy(), count=shape.numel())
+    return torch.from_numpy(bits.astype(bool)).view(shape)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Load the stored dict without executing anything, and compare its checksum."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start != b"PK\x03\x04":
+        raise FormatError(f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise FormatError(f"{path}: damaged or cut off ({_first_line(error)}); make it again.") from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
+    if stored.get("version") != VERSION:
+        raise FormatError(
+            f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}."
+        )
+    if stored.get("checksum") != _checksum(stored):
+        raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
+    return stored
+
+
+_MADE_BY = "a file made by download_model.py or compose_model.py was expected."
+
+
+def _checksum(stored: Mapping[str, Any]) -> str:
+    """SHA-256 over everything in the file but the checksum itself."""
+    total = hashlib.sha256()
+    for key in sorted(stored):
+        value = stored[key]
+        if key == "checksum":
+            continue
+        total.update(key.encode())
+        if isinstance(value, dict):
+            for name, tensor in unique_tensors(value):
+                described = [name, str(tensor.dtype), list(tensor.shape)]
+                total.update(files.canonical_json(described).encode())
+                total.update(_bytes_of(tensor))
+            total.update(files.canonical_json(sorted(value)).encode())
+        else:
+            total.update(str(value).encode())
+    return total.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """View the raw bytes of a tensor."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _build(config: dict[str, Any], structure: Structure, path: Path) -> PreTrainedModel:
+    """Make the model without weights: the dense shapes, then the structure."""
+    architecture = getattr(transformers, str(config["architectures"][0]), None)
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+        raise FormatError(f"{path}: unknown architecture {config['architectures'][0]!r}.")
+    family = families.by_model_type(config["model_type"])
+    with torch.device("meta"):
+        model = architecture(AutoConfig.for_model(**config))
+    apply_structure(model, family, structure)
+    return model
+
+
+def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
+    """Return the tokenizer's files as byte tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        _forget_origin(Path(folder) / "tokenizer_config.json")
+        return {
+            file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+            for file in sorted(Path(folder).iterdir())
+            if file.is_file()
+        }
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop the values that say where a tokenizer was read: equal tokenizers, equal bytes."""
+    if path.exists():
+        values = files.read_json(path)
+        for key in ("is_local", "local_files_only", "name_or_path"):
+            values.pop(key, None)
+        files.write_json(path, values)
+
+
+def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in stored.items():
+            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _pretrained_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{folder}: no readable tokenizer ({_first_line(error)}).") from error
+
+
+def _load_pretrained(folder: Path, family: Family) -> PreTrainedModel:
+    """Load the weights as float32; every parameter must be in the folder, and finite."""
+    try:
+        model, report = getattr(transformers, family.auto_class).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: weights cannot be loaded ({_first_line(error)}).") from error
+    if report["missing_keys"]:
+        raise UserError(f"{folder}: the weights lack {', '.join(sorted(report['missing_keys']))}.")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed.")
+    return model.eval()
+
+
+def _prefix(config: Any, family: Family) -> str:
+    """Source prefix that the checkpoint was trained with."""
+    tasks = getattr(config, "task_specific_params", None) or {}
+    return str(tasks.get("translation_en_to_de", {}).get("prefix", family.default_prefix))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,237 @@
+"""What all scripts share: free-length options, common options, errors as exit codes, the JSON report."""
+
+import functools
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composable.errors import UserError
+
+log = logging.getLogger("composable")
+Function = Callable[..., Any]
+
+
+class FreeLengthCommand(click.Command):
+    """A command whose `multiple=True` options take several values after one flag: `--linear 0.3 0.5`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the flag before every further value, which is the form that click itself takes."""
+        flags = {
+            flag
+            for option in self.params
+            if isinstance(option, click.Option) and option.multiple
+            for flag in option.opts
+        }
+        spread: list[str] = []
+        current: str | None = None
+        fresh = False
+        for arg in args:
+            if arg.startswith("-") and not _is_number(arg):
+                current, fresh = (arg, True) if arg in flags else (None, False)
+            elif current and not fresh:
+                spread.append(current)
+            else:
+                fresh = False
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+def command() -> Callable[[Function], click.Command]:
+    """Make a script's main function a command.
+
+    The function returns the report (a dict), which is printed to stdout as one JSON object with
+    `seconds` added. A `UserError` or an `OSError` becomes one line on stderr and exit code 1, a
+    wrong command line exit code 2, Ctrl-C exit code 130; `--debug` shows the traceback.
+    """
+
+    def decorate(function: Function) -> click.Command:
+        @functools.wraps(function)
+        def run(verbose: bool, quiet: bool, debug: bool, **options: Any) -> None:
+            _set_up_logging(verbose, quiet)
+            started = time.perf_counter()
+            report = function(**options)
+            if report is not None and int(os.environ.get("RANK", "0")) == 0:
+                report["seconds"] = round(time.perf_counter() - started, 3)
+                click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+
+        for option in (
+            click.option("-v", "--verbose", is_flag=True, help="Log more."),
+            click.option("-q", "--quiet", is_flag=True, help="Log errors only, no progress bars."),
+            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        ):
+            run = option(run)
+        settings = {"help_option_names": ["-h", "--help"], "show_default": True}
+        return click.command(cls=_ExitCodeCommand, context_settings=settings)(run)
+
+    return decorate
+
+
+class _ExitCodeCommand(FreeLengthCommand):
+    """Runs the command and turns what goes wrong into one line and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.pop("standalone_mode", True):
+            return super().main(*args, standalone_mode=False, **kwargs)
+        argv = kwargs.get("args") or (args[0] if args else None)
+        shows_traceback = "--debug" in (argv if argv is not None else sys.argv)
+        code: int
+        try:
+            result = super().main(*args, standalone_mode=False, **kwargs)
+            code = result if isinstance(result, int) else 0  # --help returns 0
+        except click.UsageError as error:
+            code = _fail(error.format_message() + f" (see {self.name} --help)", 2)
+        except (click.Abort, KeyboardInterrupt):
+            code = _fail("interrupted; nothing half-written was left, run the same command again.", 130)
+        except UserError as error:
+            code = _fail(str(error), 1, shows_traceback)
+        except OSError as error:
+            code = _fail(_os_message(error), 1, shows_traceback)
+        except MemoryError:
+            code = _fail("out of memory; use a smaller --batch-size or a smaller model.", 1, shows_traceback)
+        sys.exit(code)
+
+
+def _fail(message: str, code: int, shows_traceback: bool = False) -> int:
+    if shows_traceback:
+        traceback.print_exc()
+    click.echo("Error: " + " ".join(str(message).split()), err=True)
+    return code
+
+
+def _os_message(error: OSError) -> str:
+    name = f"{error.filename}: " if error.filename else ""
+    return f"{name}{error.strerror or error}; check the path, its permissions and the space left."
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _set_up_logging(verbose: bool, quiet: bool) -> None:
+    """Log to stderr; stdout is for the report alone."""
+    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(level)
+    os.environ["COMPOSABLE_PROGRESS"] = "0" if quiet else "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
+
+
+def shows_progress() -> bool:
+    """Tell whether progress bars are wanted (stderr; off with --quiet)."""
+    return os.environ.get("COMPOSABLE_PROGRESS", "1") == "1"
+
+
+def model_option(default: str) -> Callable[[Function], Function]:
+    """Add -m/--model."""
+    return path_option("-m", "--model", default=default, text="Model file.")
+
+
+def path_option(*flags: str, default: str | None, text: str) -> Any:
+    """Add an option that takes a path."""
+    return click.option(*flags, type=click.Path(path_type=Path), default=default, help=text)
+
+
+def bundle_option(default: str) -> Callable[[Function], Function]:
+    """Add -p/--pruned, which may be given more than once."""
+    return click.option(
+        "-p",
+        "--pruned",
+        "bundles",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        default=(default,),
+        help="Bundle of variants; several meet in one model.",
+    )
+
+
+def configuration_options(function: Function) -> Function:
+    """Add -c/--config and -n/--index."""
+    index = click.option("-n", "--index", default=0, help="Which configuration, from 0.")
+    config = path_option("-c", "--config", default="conf.json", text="File of configurations.")
+    return config(index(function))
+
+
+def data_options(function: Function) -> Function:
+    """Add the options that say what is read and where it runs: --data --limit --device --dtype."""
+    dtypes = click.Choice(["float32", "bfloat16", "float16"])
+    for option in (
+        click.option("--dtype", type=dtypes, default="float32", help="Of autocast, not of files."),
+        click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--limit", type=click.IntRange(min=1), help="Read so many pairs of each split only."
+        ),
+        click.option(
+            "--data",
+            help='"embedded", "multi30k" or a folder.  [default: what the model file says, '
+            "else multi30k]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def training_options(
+    epochs: int, batch_size: int, lr: float, early_stop: int
+) -> Callable[[Function], Function]:
+    """Add the options of a training, with this script's defaults; they arrive as `training`."""
+    declared = (
+        click.option("--epochs", type=click.IntRange(min=1), default=epochs, help="At most."),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=batch_size,
+            help="Sentences per step, over all processes.",
+        ),
+        click.option(
+            "--lr", type=click.FloatRange(min=0, min_open=True), default=lr, help="Peak, relative."
+        ),
+        click.option(
+            "--early-stop",
+            type=click.IntRange(min=0),
+            default=early_stop,
+            help="Epochs without improvement before it stops; 0: never.",
+        ),
+        click.option("--seed", default=42, help="Of sampling and dropout."),
+        click.option("--resume/--no-resume", default=True, help="Continue an interrupted run."),
+        click.option(
+            "--checkpoint-dir",
+            type=click.Path(path_type=Path),
+            default=Path("checkpoints"),
+            help="Where an unfinished run keeps its checkpoints.",
+        ),
+        click.option(
+            "--report-to",
+            type=click.Choice(["none", "tensorboard", "wandb"]),
+            default="none",
+            help="Live curves.",
+        ),
+    )
+    names = ("epochs", "batch_size", "lr", "early_stop", "seed", "resume", "checkpoint_dir")
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def collect(**options: Any) -> Any:
+            from composable.train import Options
+
+            training = {name: options.pop(name) for name in (*names, "report_to")}
+            shared = {name: options[name] for name in ("device", "dtype")}
+            return function(training=Options(**training, **shared), **options)
+
+        wrapped: Function = data_options(collect)
+        for option in reversed(declared):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate

@@ -1,0 +1,120 @@
+"""Dense model + variants + configuration -> composed model."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from composable import bundle, checkpoint
+from composable.bundle import Variant
+from composable.checkpoint import Checkpoint
+from composable.config import merge_pairs, pick, read_configurations
+from composable.errors import ShapeError
+from composable.methods import METHODS
+from composable.surgery import (
+    Structure,
+    apply_masks,
+    apply_structure,
+    empty_structure,
+    name_after_removal,
+)
+
+
+def structure_of(variants: Iterable[Variant]) -> Structure:
+    """Collect what the variants remove, names in the dense numbering."""
+    structure = empty_structure()
+    for variant in variants:
+        if variant.kind == "layer" and variant.removed:
+            structure["removed_layers"].append(variant.module)
+        elif variant.kind == "ffn" and variant.removed:
+            structure["removed_ffns"].append(variant.module)
+        elif variant.kind == "attention":
+            structure["kept_heads"][variant.module] = variant.kept_heads or []
+    return structure
+
+
+def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
+    """Put one model together.
+
+    Args:
+        dense: the dense model; its model object becomes the composed one.
+        variants: at most one for every module, as `bundle.choose` picks them for a configuration.
+
+    Returns:
+        The composed model; masked weights are exactly zero, whatever the variants hold there.
+
+    Raises:
+        ShapeError: a tensor of a variant does not fit the model.
+    """
+    family, model = dense.family, dense.model
+    structure = structure_of(variants)
+    apply_structure(model, family, structure)
+    masks = {}
+    parameters = dict(model.named_parameters())
+    for variant in variants:
+        name = name_after_removal(variant.module, family, structure["removed_layers"])
+        for part, tensor in variant.tensors.items():
+            target = f"{name}.{part}"
+            shape = tuple(parameters[target].shape) if target in parameters else "nothing"
+            if shape != tuple(tensor.shape):
+                raise ShapeError(
+                    f'variant of "{variant.module}" holds {part} of shape {tuple(tensor.shape)}, '
+                    f"the model has {shape} there; prune this model again."
+                )
+            parameters[target].data = tensor.clone()
+            if part in variant.masks:
+                masks[target] = variant.masks[part]
+    apply_masks(model, masks)
+    model.tie_weights()
+    return Checkpoint(
+        model=model.eval(),
+        tokenizer=dense.tokenizer,
+        config=dense.config,
+        structure=structure,
+        masks=masks,
+        fingerprint=dense.fingerprint,
+        info=dict(dense.info),
+    )
+
+
+
+
+def compose_files(
+    model: Path, bundles: Sequence[Path], config: Path, index: int
+) -> tuple[Checkpoint, list[Variant]]:
+    """Compose configuration `index` of `config` from files, reading only what it needs.
+
+    Args:
+        model: the dense model.
+        bundles: where variants are looked for; all must be of this model.
+        config: conf.json.
+        index: counts from 0.
+
+    Returns:
+        The composed model and its variants.
+
+    Raises:
+        UserError: files that do not belong together, a missing variant, no such configuration.
+    """
+    dense = checkpoint.load(model)
+    dense.require_dense(model, "composing")
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    methods = [method.name for method in METHODS]
+    wanted = pick(read_configurations(config, modules, methods), index, config)
+    merged = merge_pairs(wanted, (dense.family.output_part,), f"{config}[{index}]")
+    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
+    variants = [reader.load(record) for reader, record in bundle.choose(readers, merged)]
+    composed = compose(dense, variants)
+    composed.info["history"] = [
+        *dense.info["history"],
+        {"composed": {"configuration": index, "bundles": [path.name for path in bundles]}},
+    ]
+    return composed, variants
+
+
+def without_parts(variants: list[Variant]) -> list[Variant]:
+    """Leave out variants of modules that lie within another one of the list."""
+    names = {variant.module for variant in variants}
+    return [
+        variant
+        for variant in variants
+        if not any(variant.module.startswith(f"{name}.") for name in names)
+    ]

@@ -1,0 +1,349 @@
+"""Module-level fine-tuning: every variant beside its dense module, all in one pass, by gradient."""
+
+import copy
+import csv
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from composable import files, train
+from composable.bundle import Variant
+from composable.checkpoint import Checkpoint
+from composable.families import Family, Module
+from composable.pruning import own_parameters
+from composable.surgery import keep_heads
+from composable.tasks import translation
+
+VARIANTS_HEADER = ("module", "rate", "method", "o_rate", "o_method", "error_before", "error_after")
+
+
+class Student(nn.Module):
+    """A variant that learns to give its dense module's output from its dense module's input.
+
+    Attributes:
+        part: the pruned module as it is now.
+        best: as it was at its lowest validation error.
+        masks: parameter name within `part` -> boolean tensor, True where the weight stays.
+    """
+
+    def __init__(self, variant: Variant, module: Module, family: Family, dense: nn.Module):
+        super().__init__()
+        self.part = copy.deepcopy(dense)
+        if variant.kept_heads is not None:
+            keep_heads(self.part, module, variant.kept_heads)
+            family.adapt_attention(self.part, variant.kept_heads)
+        self.part.requires_grad_(False)
+        self.names = sorted(variant.tensors)
+        own = own_parameters(self.part, module)
+        for name, tensor in variant.tensors.items():
+            own[name].data = tensor.clone()
+            own[name].requires_grad_(True)
+        self.best = copy.deepcopy(self.part).requires_grad_(False)
+        self.masks = variant.masks
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pruned module."""
+        return self.part(*args, **kwargs)
+
+    def keep(self) -> None:
+        """Remember the present weights as the best."""
+        self.best.load_state_dict(self.part.state_dict())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights at the lowest validation error, on the CPU."""
+        return {name: self.best.get_parameter(name).detach().cpu() for name in self.names}
+
+
+class Classroom(nn.Module):
+    """The dense model, frozen, with all students beside their modules.
+
+    The dense model is no submodule, so that checkpoints hold the students alone. What is known of
+    each student (lowest error, epochs without a better one) lies in buffers: a resumed run has it.
+
+    Args:
+        dense: the dense model.
+        variants: those that have tensors.
+    """
+
+    first_error: Tensor
+    best_error: Tensor
+    bad_epochs: Tensor
+    epochs_seen: Tensor
+
+    def __init__(self, dense: Checkpoint, variants: list[Variant]):
+        super().__init__()
+        family = dense.family
+        modules = {module.name: module for module in family.modules(dense.model)}
+        self._dense = [dense.model.requires_grad_(False)]
+        self.family = family
+        self.modules_of = [modules[variant.module] for variant in variants]
+        self.students = nn.ModuleList(
+            Student(variant, module, family, dense.model.get_submodule(module.name))
+            for variant, module in zip(variants, self.modules_of, strict=True)
+        )
+        count = len(variants)
+        unknown = torch.full((count,), float("inf"), dtype=torch.float64)
+        self.register_buffer("first_error", unknown.clone())
+        self.register_buffer("best_error", unknown.clone())
+        self.register_buffer("bad_epochs", torch.zeros(count, dtype=torch.long))
+        self.register_buffer("epochs_seen", torch.tensor(-1))
+        self.is_stopped = [False] * count
+        self._sums: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._valid: dict[str, Tensor] = {}
+        self._hook_dense()
+
+    def train(self, mode: bool = True) -> "Classroom":
+        """Set the mode; dropout stays off everywhere, for teacher and students see one input."""
+        self.training = mode
+        return self
+
+    def masks(self) -> dict[str, Tensor]:
+        """Masks of all students by parameter name."""
+        return {
+            f"students.{index}.part.{name}": mask
+            for index, student in enumerate(self.students)
+            for name, mask in student.masks.items()
+        }
+
+    def forward(self, **batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the dense model once and every student on its module's input.
+
+        Returns:
+            Squared error, squared dense output (both averaged over the features and summed over
+            the valid tokens) and number of valid tokens, each (batch, students).
+        """
+        dense = self._dense[0].to(batch["input_ids"].device)
+        self._valid = {
+            "encoder": batch["attention_mask"].bool(),
+            "decoder": batch["labels"] != -100,
+        }
+        self._sums = {}
+        with torch.no_grad():
+            self.family.run_trunk(dense, batch)
+        nothing = batch["input_ids"].new_zeros(len(batch["input_ids"]), dtype=torch.float32)
+        empty = (nothing, nothing, nothing)
+        columns = [self._sums.get(index, empty) for index in range(len(self.students))]
+        errors, norms, counts = (torch.stack(column, 1) for column in zip(*columns, strict=True))
+        return errors, norms, counts
+
+    def update(self, errors: Tensor, patience: int) -> None:
+        """Note the validation error of every student; keep the best, stop those that ran out.
+
+        Args:
+            errors: (students,), float64.
+            patience: epochs without a lower error before a student stops; 0 never stops.
+        """
+        if int(self.epochs_seen) < 0:
+            self.first_error.copy_(errors)
+        for index, student in enumerate(self.students):
+            if self.is_stopped[index]:
+                continue
+            if errors[index] < self.best_error[index]:
+                self.best_error[index] = errors[index]
+                self.bad_epochs[index] = 0
+                student.keep()
+            else:
+                self.bad_epochs[index] += 1
+        self.epochs_seen += 1
+        self.refresh(patience)
+
+    def refresh(self, patience: int) -> None:
+        """Stop those students whose epochs without a lower error reach the patience."""
+        for index, student in enumerate(self.students):
+            self.is_stopped[index] = bool(patience) and int(self.bad_epochs[index]) >= patience
+            if self.is_stopped[index]:
+                student.part.requires_grad_(False)
+
+    def _hook_dense(self) -> None:
+        by_module: dict[str, list[int]] = {}
+        for index, module in enumerate(self.modules_of):
+            by_module.setdefault(module.name, []).append(index)
+        for name, indices in by_module.items():
+            part = self._dense[0].get_submodule(name)
+            part.register_forward_hook(self._hook(indices), with_kwargs=True)
+
+    def _hook(self, indices: list[int]) -> Any:
+        module = self.modules_of[indices[0]]
+
+        def compare(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            target = output
+            if module.kind == "attention":
+                args, kwargs = self.family.replay(args, kwargs, output)
+                target = output[0]
+            valid = self._valid[module.stack]
+            counts = valid.sum(1).float()
+            norms = _sum_valid(target.float(), valid)
+            for index in indices:
+                if self.is_stopped[index]:
+                    continue
+                with torch.set_grad_enabled(self.training):
+                    imitation = self.students[index](*args, **kwargs)
+                    imitation = imitation[0] if isinstance(imitation, tuple) else imitation
+                    errors = _sum_valid(imitation.float() - target.float(), valid)
+                self._sums[index] = (errors, norms, counts)
+
+        return compare
+
+
+def _sum_valid(difference: Tensor, valid: Tensor) -> Tensor:
+    """Square (batch, length, features), average over features, sum over valid tokens: (batch,)."""
+    return torch.where(valid, difference.square().mean(-1), 0.0).sum(1)
+
+
+def _step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum of the students' mean squared errors; a student's gradient is as if it were alone."""
+    errors, _, counts = model(**batch)
+    loss = (errors.sum(0) / counts.sum(0).clamp(min=1)).sum()
+    return loss, torch.ones((), device=loss.device)
+
+
+def _measure(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Per sentence: (batch, 2 * students) squared errors and squared outputs, and tokens."""
+    errors, norms, counts = model(**batch)
+    return torch.cat([errors, norms], 1), torch.cat([counts, counts], 1)
+
+
+class Report(TrainerCallback):
+    """Takes the students' errors of every validation: keeps the best, stops who ran out.
+
+    Args:
+        room: the model that is trained.
+        patience: see `Classroom.update`.
+    """
+
+    def __init__(self, room: Classroom, patience: int):
+        self.room, self.patience = room, patience
+        self.errors = torch.zeros(len(room.students), dtype=torch.float64)
+        self.norms = torch.ones(len(room.students), dtype=torch.float64)
+
+    def summarise(self, prediction: Any) -> dict[str, float]:
+        """Mean error per student; the loss is their sum, stopped ones with their lowest."""
+        means = prediction.predictions.sum(0) / np.maximum(prediction.label_ids.sum(0), 1)
+        errors, norms = np.split(means, 2)
+        stopped = np.array(self.room.is_stopped)
+        self.errors = torch.from_numpy(np.where(stopped, self.room.best_error.cpu(), errors))
+        self.norms = torch.where(torch.from_numpy(stopped), self.norms, torch.from_numpy(norms))
+        return {"loss": float(self.errors.sum())}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume: see from the buffers who had stopped."""
+        self.room.refresh(self.patience)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Update the students once per epoch."""
+        if round(state.epoch or 0) > int(self.room.epochs_seen):
+            self.room.update(self.errors, self.patience)
+        if all(self.room.is_stopped):
+            control.should_training_stop = True
+
+
+@dataclass
+class Result:
+    """What module-level fine-tuning made.
+
+    Attributes:
+        variants: in the order given, with `error_before` and `error_after` in their stats:
+            squared error over squared dense output on the validation data.
+        outcome: of the training; None where no variant has tensors.
+    """
+
+    variants: list[Variant]
+    outcome: train.Outcome | None
+
+
+def tune(
+    dense: Checkpoint,
+    variants: list[Variant],
+    corpora: tuple[translation.Corpus, translation.Corpus],
+    options: train.Options,
+    stats: Path | None = None,
+) -> Result:
+    """Fine-tune all variants beside the frozen dense model, each with its own best epoch.
+
+    Args:
+        dense: the dense model; its hooks are left behind, do not use it afterwards.
+        variants: of this model; those that are removed pass through.
+        corpora: training and validation sentences.
+        options: `early_stop` is the patience of every variant by itself; gradients are never
+            clipped, because a norm over all variants would couple them.
+        stats: CSV of the summed losses.
+    """
+    pupils = [variant for variant in variants if variant.tensors]
+    if not pupils:
+        return Result(variants, None)
+    room = Classroom(dense, pupils)
+    report = Report(room, options.early_stop)
+    prefix = dense.info["prefix"]
+    data = (
+        translation.Pairs(corpora[0], dense.tokenizer, prefix),
+        translation.Pairs(corpora[1], dense.tokenizer, prefix, is_sorted=True),
+        translation.collator_for(dense),
+    )
+    identity = {
+        "model": dense.fingerprint,
+        "variants": [variant.digest for variant in pupils],
+        "data": [corpus.sha256 for corpus in corpora],
+        "patience": options.early_stop,
+        "prefix": prefix,
+    }
+    outcome = train.run(
+        room,
+        room.masks(),
+        data,
+        (_step, _measure),
+        dataclasses.replace(options, early_stop=0, clip=0.0),
+        identity,
+        stats,
+        label="block",
+        callbacks=(report,),
+        summarise=report.summarise,
+        keeps_best=False,
+    )
+    return Result(_collect(variants, pupils, room, report), outcome)
+
+
+def _collect(
+    variants: list[Variant], pupils: list[Variant], room: Classroom, report: Report
+) -> list[Variant]:
+    """Put the students' best weights into copies of their variants."""
+    tuned = {}
+    norms = report.norms.clamp(min=1e-30)
+    for index, variant in enumerate(pupils):
+        stats = {
+            **variant.stats,
+            "error_before": float(room.first_error[index] / norms[index]),
+            "error_after": float(room.best_error[index] / norms[index]),
+        }
+        tensors = room.students[index].tensors()
+        for name, mask in variant.masks.items():
+            tensors[name] = torch.where(mask, tensors[name], 0.0)
+        tuned[id(variant)] = dataclasses.replace(variant, tensors=tensors, stats=stats)
+    return [tuned.get(id(variant), variant) for variant in variants]
+
+
+def write_variants(path: Path, variants: list[Variant]) -> None:
+    """Write the table of variants: module, rate, method, relative error before and after."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(VARIANTS_HEADER)
+    for variant in variants:
+        o = variant.entry.o
+        writer.writerow(
+            [
+                variant.module,
+                variant.entry.rate,
+                variant.entry.method,
+                "" if o is None else o.rate,
+                "" if o is None else o.method,
+                variant.stats.get("error_before", ""),
+                variant.stats.get("error_after", ""),
+            ]
+        )
+    files.write_text(path, text.getvalue())

@@ -1,0 +1,131 @@
+"""Files that appear whole or not at all, and the hashes of their content."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from composable.errors import FormatError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` and rename it to `path` when the block ends well.
+
+    Args:
+        path: the target; its folder is made when it is absent.
+
+    Yields:
+        A binary file. On any error it is removed and an older file at `path` stays as it was.
+
+    Raises:
+        OSError: the folder cannot be written, the disk is full, `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a folder, a file was expected", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except OSError as error:
+        # A failed write names no file; the user wants to know which output was meant.
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Fail now, before hours of work, where one of `paths` could not be written at the end.
+
+    Raises:
+        OSError: a folder is missing and cannot be made, is read-only, or a target is a folder.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder, a file was expected", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read strict JSON: duplicate keys, NaN and infinities are refused.
+
+    Raises:
+        FormatError: not UTF-8 JSON, a key twice in one object, a number that JSON does not have.
+        OSError: the file cannot be read.
+    """
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                raise FormatError(f'{path}: key "{key}" occurs twice in one object; keep one of them.')
+            seen[key] = value
+        return seen
+
+    def no_constant(name: str) -> Any:
+        raise FormatError(f"{path}: {name} is not a number that JSON knows; write a value from 0 to 1.")
+
+    try:
+        return json.loads(
+            Path(path).read_bytes(), object_pairs_hook=no_duplicates, parse_constant=no_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not a JSON file ({error}).") from error
+
+
+def canonical_json(value: Any) -> str:
+    """JSON text that is equal for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def assets(name: str) -> Path:
+    """Find a folder of assets/, beside the package in a clone, inside it when installed.
+
+    Raises:
+        FormatError: it is not there.
+    """
+    here = Path(__file__).resolve().parent
+    places = [here.parent / "assets" / name, here / "assets" / name]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FormatError(f"assets/{name} is not in this installation (looked for {places[0]}); use a clone.")
+
+
+def _umask() -> int:
+    """Return the process's file mode mask (it can only be read by setting it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,33 @@
+"""The table of pruning methods."""
+
+from composable.errors import UserError
+from composable.methods.base import Method, Pruned
+from composable.methods.head_l1 import HEAD_L1
+from composable.methods.l1 import L1
+
+METHODS: tuple[Method, ...] = (L1, HEAD_L1)
+#: The method for a plain rate, by kind of module.
+DEFAULTS = {"linear": L1, "attention": HEAD_L1}
+
+__all__ = ["DEFAULTS", "METHODS", "Method", "Pruned", "by_name", "for_kind"]
+
+
+def by_name(name: str) -> Method:
+    """Find a method.
+
+    Raises:
+        UserError: unknown; the message lists the known ones.
+    """
+    for method in METHODS:
+        if method.name == name:
+            return method
+    known = ", ".join(method.name for method in METHODS)
+    raise UserError(f'unknown method "{name}"; known are {known}.')
+
+
+def for_kind(kind: str, preferred: tuple[str, ...] = ()) -> Method | None:
+    """Choose the method for plain rates of a kind: the preferred one that can, else the default."""
+    for name in preferred:
+        if kind in by_name(name).kinds:
+            return by_name(name)
+    return DEFAULTS.get(kind)

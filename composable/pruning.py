@@ -1,0 +1,116 @@
+"""Scheme and methods -> variants: every (module, rate, method) that somebody wants, once."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from composable import cli, methods
+from composable.bundle import Variant
+from composable.checkpoint import Checkpoint
+from composable.config import Entry
+from composable.errors import ConfigError
+from composable.families import Module
+from composable.methods import Method
+from composable.surgery import keep_heads
+
+
+def make_variants(
+    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...] = ()
+) -> list[Variant]:
+    """Prune every module at every rate of the scheme.
+
+    Args:
+        dense: the dense model; left as it is.
+        scheme: module name -> entries, as conf_prune.json has them.
+        preferred: methods for plain rates; other kinds get their default.
+
+    Raises:
+        ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
+    """
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    found: dict[tuple[str, Entry], Variant] = {}
+    wanted = [(modules[name], entry) for name, entries in scheme.items() for entry in entries]
+    for module, entry in tqdm(wanted, "prune", unit="variant", disable=not cli.shows_progress()):
+        resolved = _resolve(module, entry, preferred)
+        variant = found.get((module.name, resolved))
+        if variant is None:
+            variant = _prune(dense, module, resolved)
+            found[module.name, resolved] = variant
+        variant.plain |= entry.method is None
+        variant.plain_o |= entry.o is not None and entry.o.method is None
+    return list(found.values())
+
+
+def _resolve(module: Module, entry: Entry, preferred: Iterable[str]) -> Entry:
+    """Fill in the methods that plain rates leave open."""
+    method = _method(module.name, module.kind, entry, tuple(preferred))
+    o = entry.o
+    if o is not None:
+        o_method = _method(f"{module.name}.{module.part('o')}", "linear", o, tuple(preferred))
+        o = Entry(o.rate, o_method)
+    return Entry(entry.rate, method, o)
+
+
+def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> str:
+    """Name the method of an entry; removal of a module is not a matter of method."""
+    if entry.method is not None:
+        chosen: Method | None = methods.by_name(entry.method)
+    elif entry.rate == 1:
+        return "remove"
+    else:
+        chosen = methods.for_kind(kind, preferred)
+    if entry.rate < 1 and (chosen is None or kind not in chosen.kinds):
+        able = ", ".join(m.name for m in methods.METHODS if kind in m.kinds) or "none yet"
+        raise ConfigError(
+            f'"{name}" at rate {entry.rate:g}: {entry.method or "no method"} does not prune '
+            f"modules of kind {kind} (methods that do: {able}); use rate 0 or 1, or another method."
+        )
+    return chosen.name if chosen else "remove"
+
+
+def _prune(dense: Checkpoint, module: Module, entry: Entry) -> Variant:
+    if entry.rate == 1:
+        return Variant(module.name, module.kind, entry, plain=False, removed=True)
+    part = dense.model.get_submodule(module.name)
+    decision = methods.by_name(str(entry.method)).prune(part, module, entry.rate, None)
+    variant = Variant(module.name, module.kind, entry, plain=False, kept_heads=decision.kept_heads)
+    if decision.kept_heads is not None:
+        part = copy.deepcopy(part)
+        keep_heads(part, module, decision.kept_heads)
+    for name, weight in own_parameters(part, module).items():
+        variant.tensors[name] = weight.detach().clone()
+    variant.tensors.update(decision.tensors or {})
+    if decision.mask is not None:
+        _mask(variant, "weight", decision.mask)
+    if entry.o is not None:
+        _mask_output(variant, part, module, entry.o)
+    return variant
+
+
+def own_parameters(part: nn.Module, module: Module) -> dict[str, nn.Parameter]:
+    """Parameters that belong to a module alone, by relative name (not T5's shared bias table)."""
+    if module.kind != "attention":
+        return dict(part.named_parameters())
+    return {
+        f"{child}.{name}": weight
+        for _, child in module.parts
+        for name, weight in part.get_submodule(child).named_parameters()
+    }
+
+
+def _mask_output(variant: Variant, part: nn.Module, module: Module, entry: Entry) -> None:
+    """Mask the output projection among the columns of the heads that stayed."""
+    child = module.part("o")
+    o = Module(f"{module.name}.{child}", "linear", module.stack)
+    method = methods.by_name(str(entry.method))
+    decision = method.prune(part.get_submodule(child), o, entry.rate, None)
+    if decision.mask is not None:
+        _mask(variant, f"{child}.weight", decision.mask)
+
+
+def _mask(variant: Variant, name: str, mask: Tensor) -> None:
+    variant.masks[name] = mask
+    variant.tensors[name] = torch.where(mask, variant.tensors[name], 0.0)

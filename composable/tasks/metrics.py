@@ -1,0 +1,81 @@
+"""BLEU twice: by sacreBLEU, and as the thesis program measured it (torchtext)."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from composable.errors import MismatchError
+from composable.tasks.base import Score
+
+
+def sacrebleu_score(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Measure corpus BLEU with sacreBLEU's defaults (13a tokens, mixed case, one reference).
+
+    Args:
+        hypotheses: detokenised translations.
+        references: one detokenised reference each, same order.
+
+    Returns:
+        BLEU from 0 to 100 with sacreBLEU's own signature.
+
+    Raises:
+        MismatchError: not one reference for each translation, or none at all.
+    """
+    import sacrebleu
+
+    _check_pairs(hypotheses, references)
+    metric = sacrebleu.BLEU()
+    score = metric.corpus_score(list(hypotheses), [list(references)])
+    counts = {
+        "matches": list(score.counts),
+        "ngrams": list(score.totals),
+        "hypothesis_tokens": int(score.sys_len),
+        "reference_tokens": int(score.ref_len),
+        "brevity_penalty": float(score.bp),
+    }
+    return Score("BLEU", float(score.score), str(metric.get_signature()), counts)
+
+
+def thesis_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Measure BLEU as the thesis program did; comparable with its figures, not with sacreBLEU.
+
+    Tokens are what whitespace separates, so "Hund." and "Hund" differ; there is no smoothing:
+    without a single matching 4-gram the score is 0.
+
+    Args:
+        hypotheses: detokenised translations.
+        references: one detokenised reference each, same order.
+
+    Returns:
+        100 times the result of torchtext's `bleu_score`.
+
+    Raises:
+        MismatchError: not one reference for each translation, or none at all.
+
+    Source: torchtext 0.6.0, torchtext.data.metrics.bleu_score.
+    """
+    _check_pairs(hypotheses, references)
+    bleu_score, version = _torchtext_bleu()
+    candidates = [line.split() for line in hypotheses]
+    value = 100 * bleu_score(candidates, [[line.split()] for line in references])
+    signature = (
+        f"torchtext.bleu_score|nrefs:1|case:mixed|tok:whitespace|smooth:none|version:{version}"
+    )
+    return Score("BLEU (thesis)", float(value), signature)
+
+
+def _torchtext_bleu() -> tuple[Callable[..., float], str]:
+    """Import torchtext quietly: it is old, and its sources warn when they are compiled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torchtext
+        from torchtext.data.metrics import bleu_score
+    return bleu_score, torchtext.__version__
+
+
+def _check_pairs(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
+    if len(hypotheses) != len(references) or not hypotheses:
+        raise MismatchError(
+            f"BLEU: {len(hypotheses)} translations and {len(references)} references; one "
+            "reference for each translation was expected, and at least one."
+        )

@@ -1,0 +1,248 @@
+"""English to German: reading parallel text, tokenising it once, and the cross-entropy."""
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from composable import files, hub
+from composable.errors import FormatError, UserError
+from composable.tasks.multi30k import MULTI30K
+
+#: Names a split may have as a file, the first that exists is read.
+SPLITS = {
+    "train": ("train",),
+    "valid": ("val", "valid"),
+    "test": ("test_2016_flickr", "test"),
+}
+MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Parallel sentences.
+
+    Attributes:
+        name: folder they came from.
+        split: train, valid or test.
+        source: one sentence an entry.
+        target: its translations, in the same order.
+        sha256: of the source and target text that was read.
+    """
+
+    name: str
+    split: str
+    source: list[str]
+    target: list[str]
+    sha256: str
+
+
+def corpus_folder(data: str | None, default: str | None = None) -> Path:
+    """Turn the `--data` option into a folder.
+
+    Args:
+        data: `embedded`, `multi30k` (downloaded to data/multi30k when absent) or a folder.
+        default: what the model file asks for where the option is not given.
+
+    Raises:
+        UserError: no such folder.
+    """
+    name = data or default or "multi30k"
+    if name == "embedded":
+        return files.assets("captions")
+    if name == "multi30k":
+        folder = Path("data/multi30k")
+        hub.fetch_multi30k(folder)
+        return folder
+    if not Path(name).is_dir():
+        raise UserError(
+            f'--data {name}: no such folder; give one with train.en, train.de, val.en, ..., or '
+            '"multi30k", or "embedded".'
+        )
+    return Path(name)
+
+
+def read_corpus(folder: Path, split: str, limit: int | None = None) -> Corpus:
+    """Read one split of a folder of line-aligned text files, plain or .gz.
+
+    Args:
+        folder: holds e.g. train.en and train.de; files named as in Multi30K must be Multi30K.
+        split: train, valid or test.
+        limit: read the first so many pairs only.
+
+    Raises:
+        FormatError: unequal line counts, an empty file, or not the text its name promises.
+        UserError: no such split.
+    """
+    for stem in SPLITS[split]:
+        if _find(folder / f"{stem}.en"):
+            break
+    else:
+        raise UserError(f"{folder}: no {' or '.join(f'{s}.en(.gz)' for s in SPLITS[split])}.")
+    is_multi30k = _find(folder / "test_2016_flickr.en") is not None
+    source = _read_lines(folder / f"{stem}.en", is_multi30k)
+    target = _read_lines(folder / f"{stem}.de", is_multi30k)
+    if len(source) != len(target) or not source:
+        raise FormatError(
+            f"{folder}: {stem}.en has {len(source)} lines and {stem}.de has {len(target)}; "
+            "equal numbers above 0 were expected."
+        )
+    source, target = source[:limit], target[:limit]
+    digest = hashlib.sha256("\n".join([*source, "", *target]).encode()).hexdigest()
+    return Corpus(str(folder), split, source, target, digest)
+
+
+def _find(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
+
+
+def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
+    found = _find(path)
+    if found is None:
+        raise UserError(f"{path}(.gz): no such file.")
+    try:
+        raw = found.read_bytes()
+        raw = gzip.decompress(raw) if found.suffix == ".gz" else raw
+        text = raw.decode()
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, OSError) as error:
+        raise FormatError(f"{found}: cannot be read as text ({error}).") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if is_multi30k and path.name in MULTI30K:
+        expected = MULTI30K[path.name]
+        met = (len(lines), hashlib.sha256(raw).hexdigest())
+        if met != expected:
+            raise FormatError(
+                f"{found}: {met[0]} lines with SHA-256 {met[1][:12]}, Multi30K has {expected[0]} "
+                f"with {expected[1][:12]}; fetch it again, or rename test_2016_flickr to test "
+                "if this is a corpus of your own."
+            )
+    return [line.strip() for line in lines]
+
+
+class Pairs(Dataset[dict[str, Any]]):
+    """A corpus as token ids, tokenised once, longest first where `is_sorted`."""
+
+    def __init__(self, corpus: Corpus, tokenizer: Any, prefix: str, is_sorted: bool = False):
+        source = tokenizer([prefix + text for text in corpus.source], **_TOKENS)["input_ids"]
+        target = tokenizer(text_target=corpus.target, **_TOKENS)["input_ids"]
+        self.items = [
+            {"input_ids": ids, "labels": labels}
+            for ids, labels in zip(source, target, strict=True)
+        ]
+        if is_sorted:
+            self.items.sort(key=lambda item: -(len(item["input_ids"]) + len(item["labels"])))
+        self.lengths = [len(item["input_ids"]) + len(item["labels"]) for item in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+_TOKENS = {"truncation": True, "max_length": MAX_TOKENS, "return_attention_mask": False}
+
+
+class Collator:
+    """Pad a list of pairs to a batch.
+
+    The batch has input_ids and attention_mask (batch, source length), labels (batch, target
+    length) with -100 for padding, and decoder_input_ids, which the labels shifted right are.
+    """
+
+    def __init__(self, pad_token_id: int, decoder_start_token_id: int):
+        self.pad, self.start = pad_token_id, decoder_start_token_id
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        ids = _pad([item["input_ids"] for item in items], self.pad)
+        lengths = torch.tensor([len(item["input_ids"]) for item in items])
+        labels = _pad([item["labels"] for item in items], -100)
+        shifted = labels.new_full(labels.shape, self.start)
+        shifted[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.pad)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "decoder_input_ids": shifted,
+        }
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every token.
+
+    Args:
+        logits: (batch, length, vocabulary).
+        labels: (batch, length), -100 where a token does not count.
+        smoothing: weight of the uniform distribution in the target.
+
+    Returns:
+        (batch, length), float32, 0 where the label is -100.
+    """
+    flat = F.cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=-100,
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    return flat.view(labels.shape)
+
+
+def sentence_losses(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Run the model on a batch.
+
+    Returns:
+        Summed cross-entropy and number of tokens of every sentence, each (batch,).
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs, use_cache=False).logits
+    labels = batch["labels"]
+    return token_losses(logits, labels).sum(1), (labels != -100).sum(1)
+
+
+def cross_entropy(
+    checkpoint: Any, corpus: Corpus, batch_size: int = 64, device: str = "cpu"
+) -> float:
+    """Mean cross-entropy per target token of a model on a corpus, teacher forced, in nats."""
+    model = checkpoint.model.to(device)
+    pairs = Pairs(corpus, checkpoint.tokenizer, checkpoint.info["prefix"], is_sorted=True)
+    collate = collator_for(checkpoint)
+    total, tokens = 0.0, 0
+    for start in range(0, len(pairs), batch_size):
+        items = [pairs[i] for i in range(start, min(start + batch_size, len(pairs)))]
+        batch = {name: tensor.to(device) for name, tensor in collate(items).items()}
+        with torch.inference_mode():
+            losses, counts = sentence_losses(model, batch)
+        total += float(losses.double().sum())
+        tokens += int(counts.sum())
+    return total / tokens
+
+
+def collator_for(checkpoint: Any) -> Collator:
+    """Make the collator for a checkpoint's special tokens."""
+    config = checkpoint.model.config
+    return Collator(checkpoint.tokenizer.pad_token_id, config.decoder_start_token_id)
+
+
+def training_functions(smoothing: float = 0.0) -> tuple[Any, Any]:
+    """Return (step, measure) for `train.run`: token losses of a batch, losses per sentence."""
+
+    def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        labels = batch["labels"]
+        losses = token_losses(model(**inputs, use_cache=False).logits, labels, smoothing)
+        return losses.sum(), (labels != -100).sum()
+
+    return step, sentence_losses

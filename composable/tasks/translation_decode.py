@@ -1,0 +1,98 @@
+"""Greedy or beam translation of many sentences: sorted by length, batched by tokens."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from composable.cli import shows_progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH_TOKENS = 4096
+MAX_LENGTH = 128
+
+
+def translate(
+    model: Any,
+    tokenizer: Any,
+    sentences: Sequence[str],
+    num_beams: int = 1,
+    batch_tokens: int = BATCH_TOKENS,
+    max_length: int = MAX_LENGTH,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[str]:
+    """Translate sentences without sampling.
+
+    Args:
+        model: a sequence-to-sequence model; it is moved to `device` and set to eval mode.
+        tokenizer: the model's own; it appends the end token.
+        sentences: source sentences, with the prefix the model expects.
+        num_beams: 1 is greedy.
+        batch_tokens: source tokens in a batch, padding included; a longer sentence goes alone.
+        max_length: a translation ends after so many tokens at the latest.
+        device: where to run.
+        dtype: anything but float32 runs under autocast; the weights stay as they are.
+
+    Returns:
+        One line for each sentence, in the order of `sentences`.
+    """
+    if not sentences:
+        return []
+    model.to(device)
+    model.eval()
+    rows: list[list[int]] = tokenizer(list(sentences))["input_ids"]
+    translations = [""] * len(rows)
+    bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=not shows_progress())
+    with bar, torch.inference_mode(), autocast(device, dtype):
+        for chosen in length_batches([len(row) for row in rows], batch_tokens):
+            batch = _pad([rows[i] for i in chosen], model.config.pad_token_id, device)
+            tokens = model.generate(
+                **batch, num_beams=num_beams, do_sample=False, max_new_tokens=max_length
+            )
+            for i, text in zip(chosen, _decode(tokenizer, tokens), strict=True):
+                translations[i] = text
+            bar.update(len(chosen))
+    return translations
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Group indices by length, longest first, so that a batch hardly pads.
+
+    Args:
+        lengths: tokens of each row.
+        batch_tokens: the longest row of a batch times its rows stays within this number.
+
+    Yields:
+        Indices of a batch, at least one; the first batch is the widest, so memory runs out
+        at once or not at all.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    while order:
+        size = max(1, batch_tokens // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def autocast(device: str | torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Run matrix products in `dtype`, with the weights as they are; float32 changes nothing."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+def _pad(rows: list[list[int]], pad: int, device: str | torch.device) -> dict[str, "Tensor"]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+def _decode(tokenizer: Any, tokens: "Tensor") -> list[str]:
+    """Text of generated rows, each on one line so that a file of them keeps its line numbers."""
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [" ".join(text.split()) for text in texts]

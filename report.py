@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Put the evaluations of a pipeline run into one table.
+
+./report.py -d out -o out/report.md --plot out/loss.png
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composable import cli
+
+STAGES = {"pruned": "pruned", "block": "+ module-level", "model": "+ model-level"}
+
+
+@cli.command()
+@click.option(
+    "-d",
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    help="Holds eval_dense.json and eval_{pruned,block,model}_K.json of each configuration K.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Markdown file to write.  [default: report.md in the directory]",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture of the losses to name.")
+def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, object]:
+    """Put the evaluations of a pipeline run into one table, on stderr and as Markdown.
+
+    Every row is one configuration: BLEU when composed of modules as pruned, after module-level
+    and after model-level fine-tuning, and what the model costs in the end.
+    """
+    from composable import files
+
+    output = output or directory / "report.md"
+    files.check_writable(output)
+    dense = _read(directory / "eval_dense.json", None)
+    indices = _configurations(directory)
+    evaluations = {
+        index: {stage: _read(directory / f"eval_{stage}_{index}.json", dense) for stage in STAGES}
+        for index in indices
+    }
+    rows = [_row("dense", {"dense": dense}, dense, None)]
+    for index, stages in evaluations.items():
+        rows.append(_row(str(index), stages, dense, _seconds(directory, f"model_{index}")))
+    text = _table(rows) + "\n" + _notes(dense, _seconds(directory, "block"), _plot(plot))
+    files.write_text(output, text)
+    click.echo(text, err=True)
+    return {
+        "wrote": str(output),
+        "configurations": indices,
+        "rows": rows,
+        "signature": dense["bleu"]["signature"],
+        "plot": str(plot) if plot else None,
+    }
+
+
+def _configurations(directory: Path) -> list[int]:
+    """Numbers of the configurations of which there is any evaluation."""
+    from composable.errors import FormatError
+
+    names = [path.stem.split("_") for path in directory.glob("eval_*_*.json")]
+    found = {int(n[2]) for n in names if len(n) == 3 and n[1] in STAGES and n[2].isdecimal()}
+    if not found:
+        raise FormatError(f"{directory / 'eval_pruned_0.json'}: missing; run evaluate.py -o first.")
+    return sorted(found)
+
+
+def _read(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
+    """Read one evaluation and check that it can stand beside the dense one."""
+    from composable import files
+    from composable.errors import FormatError, MismatchError
+
+    if not path.is_file():
+        raise FormatError(f"{path}: missing; run evaluate.py -o {path} (or make pipeline) first.")
+    report = files.read_json(path)
+    needed = ("bleu", "parameters", "nonzero_parameters", "macs_per_token", "data", "settings")
+    for key in needed:
+        if not isinstance(report, dict) or key not in report:
+            raise FormatError(f'{path}: no "{key}"; a report of evaluate.py was expected.')
+    for what in _COMPARABLE if dense else ():
+        if _COMPARABLE[what](report) != _COMPARABLE[what](dense):
+            met, expected = _COMPARABLE[what](report), _COMPARABLE[what](dense)
+            raise MismatchError(
+                f"{path}: {what} is {met}, eval_dense.json has {expected}; evaluate both alike."
+            )
+    return report
+
+
+_COMPARABLE: dict[str, Any] = {
+    "the signature": lambda report: report["bleu"]["signature"],
+    "the data": lambda report: report["data"],
+    "the number of beams": lambda report: report["settings"].get("num_beams"),
+    "the length for the MACs": lambda report: (report["source_length"], report["target_length"]),
+}
+
+
+def _seconds(directory: Path, name: str) -> float | None:
+    """Seconds that a step took, from the report that the pipeline kept of it, if it did."""
+    from composable import files
+
+    path = directory / "json" / f"{name}.json"
+    return files.read_json(path).get("seconds") if path.is_file() else None
+
+
+def _plot(path: Path | None) -> Path | None:
+    from composable.errors import FormatError
+
+    if path and not path.is_file():
+        raise FormatError(f"{path}: missing; run plot_loss.py -o {path} first.")
+    return path
+
+
+def _row(
+    name: str, stages: dict[str, Any], dense: dict[str, Any], seconds: float | None
+) -> dict[str, Any]:
+    """One line of the table; costs are those of the last stage."""
+    last = list(stages.values())[-1]
+    return {
+        "configuration": name,
+        **{f"bleu_{stage}": report["bleu"]["value"] for stage, report in stages.items()},
+        "parameters": last["parameters"],
+        "nonzero_parameters": last["nonzero_parameters"],
+        "sparsity": 1 - last["nonzero_parameters"] / dense["parameters"],
+        "macs_per_token": last["macs_per_token"],
+        "macs_of_dense": last["macs_per_token"] / dense["macs_per_token"],
+        "seconds": seconds,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, with the columns aligned for the eye in a terminal."""
+    head = ["configuration", "BLEU dense", *STAGES.values()]
+    head += ["parameters", "sparsity", "MACs/token", "of dense", "seconds"]
+    lines = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rule = ["-" * (width - 1) + ":" for width in widths]
+    padded = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
+    padded.insert(1, rule)
+    return "".join("| " + " | ".join(line) + " |\n" for line in padded)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    scores = [row.get(f"bleu_{stage}") for stage in ("dense", *STAGES)]
+    return [
+        row["configuration"],
+        *("" if score is None else f"{score:.2f}" for score in scores),
+        f"{row['parameters']:,}",
+        f"{row['sparsity']:.1%}",
+        f"{row['macs_per_token']:,.0f}",
+        f"{row['macs_of_dense']:.1%}",
+        "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
+    ]
+
+
+def _notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None) -> str:
+    """What the numbers are of."""
+    data = dense["data"]
+    lines = [
+        "BLEU of the dense model, of the model composed of pruned modules, after module-level and "
+        "after model-level fine-tuning; costs are of the last.",
+        f"Signature: {dense['bleu']['signature']}, {dense['settings'].get('num_beams')} beam(s), "
+        f"{data['count']} sentences of {data['name']} ({data['split']}).",
+        "Sparsity: share of the dense model's parameters that is gone or zero. MACs: from shapes, "
+        f"{dense['source_length']} source and {dense['target_length']} target tokens.",
+        "Seconds: model-level fine-tuning of that configuration.",
+    ]
+    if block_seconds is not None:
+        lines[-1] += f" Module-level fine-tuning, once for all variants: {block_seconds:.1f}."
+    if plot:
+        lines.append(f"Losses: {plot}")
+    return "".join(f"- {line}\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

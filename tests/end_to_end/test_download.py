@@ -1,0 +1,268 @@
+"""download_model.py with the real hub client against a hub on loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composable import checkpoint
+from tests import tiny
+from tests.hub_server import HubServer, shared_folder, write_t5_tokenizer
+
+SCRIPT = Path(__file__).resolve().parents[2] / "download_model.py"
+ID = "someone/tiny-t5"
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    tiny.t5(seed=3).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"not wanted")
+    return folder
+
+
+@pytest.fixture
+def server(pretrained: Path) -> Iterator[HubServer]:
+    with HubServer({ID: pretrained}) as running:
+        yield running
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "model.pth"
+
+
+def environment(tmp_path: Path, endpoint: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "*"}
+
+
+def download(
+    tmp_path: Path, endpoint: str, output: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "-o", str(output), *options],
+        env=environment(tmp_path, endpoint),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def report_of(run: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def resolve(tmp_path: Path, endpoint: str, source: str, **extra: str) -> list[str]:
+    """Do the hub's part alone in a process of its own: no model is built, so no second is lost."""
+    code = "import sys; from composable import hub; print(*hub.resolve_model(sys.argv[1], None))"
+    run = subprocess.run(
+        [sys.executable, "-c", code, source],
+        env={**environment(tmp_path, endpoint), **extra},
+        cwd=SCRIPT.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+def assert_refused(run: subprocess.CompletedProcess[str], output: Path, *parts: str) -> None:
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("Error: ")
+    assert run.stderr.count("\n") == 1, run.stderr
+    for part in parts:
+        assert part in run.stderr
+    assert not output.parent.exists() or not list(output.parent.iterdir())
+
+
+def nobody() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_download_then_reuse_without_network(
+    server: HubServer, tmp_path: Path, output: Path
+) -> None:
+    report = report_of(download(tmp_path, server.url, output, "-m", ID, "--prefix", "say: "))
+    made = checkpoint.load(output)
+    assert report["source"] == made.info["source"] == ID
+    assert report["revision"] == made.info["revision"] == server.commit(ID)
+    assert report["fingerprint"] == made.fingerprint
+    assert report["parameters"] == sum(p.numel() for p in made.model.parameters())
+    assert report["modules"] == {"layer": 4, "attention": 6, "linear": 14, "ffn": 4}
+    assert made.info["prefix"] == "say: "
+    dense = tiny.t5(seed=3).state_dict()
+    for name, tensor in made.model.state_dict().items():
+        assert torch.equal(tensor, dense[name]), name
+    text = "a man runs ."
+    assert made.tokenizer(text).input_ids == tiny.tokenizer()(text).input_ids
+
+    fetched = {request.rsplit("/", 1)[-1] for request in server.requests if "GET" in request}
+    assert "model.safetensors" in fetched
+    assert "pytorch_model.bin" not in fetched
+
+    again = output.with_name("again.pth")
+    options = ("-m", ID, "--prefix", "say: ")
+    report_of(download(tmp_path, nobody(), again, *options))
+    assert again.read_bytes() == output.read_bytes()
+    assert resolve(tmp_path, nobody(), ID, HF_HUB_OFFLINE="1")[1] == server.commit(ID)
+
+
+def test_second_run_fetches_no_file_again(server: HubServer, tmp_path: Path) -> None:
+    first = resolve(tmp_path, server.url, ID)
+    server.requests.clear()
+    assert resolve(tmp_path, server.url, ID) == first
+    assert server.requests
+    assert not [request for request in server.requests if "/resolve/" in request]
+
+
+def test_missing_model(server: HubServer, tmp_path: Path, output: Path) -> None:
+    run = download(tmp_path, server.url, output, "-m", "someone/absent")
+    assert_refused(run, output, "someone/absent", "no such repository on the hub")
+
+
+def test_missing_revision(server: HubServer, tmp_path: Path, output: Path) -> None:
+    run = download(tmp_path, server.url, output, "-m", ID, "--revision", "v9")
+    assert_refused(run, output, ID, 'no revision "v9"', "branch, a tag or a full commit hash")
+
+
+def test_gated_model(server: HubServer, tmp_path: Path, output: Path) -> None:
+    server.gated.add(ID)
+    assert_refused(
+        download(tmp_path, server.url, output, "-m", ID), output, ID, "gated", "HF_TOKEN"
+    )
+
+
+def test_no_network(tmp_path: Path, output: Path) -> None:
+    run = download(tmp_path, nobody(), output)
+    assert_refused(run, output, "google-t5/t5-small: no network and not", "-m embedded")
+
+
+def test_interrupted_transfer_then_rerun(server: HubServer, tmp_path: Path, output: Path) -> None:
+    server.cut_at["model.safetensors"] = 1000
+    run = download(tmp_path, server.url, output, "-m", ID)
+    assert_refused(run, output, ID, "transfer was interrupted", "run the same command again")
+    # what is in the cache now is not taken for the model
+    run = download(tmp_path, nobody(), output, "-m", ID)
+    assert_refused(run, output, "no network and not (wholly) in the cache")
+    server.cut_at.clear()
+    server.requests.clear()
+    folder, commit = resolve(tmp_path, server.url, ID)
+    assert commit == server.commit(ID)
+    assert not [request for request in server.requests if request.endswith("/config.json")]
+    weights = Path(folder, "model.safetensors").read_bytes()
+    assert weights == (server.repositories[ID] / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_during_a_stalled_transfer(server: HubServer, tmp_path: Path, output: Path) -> None:
+    server.cut_at["model.safetensors"] = 1000
+    server.stalls = True
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "-o", str(output), "-m", ID],
+        env=environment(tmp_path, server.url),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 60
+    while not any("GET" in r and "model.safetensors" in r for r in server.requests):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=8)  # the client's own retries take a minute
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "hf").rglob("*.incomplete"))
+    assert not list(output.parent.iterdir())
+
+
+def test_damaged_cache_is_refused(server: HubServer, tmp_path: Path, output: Path) -> None:
+    weights = Path(resolve(tmp_path, server.url, ID)[0], "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:-1])
+    run = download(tmp_path, server.url, output, "-m", ID)
+    assert_refused(run, output, "model.safetensors: damaged or cut off", "delete", "run this again")
+
+
+def test_repository_with_pickled_weights_only(
+    server: HubServer, pretrained: Path, tmp_path: Path, output: Path
+) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin"):
+        (folder / name).write_bytes((pretrained / name).read_bytes())
+    server.repositories["someone/pickled"] = folder
+    run = download(tmp_path, server.url, output, "-m", "someone/pickled")
+    assert_refused(run, output, "someone/pickled: no model.safetensors", "pickled weights (.bin)")
+    assert not [request for request in server.requests if request.endswith(".bin")]
+
+
+def test_repository_without_config(
+    server: HubServer, pretrained: Path, tmp_path: Path, output: Path
+) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes((pretrained / "model.safetensors").read_bytes())
+    server.repositories["someone/bare"] = folder
+    run = download(tmp_path, server.url, output, "-m", "someone/bare")
+    assert_refused(run, output, "someone/bare: no config.json")
+
+
+def test_local_folder_goes_before_the_hub(pretrained: Path, tmp_path: Path, output: Path) -> None:
+    (tmp_path / "someone").mkdir()
+    (tmp_path / ID).symlink_to(pretrained)
+    report = report_of(download(tmp_path, nobody(), output, "-m", ID))
+    assert (report["source"], report["revision"]) == (ID, None)
+    assert report["fingerprint"] == checkpoint.load(output).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("empty", "empty: no config.json"),
+        ("a/b/c", "no such folder, and not a hub id"),
+        ("file.pth", "a file, a model folder was expected"),
+    ],
+)
+def test_wrong_local_model(tmp_path: Path, output: Path, model: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.pth").write_bytes(b"PK")
+    assert_refused(download(tmp_path, nobody(), output, "-m", model), output, message)
+
+
+def test_unwritable_output_is_found_before_the_download(server: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("kept")
+    for output in (tmp_path / "taken" / "model.pth", tmp_path):
+        run = download(tmp_path, server.url, output, "-m", ID)
+        assert run.returncode == 1
+        assert run.stderr.count("\n") == 1, run.stderr
+        assert run.stderr.startswith(f"Error: {tmp_path}")
+    assert server.requests == []
+    assert (tmp_path / "taken").read_text() == "kept"
+
+
+def test_real_tokenizer_as_the_hub_serves_it(tmp_path: Path, output: Path) -> None:
+    if not shared_folder().is_dir():
+        pytest.skip(f"no shared data at {shared_folder()} (set COMPOSABLE_SHARED)")
+    folder = tmp_path / "t5"
+    tiny.t5(vocab_size=32128).save_pretrained(folder)
+    write_t5_tokenizer(folder, shared_folder())
+    with HubServer({"google-t5/t5-small": folder}) as running:
+        report_of(download(tmp_path, running.url, output))  # the default model
+    tokens = checkpoint.load(output).tokenizer("translate English to German:").input_ids
+    assert tokens == [13959, 1566, 12, 2968, 10, 1]

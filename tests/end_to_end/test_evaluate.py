@@ -1,0 +1,338 @@
+"""evaluate.py and report.py through their commands, on a tiny model and a tiny corpus."""
+
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sacrebleu
+import torch
+from click.testing import CliRunner, Result
+
+import evaluate
+import report
+from composable import __version__, checkpoint, cost
+from composable.tasks import translation_decode
+from composable.tasks.translation_decode import length_batches, translate
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file with a prefix, and a corpus, in one folder."""
+    place = tmp_path_factory.mktemp("evaluate")
+    tiny.corpus(place / "data")
+    model = tiny.checkpoint()
+    model.info["prefix"] = "a cat : "
+    checkpoint.save(place / "model.pth", model)
+    return place
+
+
+def run(command, *arguments: object) -> Result:
+    return CliRunner().invoke(command, ["-q", *(str(argument) for argument in arguments)])
+
+
+def evaluated(folder: Path, *arguments: object) -> dict:
+    result = run(
+        evaluate.main, "-m", folder / "model.pth", "--data", folder / "data",
+        "--max-length", 12, *arguments,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_report_is_complete(folder: Path, tmp_path: Path) -> None:
+    output, lines = tmp_path / "eval.json", tmp_path / "out.de"
+    found = evaluated(folder, "-o", output, "--output-translations", lines)
+    model = checkpoint.load(folder / "model.pth").model
+    references = (folder / "data/test.de").read_text(encoding="utf-8")
+    translations = lines.read_text(encoding="utf-8").splitlines()
+    assert len(translations) == found["sentences"] == found["data"]["count"] == 15
+    assert found["bleu"]["value"] == pytest.approx(
+        sacrebleu.corpus_bleu(translations, [references.splitlines()]).score, abs=1e-4
+    )
+    assert found["bleu"]["signature"].endswith(f"version:{sacrebleu.__version__}")
+    assert found["bleu_thesis"]["signature"].startswith("torchtext.bleu_score|")
+    assert found["parameters"] == cost.parameters(model)
+    assert found["sparsity"] == found["removed"] == 0
+    assert found["macs_per_token"] == found["macs_per_token_nonzero"] > 0
+    assert (found["source_length"], found["target_length"]) == (32, 32)
+    assert found["file_bytes"] == (folder / "model.pth").stat().st_size
+    assert found["data"]["split"] == "test"
+    assert found["data"]["reference_sha256"] == hashlib.sha256(references.encode()).hexdigest()
+    assert found["sentences_per_second"] > 0
+    assert found["versions"]["composable"] == __version__
+    assert set(found["versions"]) == {"composable", "torch", "transformers", "sacrebleu"}
+    assert found["settings"]["num_beams"] == 1
+    written = json.loads(output.read_text(encoding="utf-8"))
+    found.pop("seconds")
+    assert written == found
+
+
+def test_loss_is_the_token_cross_entropy(folder: Path) -> None:
+    """Sentence by sentence without padding, summed over tokens: no batching, no collator."""
+    loaded = checkpoint.load(folder / "model.pth")
+    pairs = [
+        (folder / f"data/val.{language}").read_text(encoding="utf-8").splitlines()
+        for language in ("en", "de")
+    ]
+    total, tokens = 0.0, 0
+    for source, target in zip(*pairs, strict=True):
+        inputs = torch.tensor([loaded.tokenizer("a cat : " + source)["input_ids"]])
+        labels = torch.tensor([loaded.tokenizer(target)["input_ids"]])
+        with torch.no_grad():
+            total += float(loaded.model(input_ids=inputs, labels=labels).loss) * labels.numel()
+        tokens += labels.numel()
+    found = evaluated(folder, "--split", "valid")
+    assert found["loss"] == pytest.approx(total / tokens, abs=1e-4)
+    assert found["data"]["split"] == "valid"
+
+
+def test_limit_takes_the_first(folder: Path, tmp_path: Path) -> None:
+    for name, limit in (("all", ()), ("few", ("--limit", 3))):
+        evaluated(folder, "--output-translations", tmp_path / name, *limit)
+    whole, few = ((tmp_path / name).read_text().splitlines() for name in ("all", "few"))
+    assert few == whole[:3]
+
+
+def test_pruned_model_costs_less(folder: Path, tmp_path: Path) -> None:
+    model = checkpoint.load(folder / "model.pth")
+    name = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
+    weight = model.model.get_parameter(name)
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    mask[0] = False
+    with torch.no_grad():
+        weight[0] = 0
+    model.masks[name] = mask
+    checkpoint.save(tmp_path / "model.pth", model)
+    (tmp_path / "data").symlink_to(folder / "data")
+    found = evaluated(tmp_path, "--source-length", 8, "--target-length", 2)
+    zeros = weight.shape[1]
+    assert found["parameters"] - found["nonzero_parameters"] == zeros
+    assert found["removed"] == pytest.approx(zeros / found["parameters"], abs=1e-6)
+    less = found["macs_per_token"] - found["macs_per_token_nonzero"]
+    assert less == pytest.approx(zeros * 8 / 10, abs=0.02)
+
+
+def sentences() -> list[str]:
+    return [f"a {w} " * n + "runs ." for n, w in enumerate(("man", "dog", "cat", "child", "house"))]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("batch_tokens", [1, 20, 4096])
+def test_translations_depend_on_no_batch_and_keep_order(batch_tokens: int, beams: int) -> None:
+    model = tiny.checkpoint(seed=3)
+    together = translate(model.model, model.tokenizer, sentences(), beams, batch_tokens, 10)
+    alone = [
+        translate(model.model, model.tokenizer, [line], beams, 4096, 10)[0] for line in sentences()
+    ]
+    assert together == alone
+    assert len(set(alone)) > 1  # an order could be wrong
+
+
+def test_greedy_equals_a_loop_over_logits() -> None:
+    model = tiny.checkpoint(seed=3)
+    text = "the woman sleeps in the red house ."
+    inputs = torch.tensor([model.tokenizer(text)["input_ids"]])
+    tokens = [0]
+    with torch.no_grad():
+        while len(tokens) < 11 and tokens[-1] != 1:
+            logits = model.model(input_ids=inputs, decoder_input_ids=torch.tensor([tokens])).logits
+            tokens.append(int(logits[0, -1].argmax()))
+    expected = " ".join(model.tokenizer.decode(tokens, skip_special_tokens=True).split())
+    assert translate(model.model, model.tokenizer, [text], max_length=10) == [expected]
+
+
+def test_bfloat16_runs_and_leaves_the_weights(folder: Path) -> None:
+    found = evaluated(folder, "--dtype", "bfloat16", "--limit", 4)
+    assert found["settings"]["dtype"] == "bfloat16"
+    model = tiny.checkpoint()
+    translate(model.model, model.tokenizer, ["a dog ."], max_length=3, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+
+
+def test_nothing_to_translate() -> None:
+    model = tiny.checkpoint()
+    assert translate(model.model, model.tokenizer, []) == []
+
+
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "expected"),
+    [
+        ([3, 5, 4], 10, [[1, 2], [0]]),
+        ([3, 5, 4], 4, [[1], [2], [0]]),
+        ([2, 2, 2, 2], 4, [[0, 1], [2, 3]]),
+        ([9], 1, [[0]]),
+        ([], 10, []),
+    ],
+)
+def test_length_batches(lengths: list[int], tokens: int, expected: list[list[int]]) -> None:
+    assert list(length_batches(lengths, tokens)) == expected
+
+
+def test_defaults_agree_with_the_library() -> None:
+    defaults = {option.name: option.default for option in evaluate.main.params}
+    assert defaults["batch_tokens"] == translation_decode.BATCH_TOKENS
+    assert defaults["max_length"] == translation_decode.MAX_LENGTH
+    assert (defaults["source_length"], defaults["target_length"]) == (
+        cost.SOURCE_LENGTH,
+        cost.TARGET_LENGTH,
+    )
+    assert defaults["model"] == Path("model/finetuned.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("-m", "none.pth"), 1, "none.pth: No such file"),
+        (("-m", "text.pth"), 1, "text.pth: not a model file"),
+        (("-m", "{model}", "--data", "nowhere"), 1, "nowhere"),
+        (("-m", "{model}", "--data", "{data}", "-o", "."), 1, "is a folder"),
+        (("-m", "{model}", "--split", "train"), 2, "'train' is not one of"),
+        (("-m", "{model}", "--num-beams", "0"), 2, "0 is not in the range"),
+        (("-m", "{model}", "--data", "{data}", "--device", "toaster"), 1, "toaster"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.pth").write_text("no model")
+    places = {"model": folder / "model.pth", "data": folder / "data"}
+    result = run(evaluate.main, *(argument.format(**places) for argument in arguments))
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert os.listdir(tmp_path) == ["text.pth"]
+
+
+def test_as_a_process_stdout_is_json_and_stderr_the_progress(folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "evaluate.py"), "-m", "model.pth", "--data", "data"]
+    result = subprocess.run(
+        [*command, "--limit", "4"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout)["sentences"] == 4
+    assert "translate" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "plot_loss.py", "report.py"])
+def test_scripts_can_be_executed(name: str) -> None:
+    assert (ROOT / name).stat().st_mode & stat.S_IXUSR
+    assert (ROOT / name).read_text().startswith("#!/usr/bin/env python3\n")
+
+
+# ---- report.py
+
+
+def evaluation(
+    bleu: float, parameters: int = 1000, nonzero: int = 1000, macs: float = 500.0
+) -> dict:
+    return {
+        "bleu": {"name": "BLEU", "value": bleu, "signature": "nrefs:1|version:9"},
+        "parameters": parameters,
+        "nonzero_parameters": nonzero,
+        "macs_per_token": macs,
+        "source_length": 32,
+        "target_length": 32,
+        "data": {"name": "data", "split": "test", "count": 7, "sha256": "ab"},
+        "settings": {"num_beams": 1},
+    }
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A pipeline's folder with two configurations, numbers 0 and 10 (not in order of the text)."""
+    files = {"eval_dense": evaluation(36.0)}
+    for index, nonzero in ((0, 700), (10, 400)):
+        files[f"eval_pruned_{index}"] = evaluation(1.25)
+        files[f"eval_block_{index}"] = evaluation(20.5)
+        files[f"eval_model_{index}"] = evaluation(33.333, 800, nonzero, 250.0)
+    files["json/block"] = {"seconds": 61.04}
+    files["json/model_0"] = {"seconds": 12.345}
+    (tmp_path / "json").mkdir()
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "loss.png").write_bytes(b"png")
+    return tmp_path
+
+
+def test_report_table(out: Path) -> None:
+    result = run(report.main, "-d", out, "--plot", out / "loss.png")
+    assert result.exit_code == 0, result.output
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert text.strip() == result.stderr.strip()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in table}) == 1  # aligned
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert cells[2] == ["dense", "36.00", "", "", "", "1,000", "0.0%", "500", "100.0%", "-"]
+    assert cells[3] == ["0", "", "1.25", "20.50", "33.33", "800", "30.0%", "250", "50.0%", "12.3"]
+    assert cells[4] == ["10", "", "1.25", "20.50", "33.33", "800", "60.0%", "250", "50.0%", "-"]
+    assert len(cells) == 5
+    for note in ("nrefs:1|version:9", "7 sentences of data (test)", str(out / "loss.png"), "61.0"):
+        assert note in text
+    found = json.loads(result.stdout)
+    assert found["configurations"] == [0, 10]
+    assert found["rows"][1]["bleu_block"] == 20.5
+    assert found["rows"][2]["sparsity"] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("name", ["eval_dense", "eval_block_10", "eval_model_0", "eval_pruned_0"])
+def test_report_names_the_missing_file(out: Path, name: str) -> None:
+    (out / f"{name}.json").unlink()
+    result = run(report.main, "-d", out)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {out / name}.json: missing; run evaluate.py -o")
+    assert result.stderr.count("\n") == 1
+    assert not (out / "report.md").exists()
+
+
+def test_report_without_configurations(out: Path) -> None:
+    for path in out.glob("eval_*_*.json"):
+        path.unlink()
+    result = run(report.main, "-d", out)
+    assert result.exit_code == 1
+    assert "eval_pruned_0.json: missing" in result.stderr
+
+
+def test_report_with_a_missing_picture(out: Path) -> None:
+    result = run(report.main, "-d", out, "--plot", out / "none.png")
+    assert result.exit_code == 1
+    assert "none.png: missing; run plot_loss.py" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bleu": {"value": 1.0, "signature": "other"}}, "the signature is other"),
+        ({"data": {"count": 3}}, "the data is {'count': 3}"),
+        ({"settings": {"num_beams": 4}}, "the number of beams is 4"),
+        ({"source_length": 8}, "the length for the MACs is (8, 32)"),
+    ],
+)
+def test_report_refuses_to_compare_unlike_evaluations(
+    out: Path, change: dict, message: str
+) -> None:
+    (out / "eval_block_0.json").write_text(json.dumps(evaluation(1.0) | change))
+    result = run(report.main, "-d", out)
+    assert result.exit_code == 1
+    assert f"eval_block_0.json: {message}" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"bleu": 3}', "no json"])
+def test_report_refuses_other_files(out: Path, content: str) -> None:
+    (out / "eval_dense.json").write_text(content)
+    result = run(report.main, "-d", out)
+    assert result.exit_code == 1
+    assert "eval_dense.json: " in result.stderr
+    assert result.stderr.count("\n") == 1

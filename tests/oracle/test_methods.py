@@ -1,0 +1,153 @@
+"""Pruning methods against torch's own and against plain loops: exact equality."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from composable import families, methods
+from composable.errors import ShapeError, UserError
+from composable.methods.head_l1 import head_importance, kept_heads
+from composable.methods.l1 import keep_mask
+from composable.surgery import units_to_remove
+from tests import tiny
+
+RATES = [0.0, 0.001, 0.05, 0.25, 0.29, 0.3, 1 / 3, 0.5, 0.75, 0.9, 0.999]
+ATTENTION = "decoder.block.1.layer.1.EncDecAttention"
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("shape", [(7, 5), (32, 48), (1, 10), (3, 1)])
+def test_l1_equals_torch_with_the_integer_amount(shape: tuple[int, int], rate: float) -> None:
+    generator = torch.Generator().manual_seed(shape[0])
+    linear = nn.Linear(shape[1], shape[0])
+    weight = torch.randn(shape, generator=generator)
+    assert weight.abs().unique().numel() == weight.numel()  # no ties
+    linear.weight = nn.Parameter(weight)
+    count = math.floor(weight.numel() * rate + 0.5)
+    mask = keep_mask(linear.weight, rate)
+    assert mask.dtype == torch.bool
+    assert int((~mask).sum()) == count
+    prune.l1_unstructured(linear, "weight", amount=count)
+    expected = linear.weight_mask if count else torch.ones(shape)
+    assert mask.tolist() == expected.bool().tolist()
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_counts_are_exact(rate: float) -> None:
+    for n in range(1, 300):
+        expected = math.floor(Fraction(rate) * n + Fraction(1, 2))
+        assert int((~keep_mask(torch.arange(n), rate)).sum()) == expected
+        assert units_to_remove(n, rate) == min(expected, n - 1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "rate", "removed"),
+    [
+        ([[1.0, 1.0], [1.0, 1.0]], 0.5, [0, 1]),
+        ([[2.0, -1.0], [1.0, 2.0]], 0.25, [1]),
+        ([[-1.0, 2.0], [1.0, -2.0]], 0.75, [0, 1, 2]),
+        ([[3.0, 0.0, -0.0, 0.0]], 0.5, [1, 2]),
+        ([[3.0, 2.0, 1.0, 2.0]], 0.5, [1, 2]),
+        ([[5.0]], 0.5, [0]),
+        ([[5.0]], 0.49, []),
+    ],
+)
+def test_of_equal_weights_the_lower_index_goes(
+    weight: list[list[float]], rate: float, removed: list[int]
+) -> None:
+    mask = keep_mask(torch.tensor(weight), rate)
+    assert (~mask.flatten()).nonzero().flatten().tolist() == removed
+
+
+def test_many_ties_go_in_order() -> None:
+    """A few thousand equal weights: an unstable sort would shuffle them."""
+    assert (~keep_mask(torch.full((60, 50), -0.5), 0.3).flatten()).nonzero().flatten().tolist() == (
+        list(range(900))
+    )
+
+
+def heads_by_loop(weights: list[torch.Tensor], heads: int, rate: float) -> list[int]:
+    """The heads that stay, with lists and floats alone."""
+    size = len(weights[0]) // heads
+    sums = [
+        sum(abs(x) for w in weights for row in w[h * size : (h + 1) * size].tolist() for x in row)
+        for h in range(heads)
+    ]
+    count = heads if rate == 1 else min(math.floor(heads * rate + 0.5), heads - 1)
+    gone = sorted(range(heads), key=lambda head: (sums[head], head))[:count]
+    return [head for head in range(heads) if head not in gone]
+
+
+@pytest.mark.parametrize("rate", [*RATES, 1.0])
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8])
+def test_head_l1_equals_a_plain_loop(heads: int, rate: float) -> None:
+    generator = torch.Generator().manual_seed(heads)
+    q, k, v = (torch.randn(heads * 4, 10, generator=generator) for _ in range(3))
+    found = kept_heads(head_importance(q, k, v, heads), rate)
+    assert found == heads_by_loop([q, k, v], heads, rate)
+    assert (len(found) == 0) == (rate == 1)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_each_of_q_k_v_counts(part: int) -> None:
+    weights = [torch.ones(6, 4) for _ in range(3)]
+    weights[part][2:4] = 0.5
+    assert kept_heads(head_importance(*weights, 3), 1 / 3) == [0, 2]
+    weights[part][2:4] = -2.0
+    assert kept_heads(head_importance(*weights, 3), 2 / 3) == [1]
+
+
+def test_of_equal_heads_the_lower_index_goes() -> None:
+    weight = torch.ones(12, 5)
+    assert kept_heads(head_importance(weight, weight, weight, 6), 0.5) == [3, 4, 5]
+
+
+def test_kept_units_nest_as_the_rate_falls() -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(24, 6, generator=generator) for _ in range(3))
+    rates = sorted({*RATES, *(i / 40 for i in range(41))})
+    heads = [set(kept_heads(head_importance(q, k, v, 8), rate)) for rate in rates]
+    masks = [keep_mask(q, rate) for rate in rates]
+    assert all(higher <= lower for lower, higher in zip(heads, heads[1:], strict=False))
+    assert all(bool((lower | ~higher).all()) for lower, higher in zip(masks, masks[1:], strict=False))
+    assert heads[0] == set(range(8))
+    assert heads[-1] == set()
+    assert {len(kept) for kept in heads} == set(range(9))
+
+
+def test_a_method_reads_its_module_and_leaves_it_alone() -> None:
+    model = tiny.t5()
+    part = model.get_submodule(ATTENTION)
+    before = {name: weight.clone() for name, weight in part.named_parameters()}
+    modules = {module.name: module for module in families.of(model).modules(model)}
+    heads = methods.by_name("head_l1").prune(part, modules[ATTENTION], 0.5, None)
+    assert heads.mask is None
+    assert heads.kept_heads == heads_by_loop([part.q.weight, part.k.weight, part.v.weight], 4, 0.5)
+    masked = methods.by_name("l1").prune(part.o, modules[f"{ATTENTION}.o"], 0.5, None)
+    assert masked.kept_heads is None
+    assert masked.mask is not None
+    assert torch.equal(masked.mask, keep_mask(part.o.weight, 0.5))
+    assert all(torch.equal(weight, before[name]) for name, weight in part.named_parameters())
+
+
+@pytest.mark.parametrize("heads", [0, 5])
+def test_rows_that_do_not_divide_into_heads_are_refused(heads: int) -> None:
+    weight = torch.ones(12, 5)
+    with pytest.raises(ShapeError, match=f"12 rows do not divide into {heads} heads"):
+        head_importance(weight, weight, weight, heads)
+
+
+def test_the_table_of_methods() -> None:
+    for method in methods.METHODS:
+        assert methods.by_name(method.name) is method
+    with pytest.raises(UserError, match='unknown method "l2"; known are l1, head_l1'):
+        methods.by_name("l2")
+    assert {kind: method.name for kind, method in methods.DEFAULTS.items()} == {
+        "linear": "l1",
+        "attention": "head_l1",
+    }
+    assert methods.for_kind("ffn", ("l1", "head_l1")) is None

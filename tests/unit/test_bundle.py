@@ -1,0 +1,640 @@
+"""The bundle of variants: what is written, what is refused, what is read, what is chosen."""
+
+import hashlib
+import io
+import json
+import math
+import pickle
+import re
+import resource
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from composable import bundle as bundles
+from composable.bundle import Bundle, Reader, Variant, choose, open_bundle, write
+from composable.config import Entry
+from composable.errors import FormatError, MismatchError
+
+ATTENTION = "encoder.block.0.layer.0.SelfAttention"
+LINEAR = "decoder.block.0.layer.2.DenseReluDense.wo"
+GOLDEN_SHA256 = "2e189a8c4cb1e7ddd163dbd91ab38c1c956eed9cd4fe0c46e387c24e2079d294"
+GOLDEN_SIZE = 1894
+
+
+def linear(rate: float = 0.5, module: str = LINEAR, **changes) -> Variant:
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    weight = torch.tensor([[1.0, 0.0, -2.5], [0.0, 0.0, 0.25]])
+    settings = {"kind": "linear", "entry": Entry(rate, "l1"), "plain": True}
+    settings |= {"tensors": {"weight": weight}, "masks": {"weight": mask}, **changes}
+    return Variant(module=module, **settings)
+
+
+def attention(**changes) -> Variant:
+    tensors = {"q.weight": torch.ones(2, 2), "o.weight": torch.tensor([[0.0, 3.0], [4.0, 0.0]])}
+    settings = {
+        "kind": "attention",
+        "entry": Entry(0.25, "head_l1", Entry(0.3, "l1")),
+        "plain": True,
+        "plain_o": True,
+        "kept_heads": [0, 2, 3],
+        "tensors": tensors,
+        "masks": {"o.weight": tensors["o.weight"] != 0},
+        "stats": {"error_before": 0.5, "error_after": 0.125},
+    }
+    return Variant(module=ATTENTION, **{**settings, **changes})
+
+
+def golden() -> Bundle:
+    gone = Variant("encoder.block.1", "layer", Entry(1.0, "removal"), True, removed=True)
+    return Bundle("f" * 64, [attention(), linear(), gone], {"history": ["prune"]})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "modules.npy", golden())
+    return tmp_path / "modules.npy"
+
+
+def assert_same(left: Variant, right: Variant) -> None:
+    for name in bundles.Description.__dataclass_fields__:
+        assert getattr(left, name) == getattr(right, name), name
+    for mine, other in ((left.tensors, right.tensors), (left.masks, right.masks)):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+        assert all(mine[name].dtype == other[name].dtype for name in mine)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(FormatError) as caught:
+        open_bundle(path).verify()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    return message
+
+
+# ------------------------------------------------------------------------------- round trip
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    reader = open_bundle(path, "f" * 64)
+    assert reader.options == {"history": ["prune"]}
+    assert reader.fingerprint == "f" * 64
+    for written, read in zip(golden().variants, reader.load_all(), strict=True):
+        assert_same(written, read)
+
+
+def test_golden_bytes(path: Path) -> None:
+    content = path.read_bytes()
+    assert len(content) == GOLDEN_SIZE
+    assert hashlib.sha256(content).hexdigest() == GOLDEN_SHA256, "raise VERSION, then the pin"
+
+
+def test_order_of_the_tensors_in_memory_does_not_change_the_bytes(path: Path) -> None:
+    other = golden()
+    other.variants[0].tensors = dict(reversed(other.variants[0].tensors.items()))
+    write(path.with_name("other.npy"), other)
+    assert path.read_bytes() == path.with_name("other.npy").read_bytes()
+
+
+def test_numpy_writes_the_same_array_header(path: Path) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.load(path))
+    assert buffer.getvalue() == path.read_bytes()
+
+
+@pytest.mark.parametrize("size", [1, 9, 10, 12345, 10**9, 10**17])
+def test_array_header_is_numpys_for_every_size(size: int) -> None:
+    buffer = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    assert bundles._array_header(size) == buffer.getvalue()
+
+
+def test_the_safetensors_library_reads_the_payload(path: Path) -> None:
+    tensors = safetensors.torch.load(np.load(path).tobytes())
+    assert torch.equal(tensors["0/q.weight"], torch.ones(2, 2))
+    assert tensors["1/weight.values"].tolist() == [1.0, -2.5, 0.25]
+    assert tensors["1/weight.mask"].tolist() == [0b10100100]
+    assert set(tensors) == {
+        *("0/q.weight", "0/o.weight.values", "0/o.weight.mask"),
+        *("1/weight.values", "1/weight.mask"),
+    }
+
+
+def test_header_and_float_tensors_are_aligned(path: Path) -> None:
+    payload = np.load(path).tobytes()
+    length = int.from_bytes(payload[:8], "little")
+    assert length % 8 == 0
+    header = json.loads(payload[8 : 8 + length])
+    floats = [t["data_offsets"][0] for t in header.values() if t.get("dtype") == "F32"]
+    assert floats
+    assert all(begin % 4 == 0 for begin in floats)
+
+
+def read_as_the_page_says(path: Path) -> dict[str, tuple[dict, dict]]:
+    """Read a bundle with nothing but docs/formats.md: no numpy, no torch, no safetensors."""
+    content = path.read_bytes()
+    size = len(content) - 128
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}".ljust(117) + "\n"
+    assert content[:128] == b"\x93NUMPY\x01\x00v\x00" + text.encode()
+    (length,) = struct.unpack_from("<Q", content, 128)
+    header = content[136 : 136 + length]
+    entries, data = json.loads(header), content[136 + length :]
+    metadata = entries.pop("__metadata__")
+    blank = header[:29] + b"0" * 64 + header[93:]
+    assert hashlib.sha256(blank).hexdigest() == metadata["checksum"]
+    variants = {}
+    for index, record in enumerate(json.loads(metadata["variants"])):
+        tensors = {}
+        for tensor in record["tensors"]:
+            suffixes = [""] if tensor["kept"] is None else [".values", ".mask"]
+            offsets = [entries[f"{index}/{tensor['name']}{s}"]["data_offsets"] for s in suffixes]
+            raw = [data[begin:end] for begin, end in offsets]
+            assert hashlib.sha256(b"".join(raw)).hexdigest() == tensor["sha256"]
+            values = iter(struct.unpack(f"<{len(raw[0]) // 4}f", raw[0]))
+            count = math.prod(tensor["shape"])
+            bits = [raw[-1][i // 8] >> (7 - i % 8) & 1 for i in range(count * (len(raw) - 1))]
+            tensors[tensor["name"]] = [next(values) if b else 0.0 for b in bits] or list(values)
+        variants[record["module"]] = (record, tensors)
+    return variants
+
+
+def test_a_reader_written_from_the_page_alone(path: Path) -> None:
+    read = read_as_the_page_says(path)
+    for variant in golden().variants:
+        record, tensors = read[variant.module]
+        assert record["rate"] == variant.entry.rate
+        assert record["kept_heads"] == variant.kept_heads
+        assert tensors == {k: t.flatten().tolist() for k, t in variant.tensors.items()}
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (1,), (7,), (8,), (9,), (2, 3, 5)])
+def test_shapes_and_mask_sizes(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    weight = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape) % 3
+    for masks in ({}, {"weight": weight != 0}):
+        written = linear(tensors={"weight": weight}, masks=masks)
+        write(tmp_path / "b.npy", Bundle("f", [written]))
+        assert_same(written, open_bundle(tmp_path / "b.npy").load_all()[0])
+
+
+def test_views_and_parameters_are_written_as_what_they_show(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
+    write(tmp_path / "b.npy", Bundle("f", [linear(tensors={"weight": weight}, masks={})]))
+    assert open_bundle(tmp_path / "b.npy").load_all()[0].tensors["weight"].tolist() == [
+        [0, 3],
+        [1, 4],
+        [2, 5],
+    ]
+
+
+def test_an_empty_bundle_is_a_bundle(tmp_path: Path) -> None:
+    write(tmp_path / "b.npy", Bundle("f", []))
+    assert open_bundle(tmp_path / "b.npy").load_all() == []
+    assert safetensors.torch.load(np.load(tmp_path / "b.npy").tobytes()) == {}
+
+
+def test_masked_tensors_are_compact(tmp_path: Path) -> None:
+    weight = torch.randn(256, 256)
+    weight[torch.arange(256) % 4 != 0] = 0
+    sparse = linear(tensors={"weight": weight}, masks={"weight": weight != 0})
+    write(tmp_path / "sparse.npy", Bundle("f", [sparse]))
+    expected = 256 * 256 * 4 // 4 + 256 * 256 // 8
+    assert expected <= (tmp_path / "sparse.npy").stat().st_size < expected + 2000
+
+
+# ---------------------------------------------------------------------------------- refused
+
+
+def change(path: Path, start: int, new: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[start : start + len(new)] = new
+    path.write_bytes(content)
+
+
+def as_npy(path: Path, payload: bytes) -> None:
+    np.save(path, np.frombuffer(payload, np.uint8))
+
+
+def rewrite_header(path: Path, old: str, new: str) -> None:
+    """Change the header and make checksum, length and array header right again."""
+    payload = np.load(path).tobytes()
+    length = int.from_bytes(payload[:8], "little")
+    text = payload[8 : 8 + length].decode().rstrip(" ")
+    assert old in text
+    header = text.replace(old, new, 1).encode()
+    header += b" " * (-len(header) % 8)
+    header = header[:29] + bundles._header_checksum(header) + header[93:]
+    as_npy(path, len(header).to_bytes(8, "little") + header + payload[8 + length :])
+
+
+def test_what_is_not_a_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    cases: list[tuple[bytes, str]] = [
+        (b"", "an empty file"),
+        (b"hello world, this is text" * 20, "not a .npy file"),
+        (pickle.dumps({"a": list(range(100))}), "a pickle under another name"),
+        (b"PK\x03\x04" + bytes(200), "a zip file (.pth or .npz) under another name"),
+        (b"\x93NUM", "not a .npy file"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': ", "a .npy file, but not the plain uint8 array"),
+    ]
+    for content, expected in cases:
+        path.write_bytes(content)
+        assert expected in refused(path)
+
+
+def test_other_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    for array in (np.zeros(300), np.zeros((3, 100), np.uint8), np.zeros(300, np.int8)):
+        np.save(path, array)
+        assert "a .npy file, but not the plain uint8 array" in refused(path)
+    for size in (0, 1, 7, 8, 300):
+        as_npy(path, bytes(size))
+        refused(path)
+
+
+@pytest.mark.parametrize("dtype", [object, [("a", object), ("b", "u1")]])
+def test_a_pickle_in_disguise_is_refused_and_not_run(tmp_path: Path, dtype: object) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    array = np.zeros(1, dtype)
+    array[0] = Bomb() if dtype is object else (Bomb(), 1)
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    assert "a pickle in disguise" in refused(tmp_path / "x.npy")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torch_files_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3)}, tmp_path / "x.npy")
+    assert "a zip file" in refused(tmp_path / "x.npy")
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    for size in (*range(0, len(content), 7), 127, 128, 129, len(content) - 1):
+        path.write_bytes(content[:size])
+        message = refused(path)
+        assert size < 128 or "truncated" in message
+    # also where the array header was made to agree
+    for size in range(128, len(content), 5):
+        as_npy(path, content[128:size])
+        refused(path)
+
+
+def test_an_extended_file_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0")
+    assert f"extended ({len(content) + 1} bytes, its first line promises {len(content)})" in (
+        refused(path)
+    )
+    as_npy(path, content[128:] + b"\0")
+    assert "offsets of the tensors are wrong" in refused(path)
+
+
+def test_every_flipped_bit_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        refused(path)
+
+
+def test_a_flipped_tensor_is_named_and_others_load(path: Path) -> None:
+    change(path, path.stat().st_size - 1, b"\xff")  # the last byte is the mask of variant 1
+    reader = open_bundle(path)
+    reader.load(reader.records[0])
+    expected = f'tensor "weight" of "{LINEAR}" is damaged (its SHA-256 differs'
+    with pytest.raises(FormatError, match=re.escape(expected)):
+        reader.load(reader.records[1])
+    with pytest.raises(FormatError, match="damaged"):
+        reader.verify()
+    with pytest.raises(FormatError, match="damaged"):
+        reader.load_all()
+
+
+def test_other_format_and_newer_version(path: Path) -> None:
+    rewrite_header(path, '"version":"1"', '"version":"2"')
+    assert "made by a newer version (format version '2', this program reads '1'" in refused(path)
+    rewrite_header(path, "composable.bundle", "composable.bundel")
+    assert "format 'composable.bundel', expected 'composable.bundle'" in refused(path)
+    as_npy(path, safetensors.torch.save({"a": torch.ones(100)}))
+    assert "format None, expected" in refused(path)
+
+
+def test_another_models_bundle(path: Path) -> None:
+    with pytest.raises(MismatchError) as caught:
+        open_bundle(path, "e" * 64)
+    assert str(caught.value) == (
+        f"{path}: made for another model (fingerprint ffffffffffff, this one has eeeeeeeeeeee); "
+        "give the model it was made from, or run prune.py on this one."
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"dtype":"F32"', '"dtype":"I32"', "names, types, shapes or offsets"),
+        ('"data_offsets":[0,', '"data_offsets":[1,', "names, types, shapes or offsets"),
+        ('"shape":[2,2]', '"shape":[1,4]', "names, types, shapes or offsets"),
+        ("0/q.weight", "0/k.weight", "names, types, shapes or offsets"),
+        ('"0/q.weight":', '"x":1,"0/q.weight":', "names, types, shapes or offsets"),
+        ('\\"shape\\":[2,3]', '\\"shape\\":[2,9]', "names, types, shapes or offsets"),
+        ('\\"shape\\":[2,3]', '\\"shape\\":[2,-3]', "shapes are sizes"),
+        ('\\"shape\\":[2,3]', '\\"shape\\":[2,3.0]', "shapes are sizes"),
+        ('\\"kept\\":3', '\\"kept\\":-3', "kept values are counted"),
+        ('\\"kept\\":3', '\\"kept\\":true', "kept True has the wrong type"),
+        ('\\"kept_heads\\":[0,2,3]', '\\"kept_heads\\":[0,3,2]', "kept_heads are numbers, asc"),
+        ('\\"kept_heads\\":[0,2,3]', '\\"kept_heads\\":[0,2,2]', "kept_heads are numbers, asc"),
+        ('\\"kept_heads\\":[0,2,3]', '\\"kept_heads\\":[[],{},3]', "kept_heads are numbers, asc"),
+        ('\\"rate\\":0.25', '\\"rate\\":1.25', "rate 1.25 is not a number from 0 to 1"),
+        ('\\"rate\\":0.25', '\\"rate\\":1e999', "not a number from 0 to 1"),
+        ('\\"rate\\":0.25', '\\"rate\\":NaN', "NaN is not a JSON number"),
+        ('\\"rate\\":0.25', '\\"rate\\":0.0', "needs a rate above 0 and a method"),
+        ('\\"rate\\":0.25', '\\"rate\\":true', "rate True has the wrong type"),
+        ('\\"rate\\":1.0', '\\"rate\\":0.9,\\"rate\\":1.0', "a key occurs twice"),
+        ('\\"removed\\":true', '\\"removed\\":false', "rate 1 means removed"),
+        ('\\"removed\\":false', '\\"removed\\":true', "a removed variant has nothing else"),
+        ('\\"error_after\\":0.125', '\\"error_after\\":1e999', "stats are finite"),
+        ('\\"error_after\\":0.125', '\\"error_after\\":\\"low\\"', "stats are finite"),
+        ('\\"method\\":\\"l1\\",\\"module', '\\"method\\":\\"\\",\\"module', "is not a name"),
+        ('\\"method\\":\\"head_l1\\",', "", "has not the keys"),
+        ('\\"kind\\":\\"linear\\"', '\\"kind\\":\\"conv\\"', "kind is one of attention, ffn"),
+        ('\\"kind\\":\\"attention\\"', '\\"kind\\":\\"ffn\\"', "only an attention is pruned as"),
+        ('\\"name\\":\\"o.weight\\"', '\\"name\\":\\"z.weight\\"', "tensors are sorted by name"),
+        ('"options":"{', '"options":"[{', "header: "),
+        ('"options"', '"opinions"', "has not the keys"),
+        ('"fingerprint":"', '"fingerprint":1,"x":"', "has not the keys"),
+    ],
+)
+def test_a_wrong_header_with_a_right_checksum(
+    path: Path, old: str, new: str, expected: str
+) -> None:
+    rewrite_header(path, old, new)
+    assert expected in refused(path)
+
+
+def test_mask_and_values_must_agree(path: Path) -> None:
+    payload = np.load(path).tobytes()
+    for mask in (0b10100000, 0b10100001, 0b10110100):  # too few, one in the padding, too many
+        raw = struct.pack("<3f", 1.0, -2.5, 0.25), bytes([mask])
+        old = read_as_the_page_says(path)[LINEAR][0]["tensors"][0]["sha256"]
+        as_npy(path.with_name("c.npy"), payload[:-1] + raw[1])
+        rewrite_header(path.with_name("c.npy"), old, hashlib.sha256(b"".join(raw)).hexdigest())
+        assert "mask bits are set, there are 3 values" in refused(path.with_name("c.npy"))
+
+
+def test_integers_may_stand_for_whole_rates(path: Path) -> None:
+    rewrite_header(path, '\\"rate\\":1.0', '\\"rate\\":1')
+    assert open_bundle(path).records[2].entry == Entry(1.0, "removal")
+
+
+def test_deeply_nested_json_is_refused(path: Path) -> None:
+    nested = "[" * 100_000 + "]" * 100_000
+    rewrite_header(path, '\\"history\\":[', f'\\"history\\":[{nested},')
+    assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("variant", "expected"),
+    [
+        (lambda: linear(tensors={"weight": torch.tensor([1.0, torch.nan])}, masks={}), "has NaN"),
+        (lambda: linear(tensors={"weight": torch.tensor([-torch.inf])}, masks={}), "infinite"),
+        (lambda: linear(tensors={"weight": torch.ones(2).double()}, masks={}), "torch.float64"),
+        (lambda: linear(masks={"bias": torch.ones(1).bool()}), "no tensor of the same name"),
+        (lambda: linear(masks={"weight": torch.ones(2, 2).bool()}), "not a bool tensor"),
+        (lambda: linear(masks={"weight": torch.zeros(2, 3).bool()}), "is not zero everywhere"),
+        (lambda: linear(stats={"error": math.nan}), "are not finite"),
+        (lambda: linear(entry=Entry(0.5)), "wrong type"),
+        (lambda: linear(rate=0.0), "needs a rate above 0"),
+        (lambda: linear(rate=1.0), "rate 1 means removed"),
+        (lambda: linear(plain_o=True), "plain_o needs a pair"),
+        (lambda: attention(kept_heads=[2, 1]), "kept_heads are numbers, ascending"),
+    ],
+)
+def test_what_is_not_written(tmp_path: Path, variant, expected: str) -> None:
+    with pytest.raises(FormatError, match=expected) as caught:
+        write(tmp_path / "b.npy", Bundle("f", [attention(), variant()]))
+    assert str(caught.value).startswith(f"{tmp_path / 'b.npy'}: not written: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_non_finite_values_name_the_module(tmp_path: Path) -> None:
+    spoiled = linear(tensors={"weight": torch.full((2, 3), torch.nan)}, masks={})
+    with pytest.raises(FormatError, match=f'"{LINEAR}", tensor "weight" has NaN'):
+        write(tmp_path / "b.npy", Bundle("f", [spoiled]))
+
+
+def test_one_variant_twice_and_colliding_names(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="two variants of one module have the same rate"):
+        write(tmp_path / "b.npy", Bundle("f", [linear(), linear()]))
+    weight = linear().tensors["weight"]
+    both = linear(tensors={"weight": weight, "weight.values": weight})
+    with pytest.raises(FormatError, match=r'two tensors have the name "0/weight\.values"'):
+        write(tmp_path / "b.npy", Bundle("f", [both]))
+
+
+# ----------------------------------------------------------------------- resources and disk
+
+
+def mapped_kilobytes(path: Path) -> int:
+    """Resident memory of the file's mapping, from the kernel."""
+    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    sizes = [re.search(r"(?m)^Rss:\s+(\d+)", block) for block in blocks if str(path) in block]
+    assert sizes, "the bundle is not memory-mapped"
+    return sum(int(size[1]) for size in sizes if size)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
+def test_loading_one_variant_reads_only_its_share(tmp_path: Path) -> None:
+    weight = torch.randn(512, 1024)  # 2 MiB each
+    names = [f"m.{i}" for i in range(16)]
+    variants = [
+        linear(module=n, tensors={"weight": weight + i}, masks={}) for i, n in enumerate(names)
+    ]
+    write(tmp_path / "big.npy", Bundle("f", variants))
+    reader = open_bundle(tmp_path / "big.npy")
+    opened = mapped_kilobytes(tmp_path / "big.npy")
+    assert opened < 512
+    variant = reader.load(reader.records[7])
+    assert torch.equal(variant.tensors["weight"], weight + 7)
+    one = mapped_kilobytes(tmp_path / "big.npy") - opened
+    assert 2048 <= one < 2048 + 512
+    reader.verify()
+    assert mapped_kilobytes(tmp_path / "big.npy") >= 16 * 2048, "the measure sees what is read"
+
+
+def test_writing_needs_no_second_copy(tmp_path: Path) -> None:
+    code = f"""
+import resource, torch
+from pathlib import Path
+from tests.unit.test_bundle import linear
+from composable.bundle import Bundle, write
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write(Path({str(tmp_path / "small.npy")!r}), Bundle("f", [linear()]))
+tensors = [torch.full((2 ** 21,), float(i)) for i in range(16)]  # 8 MiB each, 128 in all
+variants = [linear(module=f"{{t[0]}}", tensors=dict(weight=t), masks={{}}) for t in tensors]
+before = peak()
+write(Path({str(tmp_path / "big.npy")!r}), Bundle("f", variants))
+print((peak() - before) // 1024)
+"""
+    grown = int(run_python(code).stdout)
+    assert (tmp_path / "big.npy").stat().st_size > 128 << 20
+    assert grown < 40, f"{grown} MiB more while writing 128"
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(path: Path) -> None:
+    before = path.read_bytes()
+    code = f"""
+import errno, resource, torch
+from pathlib import Path
+from tests.unit.test_bundle import linear
+from composable.bundle import Bundle, write
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+variant = linear(tensors=dict(weight=torch.ones(100_000)), masks={{}})
+try:
+    write(Path({str(path)!r}), Bundle("f", [variant]))
+except OSError as error:
+    print(error.errno == errno.EFBIG, error.filename)
+"""
+    assert run_python(code).stdout == f"True {path}\n"
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# ----------------------------------------------------------------------------------- choose
+
+
+def reader_of(folder: Path, name: str, *variants: Variant) -> Reader:
+    write(folder / name, Bundle("f", list(variants)))
+    return open_bundle(folder / name)
+
+
+def test_choose_answers_in_the_order_of_the_configuration(path: Path) -> None:
+    wanted = {
+        "encoder.block.1": Entry(1),
+        LINEAR: Entry(0.5),
+        "untouched": Entry(0, "l1"),
+        ATTENTION: Entry(0.25, None, Entry(0.3)),
+    }
+    reader = open_bundle(path)
+    chosen = choose([reader], wanted)
+    assert [record.module for _, record in chosen] == ["encoder.block.1", LINEAR, ATTENTION]
+    assert chosen[0][1].removed
+    assert all(found is reader for found, _ in chosen)
+
+
+@pytest.mark.parametrize(
+    ("made", "plain", "wanted", "is_answer"),
+    [
+        (Entry(0.5, "l1"), True, Entry(0.5), True),
+        (Entry(0.5, "l1"), True, Entry(0.5, "l1"), True),
+        (Entry(0.5, "l1"), True, Entry(0.5, "stat"), False),
+        (Entry(0.5, "l1"), False, Entry(0.5), False),
+        (Entry(0.5, "l1"), False, Entry(0.5, "l1"), True),
+        (Entry(0.5, "l1"), True, Entry(0.4), False),
+    ],
+)
+def test_plain_and_explicit(
+    tmp_path: Path, made: Entry, plain: bool, wanted: Entry, is_answer: bool
+) -> None:
+    reader = reader_of(tmp_path, "b.npy", linear(entry=made, plain=plain))
+    if is_answer:
+        assert choose([reader], {LINEAR: wanted})[0][1].entry == made
+    else:
+        with pytest.raises(MismatchError, match="no variant of"):
+            choose([reader], {LINEAR: wanted})
+
+
+@pytest.mark.parametrize(
+    ("plain", "plain_o", "wanted", "is_answer"),
+    [
+        (True, True, Entry(0.25, None, Entry(0.3)), True),
+        (True, True, Entry(0.25, "head_l1", Entry(0.3)), True),
+        (True, False, Entry(0.25, None, Entry(0.3)), False),
+        (True, False, Entry(0.25, None, Entry(0.3, "l1")), True),
+        (False, True, Entry(0.25, None, Entry(0.3)), False),
+        (False, False, Entry(0.25, "head_l1", Entry(0.3, "l1")), True),
+        (True, True, Entry(0.25, None, Entry(0.4)), False),
+        (True, True, Entry(0.25), False),
+    ],
+)
+def test_both_parts_of_a_pair_are_answered(
+    tmp_path: Path, plain: bool, plain_o: bool, wanted: Entry, is_answer: bool
+) -> None:
+    reader = reader_of(tmp_path, "b.npy", attention(plain=plain, plain_o=plain_o))
+    if is_answer:
+        assert len(choose([reader], {ATTENTION: wanted})) == 1
+    else:
+        with pytest.raises(MismatchError, match="no variant of"):
+            choose([reader], {ATTENTION: wanted})
+
+
+def test_a_lone_attention_does_not_answer_a_pair(tmp_path: Path) -> None:
+    lone = attention(entry=Entry(0.25, "head_l1"), plain_o=False)
+    reader = reader_of(tmp_path, "b.npy", lone)
+    with pytest.raises(MismatchError, match="no variant of"):
+        choose([reader], {ATTENTION: Entry(0.25, None, Entry(0.3))})
+
+
+def test_the_message_lists_what_there_is(tmp_path: Path) -> None:
+    explicit = linear(rate=0.75, entry=Entry(0.75, "stat"), plain=False)
+    reader = reader_of(tmp_path, "b.npy", linear(0.25), linear(0.5), explicit)
+    with pytest.raises(MismatchError) as caught:
+        choose([reader], {LINEAR: Entry(0.3)}, number=1)
+    assert str(caught.value) == (
+        f'{tmp_path}/b.npy: no variant of "{LINEAR}" at rate 0.3 (has 0.25, 0.5, 0.75 (stat)); '
+        "prune it, or change configuration 1."
+    )
+    with pytest.raises(MismatchError, match=re.escape("(has none); prune it, or change the conf")):
+        choose([reader], {"elsewhere": Entry(0.3)})
+    with pytest.raises(MismatchError, match=re.escape("0.5 (stat) (has 0.25 (l1), 0.5 (l1)")):
+        choose([reader], {LINEAR: Entry(0.5, "stat")})
+
+
+def test_several_bundles(tmp_path: Path) -> None:
+    first = reader_of(tmp_path, "a.npy", linear())
+    same = reader_of(tmp_path, "b.npy", linear(entry=Entry(0.5, "other"), stats={"x": 1.0}))
+    weight = linear().tensors["weight"] * 2
+    other = reader_of(tmp_path, "c.npy", linear(tensors={"weight": weight}))
+    assert choose([first, same], {LINEAR: Entry(0.5)})[0][0] is first
+    with pytest.raises(MismatchError) as caught:
+        choose([same, other], {LINEAR: Entry(0.5)})
+    assert str(caught.value) == (
+        f'two different variants of "{LINEAR}" answer rate 0.5: {tmp_path}/b.npy (rate 0.5 '
+        f"(other)) and {tmp_path}/c.npy (rate 0.5 (l1)); leave one bundle out, or name the "
+        "method in the configuration."
+    )
+    # methods meet where the configuration names them
+    assert choose([same, other], {LINEAR: Entry(0.5, "other")})[0][0] is same
+
+
+def test_content_digest(path: Path) -> None:
+    for record, variant in zip(open_bundle(path).records, golden().variants, strict=True):
+        assert record.digest == variant.digest
+    base = linear()
+    unmasked = linear(masks={})
+    negated = linear(tensors={"weight": -base.tensors["weight"]})
+    moved = linear(module="elsewhere")
+    digests = {variant.digest for variant in (base, unmasked, negated, moved)}
+    assert len(digests) == 4
+    assert attention().digest != attention(kept_heads=[0, 1, 2]).digest
+    assert linear(stats={"x": 1.0}, plain=False, entry=Entry(0.5, "y")).digest == base.digest
