@@ -60,15 +60,14 @@ nightly: $(READY)
 demo: $(READY)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 pipeline MODEL=embedded OUT=out/demo
 
-# The configurations are known once conf.json is there, so the rest is a make of its own.
-pipeline: $(OUT)/conf.json
-	@$(MAKE) --no-print-directory table INDICES="$$($(INDICES_OF) $(OUT)/conf.json)"
+# How many configurations there are is known once conf.json was read (and found sound), so the rest
+# is a make of its own.
+pipeline control: $(OUT)/conf_prune.json
+	@last=$$($(PYTHON) -c 'import json, sys; print(json.load(open(sys.argv[1]))["configurations"] - 1)' \
+		$(OUT)/json/scheme.json) && \
+	$(MAKE) --no-print-directory $(if $(filter control,$@),$(OUT)/loss_control.png,table) \
+		INDICES="$$(seq -s ' ' 0 $$last)"
 
-control: $(OUT)/conf.json
-	@$(MAKE) --no-print-directory $(OUT)/loss_control.png \
-		INDICES="$$($(INDICES_OF) $(OUT)/conf.json)"
-
-INDICES_OF = $(PYTHON) -c 'import json, sys; print(*range(len(json.load(open(sys.argv[1])))))'
 STAGES := pruned block model
 EVALUATIONS = $(OUT)/eval_dense.json $(foreach i,$(INDICES),$(STAGES:%=$(OUT)/eval_%_$(i).json))
 

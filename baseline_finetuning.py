@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fine-tune a whole model, composed or dense, with no module-level fine-tuning before (control).
 
-    python baseline_finetuning.py -m model/composed.pth -o model/baseline.pth
-    torchrun --nproc-per-node 2 baseline_finetuning.py --epochs 3
+python baseline_finetuning.py -m model/composed.pth -o model/baseline.pth
+torchrun --nproc-per-node 2 baseline_finetuning.py --epochs 3
 """
 
 from pathlib import Path
@@ -22,7 +22,9 @@ def main(
     from composable import checkpoint, files, tune
 
     files.check_writable(output, stats)
-    return tune.tune_model(checkpoint.load(model), output, stats, training, label="baseline", **data)
+    return tune.tune_model(
+        checkpoint.load(model), output, stats, training, label="baseline", **data
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fine-tune every variant once, beside its dense module: its input in, its output as the target.
 
-    python block_level_finetuning.py -p modules.npy -o modules_finetuned.npy
+python block_level_finetuning.py -p modules.npy -o modules_finetuned.npy
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make every variant that the scheme asks for, once, and write them as one bundle.
 
-    python prune.py -m model/t5-small.pth -c conf_prune.json -o modules.npy
-    python prune.py --method l1 -p model/test.pth
+python prune.py -m model/t5-small.pth -c conf_prune.json -o modules.npy
+python prune.py --method l1 -p model/test.pth
 """
 
 from pathlib import Path
@@ -14,9 +14,11 @@ from composable import cli
 
 @cli.command()
 @cli.model_option("model/t5-small.pth")
-@cli.path_option("-c", "--config", default="conf_prune.json", text="Scheme: which variants must exist.")
+@cli.path_option("-c", "--config", default="conf_prune.json", text="Which variants must exist.")
 @cli.path_option("-o", "--output", default="modules.npy", text="Bundle to write.")
-@cli.path_option("-p", "--test-model", default=None, text="Also compose the first variant of every module.")
+@cli.path_option(
+    "-p", "--test-model", default=None, text="Also compose a model of all first variants."
+)
 @click.option(
     "--method",
     "preferred",
@@ -39,6 +41,11 @@ def main(
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
     variants = pruning.make_variants(dense, scheme, preferred)
+    if test_model:
+        # a test model that cannot be is refused before anything is written
+        first = {variant.module: variant for variant in reversed(variants)}
+        chosen = [variant for variant in variants if first[variant.module] is variant]
+        test = compose.compose(dense, compose.without_parts(chosen))
     options = {"preferred": list(preferred), "source": dense.info["source"]}
     bundle.write(output, bundle.Bundle(dense.fingerprint, variants, options))
     report: dict[str, object] = {
@@ -48,9 +55,7 @@ def main(
         "bytes": output.stat().st_size,
     }
     if test_model:
-        first = {variant.module: variant for variant in reversed(variants)}
-        chosen = [variant for variant in variants if first[variant.module] is variant]
-        checkpoint.save(test_model, compose.compose(dense, compose.without_parts(chosen)))
+        checkpoint.save(test_model, test)
         report["test_model"] = str(test_model)
     return report
 

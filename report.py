@@ -79,10 +79,9 @@ def _read(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
     if not path.is_file():
         raise FormatError(f"{path}: missing; run evaluate.py -o {path} (or make pipeline) first.")
     report = files.read_json(path)
-    needed = ("bleu", "parameters", "nonzero_parameters", "macs_per_token", "data", "settings")
-    for key in needed:
-        if not isinstance(report, dict) or key not in report:
-            raise FormatError(f'{path}: no "{key}"; a report of evaluate.py was expected.')
+    for key, kind in _NEEDED.items():
+        if not isinstance(_at(report, key), kind):
+            raise FormatError(f'{path}: no valid "{key}"; a report of evaluate.py was expected.')
     for what in _COMPARABLE if dense else ():
         if _COMPARABLE[what](report) != _COMPARABLE[what](dense):
             met, expected = _COMPARABLE[what](report), _COMPARABLE[what](dense)
@@ -92,10 +91,29 @@ def _read(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
     return report
 
 
+def _at(report: Any, key: str) -> Any:
+    """Follow a dotted key; None where it leads nowhere."""
+    for part in key.split("."):
+        report = report.get(part) if isinstance(report, dict) else None
+    return report
+
+
+_NEEDED: dict[str, Any] = {
+    "bleu.value": (int, float),
+    "bleu.signature": str,
+    "parameters": int,
+    "nonzero_parameters": int,
+    "macs_per_token": (int, float),
+    "source_length": int,
+    "target_length": int,
+    "data.count": int,
+    "settings": dict,
+}
 _COMPARABLE: dict[str, Any] = {
     "the signature": lambda report: report["bleu"]["signature"],
     "the data": lambda report: report["data"],
     "the number of beams": lambda report: report["settings"].get("num_beams"),
+    "the maximum length": lambda report: report["settings"].get("max_length"),
     "the length for the MACs": lambda report: (report["source_length"], report["target_length"]),
 }
 
@@ -105,7 +123,8 @@ def _seconds(directory: Path, name: str) -> float | None:
     from composable import files
 
     path = directory / "json" / f"{name}.json"
-    return files.read_json(path).get("seconds") if path.is_file() else None
+    seconds = _at(files.read_json(path), "seconds") if path.is_file() else None
+    return seconds if isinstance(seconds, int | float) else None
 
 
 def _plot(path: Path | None) -> Path | None:
@@ -165,7 +184,7 @@ def _notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None
         "BLEU of the dense model, of the model composed of pruned modules, after module-level and "
         "after model-level fine-tuning; costs are of the last.",
         f"Signature: {dense['bleu']['signature']}, {dense['settings'].get('num_beams')} beam(s), "
-        f"{data['count']} sentences of {data['name']} ({data['split']}).",
+        f"{data['count']} sentences of {data.get('name')} ({data.get('split')}).",
         "Sparsity: share of the dense model's parameters that is gone or zero. MACs: from shapes, "
         f"{dense['source_length']} source and {dense['target_length']} target tokens.",
         "Seconds: model-level fine-tuning of that configuration.",

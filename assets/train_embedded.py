@@ -102,8 +102,15 @@ def join(corpora: list) -> object:
 
 def make_tokenizer(sentences: list[str], vocabulary: int) -> object:
     """Train a unigram tokenizer with T5's special tokens on both languages."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers import trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     inner = Tokenizer(models.Unigram())

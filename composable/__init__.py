@@ -1,3 +1,3 @@
-"""Prune a pretrained transformer into a family of smaller models out of shared, once-tuned parts."""
+"""Prune a pretrained transformer into a family of models out of shared, once-tuned parts."""
 
 __version__ = "0.1.0"

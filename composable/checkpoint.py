@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from composable import families, files
@@ -119,14 +121,23 @@ def load(path: Path) -> Checkpoint:
         OSError: the file cannot be read.
     """
     stored = _read(path)
-    config, structure = json.loads(stored["config"]), json.loads(stored["structure"])
-    model = _build(config, structure, path)
     try:
-        model.load_state_dict(stored["state_dict"], strict=True, assign=True)
-    except RuntimeError as error:
-        raise FormatError(f"{path}: tensors do not fit its structure ({error}).") from error
-    # assign=True leaves tied names as separate parameters on one storage: an optimizer would step each
-    model.tie_weights()
+        return _rebuild(stored)
+    except UserError as error:
+        raise FormatError(f"{path}: {error}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{path}: its parts do not fit together "
+            f"({type(error).__name__}: {_first_line(error)}); make it again."
+        ) from error
+
+
+def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
+    """Make the model of what a file holds."""
+    config, structure = json.loads(stored["config"]), json.loads(stored["structure"])
+    model = _build(config, structure)
+    model.load_state_dict(stored["state_dict"], strict=True, assign=True)
+    _tie_shared(model)
     model.eval()
     model.generation_config = GenerationConfig.from_dict(json.loads(stored["generation_config"]))
     shapes = {name: p.shape for name, p in model.named_parameters()}
@@ -231,25 +242,57 @@ def _read(path: Path) -> dict[str, Any]:
     """Load the stored dict without executing anything, and compare its checksum."""
     with open(path, "rb") as file:
         start = file.read(4)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 98))
+        end = file.read()
     if start != b"PK\x03\x04":
-        raise FormatError(f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}")
+        raise FormatError(
+            f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}"
+        )
+    if not _ends_as_zip(end, size):
+        raise FormatError(
+            f"{path}: its {size} bytes do not end as a model file does, it was cut off or "
+            "something was appended; make it again."
+        )
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise FormatError(
-            f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
+            f"{path}: is damaged or holds pickled Python objects, which are never executed; "
+            f"{_MADE_BY}"
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise FormatError(f"{path}: damaged or cut off ({_first_line(error)}); make it again.") from error
+    except Exception as error:
+        raise FormatError(
+            f"{path}: damaged or cut off ({_first_line(error)}); make it again."
+        ) from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
         raise FormatError(
             f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}."
         )
-    if stored.get("checksum") != _checksum(stored):
+    try:
+        is_whole = stored.get("checksum") == _checksum(stored)
+    except (AttributeError, TypeError):  # tensors were expected and something else is there
+        is_whole = False
+    if not is_whole:
         raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
     return stored
+
+
+def _ends_as_zip(end: bytes, size: int) -> bool:
+    """Tell whether a file's last 98 bytes are those of a zip archive of exactly `size` bytes.
+
+    torch.load accepts trailing bytes, even a second archive: the directory must end where the end
+    records (22 bytes, before them 76 in the 64-bit form) begin.
+    """
+    if end[-22:-18] != b"PK\x05\x06":
+        return False
+    if end[:4] == b"PK\x06\x06":
+        length, offset = struct.unpack("<QQ", end[40:56])
+        return bool(length + offset == size - 98)
+    length, offset = struct.unpack("<II", end[-10:-2])
+    return bool(length + offset == size - 22)
 
 
 _MADE_BY = "a file made by download_model.py or compose_model.py was expected."
@@ -277,19 +320,38 @@ def _checksum(stored: Mapping[str, Any]) -> str:
 def _bytes_of(tensor: Tensor) -> memoryview:
     """View the raw bytes of a tensor."""
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
-def _build(config: dict[str, Any], structure: Structure, path: Path) -> PreTrainedModel:
+def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
     """Make the model without weights: the dense shapes, then the structure."""
     architecture = getattr(transformers, str(config["architectures"][0]), None)
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
-        raise FormatError(f"{path}: unknown architecture {config['architectures'][0]!r}.")
+        raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
     family = families.by_model_type(config["model_type"])
     with torch.device("meta"):
         model = architecture(AutoConfig.for_model(**config))
     apply_structure(model, family, structure)
     return model
+
+
+def _tie_shared(model: PreTrainedModel) -> None:
+    """Make one parameter of the names that share their storage in the file, and of no others.
+
+    load_state_dict(assign=True) leaves them separate: an optimizer would step each. Not
+    model.tie_weights(): it ties the vocabulary projection of T5 v1.1, Flan and mT5, which is
+    their own, since the config of these models says "tied" as well.
+    """
+    first: dict[int, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if parameter.numel():
+            parent, _, child = name.rpartition(".")
+            shared = first.setdefault(parameter.data_ptr(), parameter)
+            setattr(model.get_submodule(parent), child, shared)
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if model.get_parameter(target) is not model.get_parameter(source):
+            model.all_tied_weights_keys.pop(target)  # as from_pretrained does
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
@@ -337,13 +399,15 @@ def _load_pretrained(folder: Path, family: Family) -> PreTrainedModel:
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: weights cannot be loaded ({_first_line(error)}).") from error
     if report["missing_keys"]:
         raise UserError(f"{folder}: the weights lack {', '.join(sorted(report['missing_keys']))}.")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise UserError(f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed.")
+            raise UserError(
+                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
+            )
     return model.eval()
 
 

@@ -1,8 +1,9 @@
-"""What all scripts share: free-length options, common options, errors as exit codes, the JSON report."""
+"""What all scripts share: options, errors as exit codes, the closing JSON report."""
 
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ Function = Callable[..., Any]
 
 
 class FreeLengthCommand(click.Command):
-    """A command whose `multiple=True` options take several values after one flag: `--linear 0.3 0.5`."""
+    """A command whose `multiple=True` options take several values: `--linear 0.3 0.5`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before every further value, which is the form that click itself takes."""
@@ -77,26 +78,49 @@ def command() -> Callable[[Function], click.Command]:
 class _ExitCodeCommand(FreeLengthCommand):
     """Runs the command and turns what goes wrong into one line and an exit code."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        if not kwargs.pop("standalone_mode", True):
-            return super().main(*args, standalone_mode=False, **kwargs)
-        argv = kwargs.get("args") or (args[0] if args else None)
-        shows_traceback = "--debug" in (argv if argv is not None else sys.argv)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run; click itself would answer Ctrl-C with an empty line on stderr."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error
+
+    def main(self, args: Any = None, *rest: Any, **more: Any) -> Any:  # type: ignore[override]
+        """Run; in standalone mode (the default) end the process with the exit code."""
+        parent: Any = super()
+        if not more.pop("standalone_mode", True):
+            return parent.main(args, *rest, standalone_mode=False, **more)
+        shows_traceback = "--debug" in (sys.argv if args is None else args)
         code: int
         try:
-            result = super().main(*args, standalone_mode=False, **kwargs)
+            result = parent.main(args, *rest, standalone_mode=False, **more)
             code = result if isinstance(result, int) else 0  # --help returns 0
         except click.UsageError as error:
-            code = _fail(error.format_message() + f" (see {self.name} --help)", 2)
+            code = _fail(error.format_message() + f" (see {_name_of(error, self)} --help)", 2)
         except (click.Abort, KeyboardInterrupt):
-            code = _fail("interrupted; nothing half-written was left, run the same command again.", 130)
+            code = _fail("interrupted; no output was written, run the same command again.", 130)
         except UserError as error:
             code = _fail(str(error), 1, shows_traceback)
         except OSError as error:
             code = _fail(_os_message(error), 1, shows_traceback)
-        except MemoryError:
-            code = _fail("out of memory; use a smaller --batch-size or a smaller model.", 1, shows_traceback)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            code = _fail(
+                "out of memory; use a smaller --batch-size or a smaller model.", 1, shows_traceback
+            )
         sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell, without importing torch, its two errors for a full GPU and a full machine."""
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return is_torch or isinstance(error, MemoryError)
+
+
+def _name_of(error: click.UsageError, command: click.Command) -> str | None:
+    """Name of the script as it was called; the command's own name is that of the function."""
+    return error.ctx.command_path if error.ctx else command.name
 
 
 def _fail(message: str, code: int, shows_traceback: bool = False) -> int:
@@ -182,6 +206,18 @@ def data_options(function: Function) -> Function:
     return function
 
 
+class _Positive(click.FloatRange):
+    """A finite number above 0; click's own range lets NaN and infinity pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+
 def training_options(
     epochs: int, batch_size: int, lr: float, early_stop: int
 ) -> Callable[[Function], Function]:
@@ -195,7 +231,7 @@ def training_options(
             help="Sentences per step, over all processes.",
         ),
         click.option(
-            "--lr", type=click.FloatRange(min=0, min_open=True), default=lr, help="Peak, relative."
+            "--lr", type=_Positive(min=0, min_open=True), default=lr, help="Peak, relative."
         ),
         click.option(
             "--early-stop",
@@ -203,7 +239,9 @@ def training_options(
             default=early_stop,
             help="Epochs without improvement before it stops; 0: never.",
         ),
-        click.option("--seed", default=42, help="Of sampling and dropout."),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), default=42, help="Of sampling and dropout."
+        ),
         click.option("--resume/--no-resume", default=True, help="Continue an interrupted run."),
         click.option(
             "--checkpoint-dir",

@@ -28,6 +28,9 @@ def structure_of(variants: Iterable[Variant]) -> Structure:
             structure["removed_ffns"].append(variant.module)
         elif variant.kind == "attention":
             structure["kept_heads"][variant.module] = variant.kept_heads or []
+    # equal models get equal files, in whatever order the modules came
+    structure["removed_layers"].sort()
+    structure["removed_ffns"].sort()
     return structure
 
 
@@ -63,7 +66,6 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
             if part in variant.masks:
                 masks[target] = variant.masks[part]
     apply_masks(model, masks)
-    model.tie_weights()
     return Checkpoint(
         model=model.eval(),
         tokenizer=dense.tokenizer,
@@ -73,8 +75,6 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
         fingerprint=dense.fingerprint,
         info=dict(dense.info),
     )
-
-
 
 
 def compose_files(
@@ -101,7 +101,7 @@ def compose_files(
     wanted = pick(read_configurations(config, modules, methods), index, config)
     merged = merge_pairs(wanted, (dense.family.output_part,), f"{config}[{index}]")
     readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
-    variants = [reader.load(record) for reader, record in bundle.choose(readers, merged)]
+    variants = [reader.load(record) for reader, record in bundle.choose(readers, merged, index)]
     composed = compose(dense, variants)
     composed.info["history"] = [
         *dense.info["history"],

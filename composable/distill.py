@@ -19,7 +19,6 @@ from composable.checkpoint import Checkpoint
 from composable.families import Family, Module
 from composable.pruning import own_parameters
 from composable.surgery import keep_heads
-from composable.tasks import translation
 
 VARIANTS_HEADER = ("module", "rate", "method", "o_rate", "o_method", "error_before", "error_after")
 
@@ -46,7 +45,7 @@ class Student(nn.Module):
             own[name].data = tensor.clone()
             own[name].requires_grad_(True)
         self.best = copy.deepcopy(self.part).requires_grad_(False)
-        self.masks = variant.masks
+        self.masks: dict[str, Tensor] = variant.masks
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pruned module."""
@@ -72,6 +71,7 @@ class Classroom(nn.Module):
         variants: those that have tensors.
     """
 
+    dense_norm: Tensor
     first_error: Tensor
     best_error: Tensor
     bad_epochs: Tensor
@@ -81,15 +81,18 @@ class Classroom(nn.Module):
         super().__init__()
         family = dense.family
         modules = {module.name: module for module in family.modules(dense.model)}
-        self._dense = [dense.model.requires_grad_(False)]
+        self._dense: list[Any] = [dense.model.requires_grad_(False)]
         self.family = family
         self.modules_of = [modules[variant.module] for variant in variants]
-        self.students = nn.ModuleList(
+        # the same objects twice: registered, so that they train, and with their type
+        self.pupils = [
             Student(variant, module, family, dense.model.get_submodule(module.name))
             for variant, module in zip(variants, self.modules_of, strict=True)
-        )
+        ]
+        self.students = nn.ModuleList(self.pupils)
         count = len(variants)
         unknown = torch.full((count,), float("inf"), dtype=torch.float64)
+        self.register_buffer("dense_norm", torch.ones(count, dtype=torch.float64))
         self.register_buffer("first_error", unknown.clone())
         self.register_buffer("best_error", unknown.clone())
         self.register_buffer("bad_epochs", torch.zeros(count, dtype=torch.long))
@@ -108,7 +111,7 @@ class Classroom(nn.Module):
         """Masks of all students by parameter name."""
         return {
             f"students.{index}.part.{name}": mask
-            for index, student in enumerate(self.students)
+            for index, student in enumerate(self.pupils)
             for name, mask in student.masks.items()
         }
 
@@ -129,20 +132,22 @@ class Classroom(nn.Module):
             self.family.run_trunk(dense, batch)
         nothing = batch["input_ids"].new_zeros(len(batch["input_ids"]), dtype=torch.float32)
         empty = (nothing, nothing, nothing)
-        columns = [self._sums.get(index, empty) for index in range(len(self.students))]
+        columns = [self._sums.get(index, empty) for index in range(len(self.pupils))]
         errors, norms, counts = (torch.stack(column, 1) for column in zip(*columns, strict=True))
         return errors, norms, counts
 
-    def update(self, errors: Tensor, patience: int) -> None:
+    def update(self, errors: Tensor, norms: Tensor, patience: int) -> None:
         """Note the validation error of every student; keep the best, stop those that ran out.
 
         Args:
             errors: (students,), float64.
+            norms: squared dense output of each, on the same data.
             patience: epochs without a lower error before a student stops; 0 never stops.
         """
         if int(self.epochs_seen) < 0:
             self.first_error.copy_(errors)
-        for index, student in enumerate(self.students):
+            self.dense_norm.copy_(norms)
+        for index, student in enumerate(self.pupils):
             if self.is_stopped[index]:
                 continue
             if errors[index] < self.best_error[index]:
@@ -156,7 +161,7 @@ class Classroom(nn.Module):
 
     def refresh(self, patience: int) -> None:
         """Stop those students whose epochs without a lower error reach the patience."""
-        for index, student in enumerate(self.students):
+        for index, student in enumerate(self.pupils):
             self.is_stopped[index] = bool(patience) and int(self.bad_epochs[index]) >= patience
             if self.is_stopped[index]:
                 student.part.requires_grad_(False)
@@ -184,7 +189,7 @@ class Classroom(nn.Module):
                 if self.is_stopped[index]:
                     continue
                 with torch.set_grad_enabled(self.training):
-                    imitation = self.students[index](*args, **kwargs)
+                    imitation = self.pupils[index](*args, **kwargs)
                     imitation = imitation[0] if isinstance(imitation, tuple) else imitation
                     errors = _sum_valid(imitation.float() - target.float(), valid)
                 self._sums[index] = (errors, norms, counts)
@@ -198,10 +203,9 @@ def _sum_valid(difference: Tensor, valid: Tensor) -> Tensor:
 
 
 def _step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum of the students' mean squared errors; a student's gradient is as if it were alone."""
+    """Squared errors and tokens, each (students,); a student's gradient is as if it were alone."""
     errors, _, counts = model(**batch)
-    loss = (errors.sum(0) / counts.sum(0).clamp(min=1)).sum()
-    return loss, torch.ones((), device=loss.device)
+    return errors.sum(0), counts.sum(0)
 
 
 def _measure(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -220,16 +224,15 @@ class Report(TrainerCallback):
 
     def __init__(self, room: Classroom, patience: int):
         self.room, self.patience = room, patience
-        self.errors = torch.zeros(len(room.students), dtype=torch.float64)
-        self.norms = torch.ones(len(room.students), dtype=torch.float64)
+        self.errors = torch.zeros(len(room.pupils), dtype=torch.float64)
+        self.norms = torch.ones(len(room.pupils), dtype=torch.float64)
 
     def summarise(self, prediction: Any) -> dict[str, float]:
         """Mean error per student; the loss is their sum, stopped ones with their lowest."""
         means = prediction.predictions.sum(0) / np.maximum(prediction.label_ids.sum(0), 1)
-        errors, norms = np.split(means, 2)
-        stopped = np.array(self.room.is_stopped)
-        self.errors = torch.from_numpy(np.where(stopped, self.room.best_error.cpu(), errors))
-        self.norms = torch.where(torch.from_numpy(stopped), self.norms, torch.from_numpy(norms))
+        errors, self.norms = (torch.from_numpy(half) for half in np.split(means, 2))
+        stopped = torch.tensor(self.room.is_stopped)
+        self.errors = torch.where(stopped, self.room.best_error.cpu(), errors)
         return {"loss": float(self.errors.sum())}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -239,7 +242,7 @@ class Report(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the students once per epoch."""
         if round(state.epoch or 0) > int(self.room.epochs_seen):
-            self.room.update(self.errors, self.patience)
+            self.room.update(self.errors, self.norms, self.patience)
         if all(self.room.is_stopped):
             control.should_training_stop = True
 
@@ -261,7 +264,7 @@ class Result:
 def tune(
     dense: Checkpoint,
     variants: list[Variant],
-    corpora: tuple[translation.Corpus, translation.Corpus],
+    corpora: tuple[Any, Any],
     options: train.Options,
     stats: Path | None = None,
 ) -> Result:
@@ -270,7 +273,7 @@ def tune(
     Args:
         dense: the dense model; its hooks are left behind, do not use it afterwards.
         variants: of this model; those that are removed pass through.
-        corpora: training and validation sentences.
+        corpora: training and validation data of the model's task.
         options: `early_stop` is the patience of every variant by itself; gradients are never
             clipped, because a norm over all variants would couple them.
         stats: CSV of the summed losses.
@@ -280,23 +283,17 @@ def tune(
         return Result(variants, None)
     room = Classroom(dense, pupils)
     report = Report(room, options.early_stop)
-    prefix = dense.info["prefix"]
-    data = (
-        translation.Pairs(corpora[0], dense.tokenizer, prefix),
-        translation.Pairs(corpora[1], dense.tokenizer, prefix, is_sorted=True),
-        translation.collator_for(dense),
-    )
     identity = {
         "model": dense.fingerprint,
         "variants": [variant.digest for variant in pupils],
         "data": [corpus.sha256 for corpus in corpora],
         "patience": options.early_stop,
-        "prefix": prefix,
+        "prefix": dense.info["prefix"],
     }
     outcome = train.run(
         room,
         room.masks(),
-        data,
+        train.data_of(dense, corpora),
         (_step, _measure),
         dataclasses.replace(options, early_stop=0, clip=0.0),
         identity,
@@ -306,22 +303,20 @@ def tune(
         summarise=report.summarise,
         keeps_best=False,
     )
-    return Result(_collect(variants, pupils, room, report), outcome)
+    return Result(_collect(variants, pupils, room), outcome)
 
 
-def _collect(
-    variants: list[Variant], pupils: list[Variant], room: Classroom, report: Report
-) -> list[Variant]:
+def _collect(variants: list[Variant], pupils: list[Variant], room: Classroom) -> list[Variant]:
     """Put the students' best weights into copies of their variants."""
     tuned = {}
-    norms = report.norms.clamp(min=1e-30)
+    norms = room.dense_norm.clamp(min=1e-30)
     for index, variant in enumerate(pupils):
         stats = {
             **variant.stats,
             "error_before": float(room.first_error[index] / norms[index]),
             "error_after": float(room.best_error[index] / norms[index]),
         }
-        tensors = room.students[index].tensors()
+        tensors = room.pupils[index].tensors()
         for name, mask in variant.masks.items():
             tensors[name] = torch.where(mask, tensors[name], 0.0)
         tuned[id(variant)] = dataclasses.replace(variant, tensors=tensors, stats=stats)

@@ -85,12 +85,16 @@ def read_json(path: Path) -> Any:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise FormatError(f'{path}: key "{key}" occurs twice in one object; keep one of them.')
+                raise FormatError(
+                    f'{path}: key "{key}" occurs twice in one object; keep one of them.'
+                )
             seen[key] = value
         return seen
 
     def no_constant(name: str) -> Any:
-        raise FormatError(f"{path}: {name} is not a number that JSON knows; write a value from 0 to 1.")
+        raise FormatError(
+            f"{path}: {name} is not a number that JSON knows; write a value from 0 to 1."
+        )
 
     try:
         return json.loads(
@@ -121,7 +125,9 @@ def assets(name: str) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise FormatError(f"assets/{name} is not in this installation (looked for {places[0]}); use a clone.")
+    raise FormatError(
+        f"assets/{name} is not in this installation (looked for {places[0]}); use a clone."
+    )
 
 
 def _umask() -> int:

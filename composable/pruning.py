@@ -64,9 +64,10 @@ def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> s
         chosen = methods.for_kind(kind, preferred)
     if entry.rate < 1 and (chosen is None or kind not in chosen.kinds):
         able = ", ".join(m.name for m in methods.METHODS if kind in m.kinds) or "none yet"
+        why = f"{entry.method} does not prune" if entry.method else "no method prunes"
         raise ConfigError(
-            f'"{name}" at rate {entry.rate:g}: {entry.method or "no method"} does not prune '
-            f"modules of kind {kind} (methods that do: {able}); use rate 0 or 1, or another method."
+            f'"{name}" at rate {entry.rate:g}: {why} modules of kind {kind} '
+            f"(methods that do: {able}); use rate 0 or 1, or another method."
         )
     return chosen.name if chosen else "remove"
 

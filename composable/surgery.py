@@ -53,7 +53,9 @@ def head_rows(kept: list[int], head_size: int) -> Tensor:
     return (heads[:, None] * head_size + torch.arange(head_size, device="cpu")).flatten()
 
 
-def slice_linear(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> nn.Linear:
+def slice_linear(
+    linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None
+) -> nn.Linear:
     """Make a smaller linear from the given output rows and input columns of `linear`.
 
     Returns:
@@ -104,7 +106,7 @@ def apply_structure(model: "PreTrainedModel", family: Family, structure: Structu
     """Give a dense `model` (also on the meta device) the shapes that `structure` describes.
 
     Raises:
-        ShapeError: a name is not in the model, a head does not exist, a stack would lose all layers.
+        ShapeError: an unknown name, a head that does not exist, a stack without layers.
     """
     modules = {module.name: module for module in family.modules(model)}
     for name in (
@@ -137,7 +139,9 @@ def _remove_layers(model: "PreTrainedModel", family: Family, names: list[str]) -
         if not removed:
             continue
         if len(removed) == len(layers):
-            raise ShapeError(f'all {len(layers)} layers of "{path}" would go; at least one must stay.')
+            raise ShapeError(
+                f'all {len(layers)} layers of "{path}" would go; at least one must stay.'
+            )
         family.before_layer_removal(layers, removed)
         stay = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in removed)
         parent, _, child = path.rpartition(".")
@@ -173,7 +177,7 @@ def name_after_removal(name: str, family: Family, removed_layers: list[str]) -> 
                 return None
             index = int(match.group(1))
             index -= sum(f"{path}.{lower}" in removed_layers for lower in range(index))
-            return f"{path}.{index}{name[match.end():]}"
+            return f"{path}.{index}{name[match.end() :]}"
     return name
 
 

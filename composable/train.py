@@ -1,39 +1,41 @@
-"""The one place that sets up transformers.Trainer: masks, early stopping, checkpoints, stats.csv."""
+"""The one place that sets up transformers.Trainer: loss, optimizer, checkpoints, resume."""
 
-import csv
-import io
 import json
 import logging
-import math
 import os
+import re
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
 
-from composable import cli, files
+from composable import files, tasks
+from composable.callbacks import (
+    EarlyStop,
+    FindBest,
+    LengthSampler,
+    Masks,
+    Progress,
+    SetEpoch,
+    Stats,
+    best_of,
+    rows_of,
+    stats_csv,
+)
+from composable.checkpoint import Checkpoint
 from composable.errors import UserError
 from composable.surgery import apply_masks
 
 log = logging.getLogger("composable")
-STATS_HEADER = (
-    "epoch",
-    "training_loss",
-    "validation_loss",
-    "training_seconds",
-    "validation_seconds",
-    "learning_rate",
-)
 #: Files a checkpoint of one process must have; Trainer accepts silently that some are missing.
 COMPLETE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -121,44 +123,12 @@ class Outcome:
         }
 
 
-class LengthSampler(Sampler[int]):
-    """Random order in which the sentences of a batch are about equally long.
-
-    The order is a function of (seed, epoch) alone, so that a run continues exactly and all
-    processes agree; transformers' group_by_length draws from the global generator instead.
-    """
-
-    def __init__(self, lengths: list[int], batch: int, seed: int):
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        pool = 50 * self.batch
-        ordered = [
-            index
-            for start in range(0, len(order), pool)
-            for index in sorted(order[start : start + pool], key=lambda i: -self.lengths[i])
-        ]
-        batches = [ordered[i : i + self.batch] for i in range(0, len(ordered), self.batch)]
-        full = [batch for batch in batches if len(batch) == self.batch]
-        rest = [batch for batch in batches if len(batch) < self.batch]
-        shuffled = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
-        return iter([index for batch in shuffled + rest for index in batch])
-
-
 class Trainer(transformers.Trainer):
     """transformers' Trainer with our sampler, optimizer, loss and validation.
 
     Args:
-        step: (model, batch) -> sum of the losses of a batch and the number of things summed.
+        step: (model, batch) -> sums of the losses of a batch and the numbers of things summed;
+            the loss is the sum of the means.
         measure: (model, batch) -> values and counts of every sample, each (batch, ...).
         options: settings.
         lengths: length of every training sample.
@@ -172,13 +142,27 @@ class Trainer(transformers.Trainer):
         # T5 ignores num_items_in_batch and Trainer counts labels from the second on: we count
         self.model_accepts_loss_kwargs = False
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LengthSampler(self._lengths, self._options.batch_size, self._options.seed)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Load our batches as they are; accelerate would fill up the last with other samples."""
+        assert self.train_dataset is not None
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=LengthSampler(
+                self._lengths,
+                self._options.batch_size,
+                self._options.seed,
+                self.args.process_index,
+                self.args.world_size,
+            ),
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make Adafactor with relative update sizes over everything that has a gradient."""
         if self.optimizer is None:
-            learned = [p for p in self.model.parameters() if p.requires_grad and p.numel()]
+            assert self.model is not None
+            learned = [p for p in self.model.parameters() if p.requires_grad]
             self.optimizer = Adafactor(
                 learned, lr=self._options.lr, scale_parameter=True, relative_step=False
             )
@@ -196,7 +180,7 @@ class Trainer(transformers.Trainer):
                 left = max(0.0, (num_training_steps - step) / max(1, num_training_steps - warm))
                 return final + (1 - final) * left
 
-            target = optimizer or self.optimizer
+            target: Any = optimizer or self.optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
         return self.lr_scheduler
 
@@ -206,9 +190,10 @@ class Trainer(transformers.Trainer):
         """Mean loss over the batch of all processes, so that two processes equal one."""
         total, count = self._step(model, inputs)
         world = self.accelerator.num_processes
-        if world > 1:
-            count = self.accelerator.reduce(count.detach().clone(), "sum") / world
-        return total / count
+        if world > 1:  # the gradients will be averaged over the processes
+            count = self.accelerator.reduce(count.detach().clone(), "sum")
+            total = total * world
+        return (total / count.clamp(min=1)).sum()
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
@@ -219,159 +204,15 @@ class Trainer(transformers.Trainer):
             values, counts = self._measure(model, inputs)
         return None, values.double(), counts.double()
 
-
-class Stats(TrainerCallback):
-    """Keeps one row per epoch in the trainer's state (so a resumed run has all), and the CSV."""
-
-    def __init__(self, path: Path | None):
-        self.path, self.loss, self.lr, self.started, self.seconds = path, None, 0.0, 0.0, 0.0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock before validation."""
-        self.seconds = time.perf_counter() - self.started
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Pick up the training loss of the epoch."""
-        if logs and "loss" in logs:
-            self.loss, self.lr = logs["loss"], logs["learning_rate"]
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
-    ) -> None:
-        """Add the row of this epoch."""
-        epoch = round(state.epoch or 0)
-        rows = rows_of(state)
-        if metrics is None or (rows and rows[-1]["epoch"] >= epoch):
-            return  # a resumed run validates once more before it starts
-        row = {
-            "epoch": epoch,
-            "training_loss": self.loss if epoch else None,
-            "validation_loss": metrics["eval_loss"],
-            "training_seconds": round(self.seconds, 3) if epoch else 0.0,
-            "validation_seconds": round(metrics.get("eval_runtime", 0.0), 3),
-            "learning_rate": self.lr if epoch else 0.0,
-        }
-        state.log_history.append({"stats": row})
-        if self.path and state.is_world_process_zero:
-            files.write_text(self.path, stats_csv(rows_of(state)))
-
-
-class EarlyStop(TrainerCallback):
-    """Stops after `patience` epochs without a lower validation loss, seen from the stats alone."""
-
-    def __init__(self, patience: int):
-        self.patience = patience
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Compare the last epochs with the best."""
-        losses = [row["validation_loss"] for row in rows_of(state)]
-        if losses and not math.isfinite(losses[-1]):
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk can be all three
+            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"validation loss became {losses[-1]} in epoch {len(losses) - 1}; use a lower --lr."
-            )
-        if self.patience and losses and len(losses) - 1 - best_of(losses) >= self.patience:
-            control.should_training_stop = True
-
-
-class Masks(TrainerCallback):
-    """Keeps pruned weights exactly zero through every optimizer step."""
-
-    def __init__(self, masks: dict[str, Tensor]):
-        self.masks = masks
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mask the gradients too, so that no statistic of the optimizer sees a pruned weight."""
-        parameters = dict(kwargs["model"].named_parameters())
-        device = next(iter(parameters.values())).device
-        self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
-        for name, mask in self.masks.items():
-            parameters[name].register_hook(lambda grad, mask=mask: torch.where(mask, grad, 0.0))
-        apply_masks(kwargs["model"], self.masks)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Undo what the step did to pruned weights."""
-        apply_masks(kwargs["model"], self.masks)
-
-
-class Progress(TrainerCallback):
-    """A progress bar on stderr, and one line per epoch in the log."""
-
-    def __init__(self, label: str):
-        self.label, self.bar = label, None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where a resumed run stands."""
-        shown = cli.shows_progress() and state.is_world_process_zero
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.label,
-            unit="step",
-            disable=not shown,
-            mininterval=1,
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Advance."""
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log the epoch."""
-        rows = rows_of(state)
-        if rows and state.is_world_process_zero:
-            row = rows[-1]
-            trained = "" if row["training_loss"] is None else f"trained {row['training_loss']:.4f}, "
-            log.info(
-                "%s: epoch %d: %svalidation loss %.4f (%.0f s)",
-                self.label,
-                row["epoch"],
-                trained,
-                row["validation_loss"],
-                row["training_seconds"] + row["validation_seconds"],
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
-class SetEpoch(TrainerCallback):
-    """Tells the sampler the epoch; after a resume with several processes Trainer does not."""
-
-    def on_epoch_begin(
-        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        """Find our sampler below the wrappers and set it."""
-        sampler = train_dataloader
-        while sampler is not None and not isinstance(sampler, LengthSampler):
-            inner = (getattr(sampler, name, None) for name in ("batch_sampler", "sampler"))
-            sampler = next((s for s in inner if s is not None and s is not sampler), None)
-        if sampler is not None:
-            sampler.set_epoch(int((state.epoch or 0) + 1e-6))
-
-
-def rows_of(state: Any) -> list[dict[str, Any]]:
-    """Rows of the stats that a trainer's state holds."""
-    return [entry["stats"] for entry in state.log_history if "stats" in entry]
-
-
-def best_of(losses: list[float]) -> int:
-    """Index of the first lowest value."""
-    return min(range(len(losses)), key=losses.__getitem__)
-
-
-def stats_csv(rows: list[dict[str, Any]]) -> str:
-    """Render the stats; a value that does not exist (training loss of epoch 0) is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(STATS_HEADER)
-    for row in rows:
-        writer.writerow("" if row[key] is None else row[key] for key in STATS_HEADER)
-    return text.getvalue()
+                f"{self.args.output_dir}: a checkpoint could not be written ({reason}); check the "
+                "space left and the permissions, or choose another --checkpoint-dir."
+            ) from error
 
 
 def select_device(device: str) -> str:
@@ -381,7 +222,7 @@ def select_device(device: str) -> str:
         UserError: no such device.
     """
     name, _, index = device.partition(":")
-    if name not in ("auto", "cpu", "cuda") or (index and not index.isdigit()):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
         raise UserError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
     if name == "cuda" and index and not torch.cuda.is_initialized():
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", index)
@@ -428,29 +269,37 @@ def run(
     device = select_device(options.device)
     folder = _run_folder(options, identity, label)
     start = {name: t.detach().clone() for name, t in model.state_dict().items()}
-    trainer = Trainer(
-        step=functions[0],
-        measure=functions[1],
-        options=options,
-        lengths=training.lengths,  # type: ignore[attr-defined]
-        model=model,
-        args=_arguments(options, folder, device, keeps_best),
-        train_dataset=training,
-        eval_dataset=validation,
-        data_collator=collate,
-        compute_metrics=summarise or mean_of_samples,
-        callbacks=[Stats(stats), EarlyStop(options.early_stop), Masks(masks), SetEpoch(),
-                   Progress(label), *callbacks],
-    )  # fmt: skip
+    for parameter in model.parameters():
+        if not parameter.numel():  # of an attention without heads; never has a gradient
+            parameter.requires_grad_(False)
+    try:
+        trainer = Trainer(
+            step=functions[0],
+            measure=functions[1],
+            options=options,
+            lengths=training.lengths,  # type: ignore[attr-defined]
+            model=model,
+            args=_arguments(options, folder, device, keeps_best),
+            train_dataset=training,
+            eval_dataset=validation,
+            data_collator=collate,
+            compute_metrics=summarise or mean_of_samples,
+            callbacks=[Stats(stats), EarlyStop(options.early_stop), Masks(masks), SetEpoch(),
+                       FindBest(), Progress(label), *callbacks],
+        )  # fmt: skip
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UserError(f"these training options do not work here: {error}") from error
     trainer.remove_callback(transformers.PrinterCallback)  # it prints to stdout
     latest = _latest_checkpoint(folder, trainer.args.world_size) if options.resume else None
     if latest is None and trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    resumed = _epoch_of(latest)
-    if latest:
+    resumed = _epoch_of(latest) if latest else None
+    if latest and resumed is not None:
         log.info("%s: continuing after epoch %d (%s)", label, resumed, latest)
-    _silence_tied_weights()
+        if _was_stopped(latest):  # Trainer would forget it and take one more step
+            trainer.args.num_train_epochs = resumed
+    _silence_remarks()
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     rows = rows_of(trainer.state)
     best = best_of([row["validation_loss"] for row in rows])
@@ -462,42 +311,55 @@ def run(
     return Outcome(rows, best, resumed, trainer.is_world_process_zero(), folder)
 
 
+def data_of(model: Checkpoint, corpora: tuple[Any, Any]) -> tuple[Any, Any, Callable[..., Any]]:
+    """Return the training set, the validation set (longest first) and the collator for `run`."""
+    task = tasks.by_name(model.info["task"])
+    return (
+        task.dataset(corpora[0], model),
+        task.dataset(corpora[1], model, is_sorted=True),
+        task.collator(model),
+    )
+
+
 def _arguments(options: Options, folder: Path, device: str, keeps_best: bool) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batch_size % world:
-        raise UserError(f"--batch-size {options.batch_size} does not divide among {world} processes.")
-    if options.report_to == "tensorboard":
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(options.checkpoint_dir / "runs"))
-    try:
-        args = TrainingArguments(
-            output_dir=str(folder),
-            num_train_epochs=options.epochs,
-            per_device_train_batch_size=options.batch_size // world,
-            per_device_eval_batch_size=max(1, options.batch_size // world),
-            learning_rate=options.lr,
-            max_grad_norm=options.clip,
-            seed=options.seed,
-            bf16=options.dtype == "bfloat16",
-            fp16=options.dtype == "float16",
-            use_cpu=device == "cpu",
-            eval_strategy="epoch",
-            eval_on_start=True,
-            save_strategy="epoch",
-            logging_strategy="epoch",
-            logging_nan_inf_filter=False,
-            save_total_limit=1,
-            load_best_model_at_end=keeps_best,
-            metric_for_best_model="loss",
-            greater_is_better=False,
-            report_to=options.report_to,
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            dataloader_pin_memory=device == "cuda",
-            ddp_find_unused_parameters=not keeps_best,
+        raise UserError(
+            f"--batch-size {options.batch_size} does not divide among {world} processes."
         )
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"these training options do not work here: {error}") from error
+    if options.dtype == "float16" and device == "cpu":  # accelerate would stay at float32
+        raise UserError("--dtype float16 trains on a GPU only; use bfloat16 or float32 on the CPU.")
+    if options.report_to == "tensorboard":
+        place = options.checkpoint_dir / "runs" / folder.name
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(place))
+    args = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size // world,
+        per_device_eval_batch_size=max(1, options.batch_size // world),
+        learning_rate=options.lr,
+        max_grad_norm=options.clip,
+        seed=options.seed,
+        bf16=options.dtype == "bfloat16",
+        fp16=options.dtype == "float16",
+        use_cpu=device == "cpu",
+        eval_strategy="epoch",
+        eval_on_start=True,
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        logging_nan_inf_filter=False,
+        save_total_limit=1,
+        load_best_model_at_end=keeps_best,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        report_to=options.report_to,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=device == "cuda",
+        # students that stopped; a position bias whose attentions are all gone
+        ddp_find_unused_parameters=True,
+    )
     args._n_gpu = min(1, args.n_gpu)  # several GPUs are used through torchrun, never DataParallel
     return args
 
@@ -527,22 +389,37 @@ def _latest_checkpoint(folder: Path, world_size: int) -> Path | None:
 
 
 def _is_complete(path: Path, world_size: int) -> bool:
-    names = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
+    names = (
+        ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
+    )
     if not all((path / name).is_file() for name in (*COMPLETE, *names)):
         return False
     try:
-        state = json.loads((path / "trainer_state.json").read_text())
-    except ValueError:
+        state = _state_of(path)
+    except (OSError, ValueError):  # with several processes another one may be removing it
         return False
-    return state.get("global_step") == int(path.name.rpartition("-")[2])
+    if state.get("global_step") != int(path.name.rpartition("-")[2]):
+        return False
+    best = state.get("best_global_step")
+    return not best or (path.with_name(f"checkpoint-{best}") / "model.safetensors").is_file()
 
 
-def _epoch_of(path: Path | None) -> int | None:
-    if path is None:
-        return None
-    return round(json.loads((path / "trainer_state.json").read_text())["epoch"])
+def _epoch_of(path: Path) -> int:
+    return round(_state_of(path)["epoch"])
 
 
-def _silence_tied_weights() -> None:
-    """Hide Trainer's remark that tied weights are not stored twice."""
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
+def _was_stopped(path: Path) -> bool:
+    """Tell whether the training was over when the checkpoint was written."""
+    control = _state_of(path)["stateful_callbacks"]["TrainerControl"]
+    return bool(control["args"]["should_training_stop"])
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((path / "trainer_state.json").read_text())
+    return state
+
+
+def _silence_remarks() -> None:
+    """Hide the remarks that tied weights are not stored twice, and on the age of checkpoints."""
+    for name in ("transformers.trainer", "transformers.trainer_utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from composable import bundle, checkpoint, cost, distill, files, train
+from composable import bundle, checkpoint, cost, distill, tasks, train
 from composable.bundle import Bundle, Variant
 from composable.checkpoint import Checkpoint
 from composable.errors import MismatchError
-from composable.tasks import translation
-from composable.tasks.translation import Corpus
 
 
 def tune_model(
@@ -30,30 +28,25 @@ def tune_model(
         stats: CSV to write.
         training: settings.
         label: name of the run.
-        data: see `translation.corpus_folder`.
+        data: the `--data` option.
         limit: pairs of each split.
 
     Returns:
         The closing report.
     """
     corpora = _corpora(composed, data, limit)
-    prefix = composed.info["prefix"]
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
         "masks": checkpoint.fingerprint_of({}, composed.masks),
         "structure": composed.structure,
         "data": [corpus.sha256 for corpus in corpora],
-        "prefix": prefix,
+        "prefix": composed.info["prefix"],
     }
     outcome = train.run(
         composed.model,
         composed.masks,
-        (
-            translation.Pairs(corpora[0], composed.tokenizer, prefix),
-            translation.Pairs(corpora[1], composed.tokenizer, prefix, is_sorted=True),
-            translation.collator_for(composed),
-        ),
-        translation.training_functions(training.smoothing),
+        train.data_of(composed, corpora),
+        tasks.by_name(composed.info["task"]).functions(training.smoothing),
         training,
         identity,
         stats,
@@ -94,7 +87,7 @@ def tune_variants(
         stats: CSV of the summed losses per epoch.
         table: CSV of the variants' relative errors.
         training: settings.
-        data: see `translation.corpus_folder`.
+        data: the `--data` option.
         limit: pairs of each split.
 
     Returns:
@@ -124,12 +117,10 @@ def tune_variants(
     }
 
 
-def _corpora(model: Checkpoint, data: str | None, limit: int | None) -> tuple[Corpus, Corpus]:
-    folder = translation.corpus_folder(data, model.info.get("data"))
-    return (
-        translation.read_corpus(folder, "train", limit),
-        translation.read_corpus(folder, "valid", limit),
-    )
+def _corpora(model: Checkpoint, data: str | None, limit: int | None) -> tuple[Any, Any]:
+    """Read the training and the validation split for the model's task."""
+    task, default = tasks.by_name(model.info["task"]), model.info.get("data")
+    return task.read(data, default, "train", limit), task.read(data, default, "valid", limit)
 
 
 def _union(readers: list[bundle.Reader]) -> list[Variant]:

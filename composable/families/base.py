@@ -117,6 +117,4 @@ class Family:
         role_q = next(part for role, part in self.attention_parts if role == "q")
         heads = getattr(child, role_q).weight.shape[0] // head_size
         is_cross = re.fullmatch(self.cross_attention, name) is not None
-        return Module(
-            name, "attention", stack, self.attention_parts, heads, head_size, is_cross
-        )
+        return Module(name, "attention", stack, self.attention_parts, heads, head_size, is_cross)

@@ -1,4 +1,4 @@
-"""T5 v1.0 (relu), v1.1, Flan and mT5 (gated): names, and the position bias that all layers share."""
+"""T5 v1.0 (relu), v1.1, Flan and mT5 (gated): names, and the position bias all layers share."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ def _hand_over_bias(layers: "nn.ModuleList", removed: set[int]) -> None:
     hand_over_bias(layers, removed)
 
 
-def _replay(args: Any, kwargs: dict[str, Any], output: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _replay(
+    args: Any, kwargs: dict[str, Any], output: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give a variant the position bias that the dense attention used (it hands on all heads)."""
     return tuple(args), {**kwargs, "position_bias": output[1], "past_key_values": None}
 

@@ -86,7 +86,8 @@ def adapt_attention(attention: nn.Module, kept_heads: list[int] | None) -> None:
         kept_heads: ids of its heads in the dense model; None where it keeps what it has.
     """
     if not isinstance(attention, PrunedAttention):
-        attention.__class__ = pruned_class(type(attention))
+        dense: Any = type(attention)
+        attention.__class__ = pruned_class(dense)
         heads = list(range(int(attention.n_heads)))  # type: ignore[arg-type]
         kept_heads = heads if kept_heads is None else kept_heads
     if kept_heads is not None:

@@ -15,7 +15,9 @@ def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Rank attention heads by the l1 norm of their projections.
 
     Args:
-        q, k, v: projection weights, each (heads * head_size, hidden).
+        q: projection weight, (heads * head_size, hidden).
+        k: as q.
+        v: as q.
         heads: number of heads; must divide the first dimension.
 
     Returns:
@@ -30,9 +32,7 @@ def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         if heads < 1 or weight.shape[0] % heads:
             raise ShapeError(f"{weight.shape[0]} rows do not divide into {heads} heads.")
     # float64, so that the ranking does not depend on the order of summation
-    return sum(
-        weight.detach().double().abs().reshape(heads, -1).sum(1) for weight in (q, k, v)
-    )  # type: ignore[return-value]
+    return sum(weight.detach().double().abs().reshape(heads, -1).sum(1) for weight in (q, k, v))  # type: ignore[return-value]
 
 
 def kept_heads(importance: Tensor, rate: float) -> list[int]:

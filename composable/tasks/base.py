@@ -1,12 +1,12 @@
-"""What a task is: data and a metric; and Score, a number with its signature."""
+"""What a task is: data, a loss and a metric; and Score, a number with its signature."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from composable.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Score:
 
 
 class Task(ABC):
-    """Data and a metric for one kind of model.
+    """Data, a loss and a metric for one kind of model.
 
     Attributes:
         name: as in a checkpoint's info["task"] ("translation").
@@ -44,16 +44,54 @@ class Task(ABC):
     name: str
 
     @abstractmethod
-    def batches(self, split: str, tokenizer: Any) -> Iterable[dict[str, "Tensor"]]:
-        """Yield one pass over a split ("train", "valid", "test") as tokenised, padded batches.
+    def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Any:
+        """Read one split: train, valid or test.
 
-        Every batch holds an attention mask, and labels that are -100 where there is padding.
+        Args:
+            data: the `--data` option; None takes the default.
+            default: what the model file asks for.
+            split: train, valid or test.
+            limit: take the first so many samples only.
+
+        Returns:
+            A corpus; its attributes `name`, `split` and `sha256` say what was read.
+
+        Raises:
+            UserError: there is no such data, or it is not what it should be.
         """
 
     @abstractmethod
-    def loss(self, model: Any, batch: dict[str, "Tensor"]) -> "Tensor":
-        """Return the scalar training loss of one batch: the mean over its unpadded labels."""
+    def dataset(self, corpus: Any, checkpoint: "Checkpoint", is_sorted: bool = False) -> Any:
+        """Tokenise a corpus once, as the model wants it.
+
+        Returns:
+            A dataset of dicts with an attribute `lengths`; longest first where `is_sorted`.
+        """
 
     @abstractmethod
-    def evaluate(self, model: Any) -> Score:
-        """Measure the model on the test split."""
+    def collator(self, checkpoint: "Checkpoint") -> Callable[[list[Any]], dict[str, Any]]:
+        """Return what pads a list of samples to a batch: an attention mask, and labels of -100."""
+
+    @abstractmethod
+    def functions(self, smoothing: float = 0.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return (step, measure).
+
+        step: (model, batch) -> summed loss and the count it is summed over.
+        measure: (model, batch) -> the same for every sample, without label smoothing.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, checkpoint: "Checkpoint", corpus: Any, settings: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Measure a model on a corpus.
+
+        Args:
+            checkpoint: dense or composed.
+            corpus: from `read`.
+            settings: num_beams, batch_tokens, max_length, device, dtype.
+
+        Returns:
+            The model's answer to every sample, and the part of the report that is the task's:
+            scores with their signatures, loss, speed, what the data was.
+        """

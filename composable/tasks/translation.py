@@ -1,7 +1,9 @@
 """English to German: reading parallel text, tokenising it once, and the cross-entropy."""
 
+import dataclasses
 import gzip
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from torch.utils.data import Dataset
 
 from composable import files, hub
 from composable.errors import FormatError, UserError
+from composable.tasks import metrics
+from composable.tasks.base import Task
 from composable.tasks.multi30k import MULTI30K
+from composable.tasks.translation_decode import autocast, translate
 
 #: Names a split may have as a file, the first that exists is read.
 SPLITS = {
@@ -62,7 +67,7 @@ def corpus_folder(data: str | None, default: str | None = None) -> Path:
         return folder
     if not Path(name).is_dir():
         raise UserError(
-            f'--data {name}: no such folder; give one with train.en, train.de, val.en, ..., or '
+            f"--data {name}: no such folder; give one with train.en, train.de, val.en, ..., or "
             '"multi30k", or "embedded".'
         )
     return Path(name)
@@ -132,8 +137,7 @@ class Pairs(Dataset[dict[str, Any]]):
         source = tokenizer([prefix + text for text in corpus.source], **_TOKENS)["input_ids"]
         target = tokenizer(text_target=corpus.target, **_TOKENS)["input_ids"]
         self.items = [
-            {"input_ids": ids, "labels": labels}
-            for ids, labels in zip(source, target, strict=True)
+            {"input_ids": ids, "labels": labels} for ids, labels in zip(source, target, strict=True)
         ]
         if is_sorted:
             self.items.sort(key=lambda item: -(len(item["input_ids"]) + len(item["labels"])))
@@ -160,6 +164,7 @@ class Collator:
         self.pad, self.start = pad_token_id, decoder_start_token_id
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad `items`, each with lists input_ids and labels."""
         ids = _pad([item["input_ids"] for item in items], self.pad)
         lengths = torch.tensor([len(item["input_ids"]) for item in items])
         labels = _pad([item["labels"] for item in items], -100)
@@ -246,3 +251,69 @@ def training_functions(smoothing: float = 0.0) -> tuple[Any, Any]:
         return losses.sum(), (labels != -100).sum()
 
     return step, sentence_losses
+
+
+class Translation(Task):
+    """English to German, scored by BLEU."""
+
+    name = "translation"
+
+    def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Corpus:
+        """Read a split of `--data`, see `corpus_folder` and `read_corpus`."""
+        corpus = read_corpus(corpus_folder(data, default), split, limit)
+        is_embedded = (data or default) == "embedded"
+        return dataclasses.replace(corpus, name="embedded") if is_embedded else corpus
+
+    def dataset(self, corpus: Corpus, checkpoint: Any, is_sorted: bool = False) -> Pairs:
+        """Tokenise; the prefix of the source belongs to the model."""
+        return Pairs(corpus, checkpoint.tokenizer, checkpoint.info["prefix"], is_sorted)
+
+    def collator(self, checkpoint: Any) -> Collator:
+        """Return the collator for the model's special tokens."""
+        return collator_for(checkpoint)
+
+    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
+        """Return (step, measure): token cross-entropies of a batch, and per sentence."""
+        return training_functions(smoothing)
+
+    def evaluate(
+        self, checkpoint: Any, corpus: Corpus, settings: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Translate, and score by sacreBLEU, the thesis's BLEU and the cross-entropy."""
+        device, dtype = settings["device"], getattr(torch, settings["dtype"])
+        sources = [checkpoint.info["prefix"] + line for line in corpus.source]
+        keys = ("num_beams", "batch_tokens", "max_length", "device")
+        started = time.perf_counter()
+        lines = translate(
+            checkpoint.model,
+            checkpoint.tokenizer,
+            sources,
+            **{key: settings[key] for key in keys},
+            dtype=dtype,
+        )
+        seconds = time.perf_counter() - started
+        with autocast(device, dtype):
+            loss = cross_entropy(checkpoint, corpus, device=device)
+        return lines, {
+            "bleu": metrics.sacrebleu_score(lines, corpus.target).to_json(),
+            "bleu_thesis": metrics.thesis_bleu(lines, corpus.target).to_json(),
+            "loss": round(loss, 6),
+            "sentences": len(lines),
+            "sentences_per_second": round(len(lines) / seconds, 2),
+            "data": _described(corpus),
+        }
+
+
+def _described(corpus: Corpus) -> dict[str, Any]:
+    """Say which text it was; the reference's hash is that of a file with every line ended."""
+    text = "".join(f"{line}\n" for line in corpus.target)
+    return {
+        "name": corpus.name,
+        "split": corpus.split,
+        "count": len(corpus.target),
+        "sha256": corpus.sha256,
+        "reference_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+TRANSLATION = Translation()

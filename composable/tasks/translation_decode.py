@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH_TOKENS = 4096
-MAX_LENGTH = 128
+MAX_LENGTH = 80
 
 
 def translate(

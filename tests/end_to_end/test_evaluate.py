@@ -245,7 +245,7 @@ def evaluation(
         "source_length": 32,
         "target_length": 32,
         "data": {"name": "data", "split": "test", "count": 7, "sha256": "ab"},
-        "settings": {"num_beams": 1},
+        "settings": {"num_beams": 1, "max_length": 80},
     }
 
 
@@ -316,6 +316,7 @@ def test_report_with_a_missing_picture(out: Path) -> None:
         ({"bleu": {"value": 1.0, "signature": "other"}}, "the signature is other"),
         ({"data": {"count": 3}}, "the data is {'count': 3}"),
         ({"settings": {"num_beams": 4}}, "the number of beams is 4"),
+        ({"settings": {"num_beams": 1, "max_length": 9}}, "the maximum length is 9"),
         ({"source_length": 8}, "the length for the MACs is (8, 32)"),
     ],
 )
@@ -329,10 +330,47 @@ def test_report_refuses_to_compare_unlike_evaluations(
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"bleu": 3}', "no json"])
-def test_report_refuses_other_files(out: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", 'no valid "bleu.value"'),
+        ("[]", 'no valid "bleu.value"'),
+        ('{"bleu": 3}', 'no valid "bleu.value"'),
+        (json.dumps(evaluation(1.0) | {"parameters": None}), 'no valid "parameters"'),
+        (json.dumps(evaluation(1.0) | {"source_length": "8"}), 'no valid "source_length"'),
+        ("no json", "not a JSON file"),
+    ],
+)
+def test_report_refuses_other_files(out: Path, content: str, message: str) -> None:
     (out / "eval_dense.json").write_text(content)
     result = run(report.main, "-d", out)
     assert result.exit_code == 1
-    assert "eval_dense.json: " in result.stderr
+    assert f"eval_dense.json: {message}" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_removed_modules_cost_nothing_and_still_translate(folder: Path, tmp_path: Path) -> None:
+    """An attention without heads, one with two, no ffn: through a file and the command."""
+    from composable.surgery import apply_structure
+
+    model = checkpoint.load(folder / "model.pth")
+    attention, cross = (
+        "encoder.block.0.layer.0.SelfAttention",
+        "decoder.block.1.layer.1.EncDecAttention",
+    )
+    ffn = "decoder.block.0.layer.2.DenseReluDense"
+    dense = cost.macs(model.model, model.family).by_module
+    model.structure = {
+        "kept_heads": {attention: [], cross: [1, 3]},
+        "removed_ffns": [ffn],
+        "removed_layers": [],
+    }
+    apply_structure(model.model, model.family, model.structure)
+    checkpoint.save(tmp_path / "model.pth", model)
+    (tmp_path / "data").symlink_to(folder / "data")
+    found = evaluated(tmp_path)
+    left = sum(dense.values()) - dense[attention] - dense[ffn] - dense[cross] // 2
+    assert found["macs_per_token"] == pytest.approx(left / 64, abs=0.01)
+    gone = 4 * 32 * 32 + 4 * 32 * 16 + 2 * 32 * 48
+    assert found["removed"] == pytest.approx(gone / (found["parameters"] + gone), abs=1e-5)
+    assert found["sparsity"] == 0

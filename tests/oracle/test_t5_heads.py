@@ -25,17 +25,19 @@ CROSSING = [f"decoder.block.{i}.{CROSS}" for i in range(LAYERS)]
 PLANS: dict[str, dict[str, list[int]]] = {
     "first block only": {ENCODER[0]: [0, 2], DECODER[0]: [1], CROSSING[0]: [3]},
     "later blocks only": {ENCODER[1]: [0, 3], DECODER[2]: [1, 2, 3], CROSSING[1]: [1, 2]},
-    "encoder": dict.fromkeys(ENCODER, [1, 3]),
-    "decoder": dict.fromkeys(DECODER, [2, 3]),
-    "cross": dict.fromkeys(CROSSING, [1]),
+    "encoder": {name: [1, 3] for name in ENCODER},
+    "decoder": {name: [2, 3] for name in DECODER},
+    "cross": {name: [1] for name in CROSSING},
     "different counts": {
         ENCODER[0]: [3], ENCODER[1]: [0, 1, 3], ENCODER[2]: [1, 2],
         DECODER[0]: [0, 2, 3], DECODER[1]: [1], DECODER[2]: [0, 3],
         CROSSING[0]: [2], CROSSING[1]: [0, 1], CROSSING[2]: [1, 2, 3],
     },
     "first attentions without heads": {ENCODER[0]: [], DECODER[0]: [], CROSSING[0]: []},
-    "a later attention without heads": {ENCODER[1]: [], DECODER[2]: [], CROSSING[1]: [], DECODER[0]: [1]},
-    "no head at all": dict.fromkeys([*ENCODER, *DECODER, *CROSSING], []),
+    "a later attention without heads": {
+        ENCODER[1]: [], DECODER[2]: [], CROSSING[1]: [], DECODER[0]: [1],
+    },
+    "no head at all": {name: [] for name in [*ENCODER, *DECODER, *CROSSING]},
 }  # fmt: skip
 # the plans that have gone wrong in caches: layer 0 tells generate how long the text is
 CACHE_PLANS = [
@@ -56,7 +58,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def model(kind: str = "v1.0", attention: str = "sdpa", seed: int = 0) -> Any:
-    """Weights at 0.6 of the usual: the gated models amplify rounding, at 1 to 3e-5 by themselves."""
+    """Weights at 0.6 of the usual: at 1 the gated models amplify rounding to 3e-5 by themselves."""
     built = tiny.t5(
         seed, attention=attention, num_layers=LAYERS, num_decoder_layers=LAYERS, **MODELS[kind]
     )

@@ -16,7 +16,7 @@ A = "encoder.block.0.layer.0.SelfAttention"
 CROSS = "decoder.block.1.layer.1.EncDecAttention"
 FFN = "encoder.block.1.layer.1.DenseReluDense"
 LAYER = "decoder.block.0"
-WI, O = f"{FFN}.wi", f"{CROSS}.o"
+WI = f"{FFN}.wi"
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +181,10 @@ def test_the_dense_model_stays_as_it_is() -> None:
     [
         (
             {FFN: [Entry(0.5)]},
-            f'"{FFN}" at rate 0.5: no method does not prune modules of kind ffn '
+            f'"{FFN}" at rate 0.5: no method prunes modules of kind ffn '
             "(methods that do: none yet); use rate 0 or 1, or another method.",
         ),
-        ({LAYER: [Entry(0.25)]}, f'"{LAYER}" at rate 0.25: no method does not prune'),
+        ({LAYER: [Entry(0.25)]}, f'"{LAYER}" at rate 0.25: no method prunes modules of kind layer'),
         (
             {A: [Entry(0.5, "l1")]},
             f'"{A}" at rate 0.5: l1 does not prune modules of kind attention '
@@ -194,10 +194,6 @@ def test_the_dense_model_stays_as_it_is() -> None:
         ({A: [pair(0.25, 0.3, None, "head_l1")]}, f'"{A}.o" at rate 0.3: head_l1 does not prune'),
         ({WI: [Entry(0.3, "magic")]}, 'unknown method "magic"; known are l1, head_l1.'),
         ({WI: [Entry(1.0, "magic")]}, 'unknown method "magic"; known are l1, head_l1.'),
-        ({"encoder.block.9": [Entry(1.0)]}, 'no module "encoder.block.9" in this model'),
-        ({WI: [Entry(1.0)]}, f'"{WI}" at rate 1'),
-        ({A: [pair(0.25, 1.0)]}, f'"{A}.o" at rate 1'),
-        ({A: [pair(1.0, 0.3)]}, f'"{A}" at rate 1'),
     ],
 )
 def test_what_cannot_be_pruned_is_refused(

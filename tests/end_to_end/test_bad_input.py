@@ -1,0 +1,684 @@
+"""Bad input through every script: one line on stderr, exit 1 (2: usage), no file, no traceback."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composable import callbacks, checkpoint, files
+from tests import tiny
+from tests.end_to_end.conftest import ROOT, Run, Workshop, call, files_in, save_model
+
+#: A command of every script that works: each case below changes one thing in it. {out} is the
+#: folder that must stay empty.
+COMMANDS: dict[str, dict[str, str]] = {
+    "download_model.py": {"-m": "{pretrained}", "-o": "{out}/model.pth"},
+    "config_generator.py": {"-m": "{model}", "-o": "{out}/conf.json"},
+    "prune_scheme_generator.py": {"-i": "{conf}", "-o": "{out}/conf_prune.json"},
+    "prune.py": {"-m": "{model}", "-c": "{scheme}", "-o": "{out}/modules.npy"},
+    "compose_model.py": {
+        "-m": "{model}", "-p": "{modules}", "-c": "{conf}", "-n": "0", "-o": "{out}/composed.pth",
+    },
+    "baseline_finetuning.py": {
+        "-m": "{composed}", "-o": "{out}/baseline.pth", "--stats": "{out}/stats.csv",
+        "--epochs": "1", "--limit": "8", "--checkpoint-dir": "{out}/checkpoints",
+    },
+    "block_level_finetuning.py": {
+        "-m": "{model}", "-p": "{modules}", "-o": "{out}/tuned.npy", "--stats": "{out}/stats.csv",
+        "--epochs": "1", "--limit": "8", "--checkpoint-dir": "{out}/checkpoints",
+    },
+    "model_level_finetuning.py": {
+        "-m": "{model}", "-p": "{modules}", "-c": "{conf}", "-n": "0", "-o": "{out}/tuned.pth",
+        "--stats": "{out}/stats.csv", "--epochs": "1", "--limit": "8",
+        "--checkpoint-dir": "{out}/checkpoints",
+    },
+    "evaluate.py": {"-m": "{composed}", "-o": "{out}/eval.json", "--limit": "4"},
+    "plot_loss.py": {"": "{stats}", "-o": "{out}/loss.png"},
+    "report.py": {"-d": "{evaluations}", "-o": "{out}/report.md"},
+}  # fmt: skip
+TRAININGS = ("baseline_finetuning.py", "block_level_finetuning.py", "model_level_finetuning.py")
+COMPOSING = ("compose_model.py", "model_level_finetuning.py")
+ATTENTION = "encoder.block.0.layer.0.SelfAttention"
+WI = "encoder.block.0.layer.1.DenseReluDense.wi"
+FFN = "encoder.block.0.layer.1.DenseReluDense"
+
+
+@pytest.fixture(scope="module")
+def places(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What stands in braces in the commands: good files, and all kinds of wrong ones."""
+    folder = tmp_path_factory.mktemp("wrong")
+    found: dict[str, Any] = {**vars(workshop), "nowhere": folder / "nowhere" / "file"}
+    found["empty"] = folder / "empty"
+    found["text"] = folder / "text"
+    found["json"] = folder / "some.json"
+    found["folder"] = folder / "folder"
+    found["below_a_file"] = folder / "text" / "file"
+    found["empty"].write_bytes(b"")
+    found["text"].write_text("no such thing\n")
+    found["json"].write_text('{"some": "thing"}')
+    found["folder"].mkdir()
+    found["other_conf"], found["deep"] = folder / "other_conf.json", folder / "deep.pth"
+    save_model(found["deep"], workshop.corpus, num_layers=3)
+    run = call("config_generator.py", "-m", found["deep"], "-o", found["other_conf"], cwd=folder)
+    assert run.code == 0
+    found["pretrained"] = folder / "pretrained"
+    dense = checkpoint.load(workshop.model)
+    dense.model.save_pretrained(found["pretrained"])
+    dense.tokenizer.save_pretrained(found["pretrained"])
+    found["evaluations"] = folder / "evaluations"
+    found["evaluations"].mkdir()
+    for name in ("dense", "pruned_0", "block_0", "model_0"):
+        path = found["evaluations"] / f"eval_{name}.json"
+        model = workshop.model if name == "dense" else workshop.composed
+        run = call("evaluate.py", "-m", model, "-o", path, "--limit", 2, cwd=folder)
+        assert run.code == 0
+    return {name: str(path) for name, path in found.items()}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+def run(script: str, changes: dict[str, str], places: dict[str, str], out: Path, *more: str) -> Run:
+    """Call a script with its working command, in which the given options are changed."""
+    options = {**COMMANDS[script], **changes}
+    words = [word for pair in options.items() for word in pair if word]
+    words = [word.format(**places, out=out) for word in words]
+    return call(script, "-q", *words, *more, cwd=out.parent)
+
+
+def assert_refused(found: Run, out: Path, *needles: str, code: int = 1) -> None:
+    assert (found.code, found.out) == (code, ""), found
+    assert found.err.startswith("Error: ")
+    assert found.err.count("\n") == 1, found.err
+    assert found.err.endswith("\n")
+    assert "Traceback" not in found.err
+    assert [needle for needle in needles if needle not in found.err] == [], found.err
+    assert files_in(out) == []
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_the_commands_work(script: str, places: dict[str, str], out: Path) -> None:
+    """Else the cases below would be refused for another reason."""
+    found = run(script, {}, places, out)
+    assert (found.code, found.err if script != "report.py" else "") == (0, "")
+    assert files_in(out) != []
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+READS = [
+    ("download_model.py", "-m", "folder"),
+    ("config_generator.py", "-m", "model"),
+    ("prune_scheme_generator.py", "-i", "conf"),
+    ("prune.py", "-m", "model"),
+    ("prune.py", "-c", "scheme"),
+    ("compose_model.py", "-m", "model"),
+    ("compose_model.py", "-p", "bundle"),
+    ("compose_model.py", "-c", "conf"),
+    ("baseline_finetuning.py", "-m", "any model"),
+    ("block_level_finetuning.py", "-m", "model"),
+    ("block_level_finetuning.py", "-p", "bundle"),
+    ("model_level_finetuning.py", "-m", "model"),
+    ("model_level_finetuning.py", "-p", "bundle"),
+    ("model_level_finetuning.py", "-c", "conf"),
+    ("evaluate.py", "-m", "any model"),
+    ("plot_loss.py", "", "csv"),
+    ("report.py", "-d", "folder"),
+]
+#: A path, and the kinds of input for which it is right.
+WRONG_FILES = [
+    ("nowhere", ()),
+    ("folder", ()),
+    ("below_a_file", ()),
+    ("empty", ()),
+    ("text", ()),
+    ("json", ()),
+    ("conf", ("conf",)),
+    ("scheme", ("scheme",)),
+    ("model", ("model", "any model")),
+    ("other", ("model", "any model")),
+    ("composed", ("any model",)),
+    ("modules", ("bundle",)),
+    ("stats", ("csv",)),
+]
+CASES = [
+    (script, option, wrong)
+    for script, option, kind in READS
+    for wrong, right_for in WRONG_FILES
+    if kind not in right_for
+]
+
+
+@pytest.mark.parametrize(("script", "option", "wrong"), CASES)
+def test_wrong_file(
+    script: str, option: str, wrong: str, places: dict[str, str], out: Path
+) -> None:
+    """Missing, a folder, of another kind, of another model: the line names the file."""
+    found = run(script, {option: f"{{{wrong}}}"}, places, out)
+    assert_refused(found, out, places[wrong])
+    if wrong == "nowhere" and script != "report.py":
+        assert "o such f" in found.err
+    if wrong == "composed" and option == "-m" and script != "download_model.py":
+        assert "is a composed model" in found.err
+        assert "download_model.py" in found.err
+
+
+@pytest.mark.parametrize("script", ["compose_model.py", *TRAININGS[1:]])
+def test_bundle_of_another_model(script: str, places: dict[str, str], out: Path) -> None:
+    found = run(script, {"-m": "{other}"}, places, out)
+    assert_refused(found, out, places["modules"], "made for another model")
+    found = run(script, {}, places, out, "-p", places["modules"], "-p", places["text"])
+    assert_refused(found, out, places["text"])
+
+
+@pytest.mark.parametrize("script", COMPOSING)
+def test_configuration_for_another_model(script: str, places: dict[str, str], out: Path) -> None:
+    found = run(script, {"-c": "{other_conf}"}, places, out)
+    assert_refused(found, out, places["other_conf"], "encoder.block.2.", "2 encoder and 2 decoder")
+
+
+DAMAGES = {
+    "cut off": lambda content: content[:-7],
+    "cut in half": lambda content: content[: len(content) // 2],
+    "extended": lambda content: content + b"\0",
+    "bit flipped": lambda content: flipped(content, 5000 if content[:2] != b"PK" else 80_000),
+}
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    """Flip a bit of a bundle's header, or of a weight in the middle of a model file."""
+    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    ("script", "option"), [(s, o) for s, o, kind in READS if "model" in kind or kind == "bundle"]
+)
+def test_damaged_file(
+    script: str, option: str, damage: str, places: dict[str, str], out: Path
+) -> None:
+    original = Path(COMMANDS[script][option].format(**places))
+    broken = out.parent / f"broken{original.suffix}"
+    broken.write_bytes(DAMAGES[damage](original.read_bytes()))
+    assert_refused(run(script, {option: str(broken)}, places, out), out, str(broken))
+
+
+def test_pickles_are_not_executed(places: dict[str, str], out: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(out / "executed"),))
+
+    path = out.parent / "pickled.pth"
+    torch.save({"format": "composable.model", "evil": Evil()}, path)
+    for script in ("config_generator.py", "evaluate.py", "baseline_finetuning.py"):
+        assert_refused(run(script, {"-m": str(path)}, places, out), out, str(path))
+        assert not (out / "executed").exists()
+
+
+# --- what the files say --------------------------------------------------------------------------
+
+#: Text of conf.json, what the line has to say. The shape of conf.json is checked by all readers.
+BAD_CONFIGURATIONS = [
+    ("", "not a JSON file"),
+    ("{}", "{}"),
+    ("[]", "holds no configuration"),
+    ("[3]", "holds 3"),
+    (f'[{{"{ATTENTION}": 1.5}}]', "rate 1.5"),
+    (f'[{{"{ATTENTION}": -0.1}}]', "rate -0.1"),
+    (f'[{{"{ATTENTION}": NaN}}]', "NaN"),
+    (f'[{{"{ATTENTION}": Infinity}}]', "Infinity"),
+    (f'[{{"{ATTENTION}": 1e999}}]', "rate Infinity"),
+    (f'[{{"{ATTENTION}": "0.5"}}]', 'rate "0.5"'),
+    (f'[{{"{ATTENTION}": true}}]', "rate true"),
+    (f'[{{"{ATTENTION}": null}}]', "rate null"),
+    (f'[{{"{ATTENTION}": [0.5]}}]', "rate [0.5]"),
+    (f'[{{"{ATTENTION}": 0.5, "{ATTENTION}": 0.5}}]', f'"{ATTENTION}" occurs twice'),
+    (f'[{{"{ATTENTION}": {{"rate": 0.5, "rate": 0.5}}}}]', '"rate" occurs twice'),
+    (f'[{{"{ATTENTION}": {{"rate": 0.5, "means": 1}}}}]', '"means"'),
+    (f'[{{"{ATTENTION}": {{"method": "head_l1"}}}}]', 'no "rate"'),
+    (f'[{{"{ATTENTION}": {{"rate": 0.5, "o": 0.3}}}}]', "only conf_prune.json has"),
+    (f'[{{}}, {{"{FFN}": 1, "{WI}": 0.5}}]', f'[1]: "{FFN}" (rate 1) and its part "{WI}" (rate 0'),
+    (f'[{{"encoder.block.0": 1, "{ATTENTION}": 1}}]', 'its part "encoder.block.0.layer.0'),
+    (f'[{{"{ATTENTION}": 1, "{ATTENTION}.o": 0.5}}]', "nothing is left"),
+    (f'[{{"{ATTENTION}": 0.5, "{ATTENTION}.o": 1}}]', "rate 1"),
+]  # fmt: skip
+#: What needs the model to be seen.
+BAD_FOR_THE_MODEL = [
+    ('[{"encoder.block.9.layer.0.SelfAttention": 0.5}]', "encoder.block.9.layer.0.SelfAttention"),
+    ('[{"Encoder": 0}]', '"Encoder"'),
+    (f'[{{"{WI}": 1}}]', "rate 1"),
+    (f'[{{"{FFN}": 0.5}}]', "rate 0.5"),
+    ('[{"encoder.block.0": 0.5}]', "rate 0.5"),
+    ('[{"encoder.block.0": 1, "encoder.block.1": 1}]', "all 2 encoder layers"),
+    (f'[{{"{ATTENTION}": {{"rate": 0.5, "method": "star"}}}}]', 'unknown method "star"; known: l1'),
+    (f'[{{"{ATTENTION}": 0.125}}]', f'"{ATTENTION}" at rate 0.125 (has 0.'),
+    (f'[{{"{WI}": {{"rate": 0.3, "method": "head_l1"}}}}]', "head_l1"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_CONFIGURATIONS)
+@pytest.mark.parametrize("script", ["prune_scheme_generator.py", *COMPOSING])
+def test_bad_configuration(
+    script: str, text: str, message: str, places: dict[str, str], out: Path
+) -> None:
+    path = out.parent / "bad.json"
+    path.write_text(text)
+    option = "-i" if "-i" in COMMANDS[script] else "-c"
+    assert_refused(run(script, {option: str(path)}, places, out), out, str(path), message)
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FOR_THE_MODEL)
+@pytest.mark.parametrize("script", COMPOSING)
+def test_configuration_that_does_not_fit_the_model(
+    script: str, text: str, message: str, places: dict[str, str], out: Path
+) -> None:
+    path = out.parent / "bad.json"
+    path.write_text(text)
+    assert_refused(run(script, {"-c": str(path)}, places, out), out, message)
+
+
+BAD_SCHEMES = [
+    ("[]", "[]"),
+    ("{", "not a JSON file"),
+    ('{"encoder.block.9.layer.0.SelfAttention": [0.5]}', "encoder.block.9.layer.0.SelfAttention"),
+    (f'{{"{ATTENTION}": 0.5}}', "holds 0.5"),
+    (f'{{"{ATTENTION}": []}}', "holds []"),
+    (f'{{"{ATTENTION}": [0]}}', "rate 0"),
+    (f'{{"{ATTENTION}": [1.01]}}', "rate 1.01"),
+    (f'{{"{ATTENTION}": [NaN]}}', "NaN"),
+    (f'{{"{ATTENTION}": [0.5, 0.5]}}', "rate 0.5 occurs twice"),
+    (f'{{"{ATTENTION}": [0.5], "{ATTENTION}": [0.25]}}', f'"{ATTENTION}" occurs twice'),
+    (f'{{"{ATTENTION}": [{{"rate": 0.5, "o": 0}}]}}', "rate 0"),
+    (f'{{"{ATTENTION}": [{{"rate": 0.5, "o": 1}}]}}', "rate 1"),
+    (f'{{"{ATTENTION}": [{{"rate": 0.5, "o": {{"rate": 0.5, "o": 0.5}}}}]}}', '"o" inside "o"'),
+    (f'{{"{ATTENTION}": [{{"rate": 0.5, "method": "star"}}]}}', 'unknown method "star"'),
+    (f'{{"{ATTENTION}": [{{"rate": 0.5, "method": "l1"}}]}}', "l1 does not prune"),
+    (f'{{"{WI}": [{{"rate": 0.5, "method": "head_l1"}}]}}', "head_l1 does not prune"),
+    (f'{{"{WI}": [1]}}', "rate 1"),
+    (f'{{"{WI}": [{{"rate": 0.5, "o": 0.5}}]}}', 'has no "o"'),
+    (f'{{"{FFN}": [0.5]}}', "rate 0.5"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_SCHEMES)
+def test_bad_scheme(text: str, message: str, places: dict[str, str], out: Path) -> None:
+    path = out.parent / "bad.json"
+    path.write_text(text)
+    found = run("prune.py", {"-c": str(path), "-p": "{out}/test.pth"}, places, out)
+    assert_refused(found, out, message)
+
+
+def test_test_model_that_cannot_be(places: dict[str, str], out: Path) -> None:
+    """Each layer may go in a configuration of its own, all of them at once cannot."""
+    path = out.parent / "scheme.json"
+    path.write_text('{"encoder.block.0": [1], "encoder.block.1": [1]}')
+    found = run("prune.py", {"-c": str(path), "-p": "{out}/test.pth"}, places, out)
+    assert_refused(found, out, 'all 2 layers of "encoder.block"')
+    assert run("prune.py", {"-c": str(path)}, places, out).report["variants"] == 2
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
+    *((script, {"--nonsense": "3"}, ("--nonsense",), 2) for script in COMMANDS),
+    *((s, {"-n": "3"}, ("no configuration 3", "0 to 2"), 1) for s in COMPOSING),
+    *((s, {"-n": "-1"}, ("no configuration -1", "0 to 2"), 1) for s in COMPOSING),
+    *((s, {"-n": "one"}, ("'one'",), 2) for s in COMPOSING),
+    *((s, {"-n": "0.5"}, ("'0.5'",), 2) for s in COMPOSING),
+    ("config_generator.py", {"-n": "2"}, ("-n asks for 2", "--attention has 3"), 1),
+    ("config_generator.py", {"-n": "0"}, ("0 is not in the range",), 2),
+    ("config_generator.py", {"--linear": "1.5"}, ("rate 1.5",), 1),
+    ("config_generator.py", {"--linear": "-0.5"}, ("rate -0.5",), 1),
+    ("config_generator.py", {"--linear": "nan"}, ("rate NaN",), 1),
+    ("config_generator.py", {"--linear": "1"}, ("rate 1",), 1),
+    ("config_generator.py", {"--linear": "a"}, ("'a'",), 2),
+    ("config_generator.py", {"--linear": "0.5", "--attention": "1"}, ("nothing is left",), 1),
+    ("prune.py", {"--method": "star"}, ('"star"', "l1, head_l1"), 1),
+    ("plot_loss.py", {"-o": "{out}/loss.pdf"}, ("loss.pdf", ".png"), 1),
+    ("evaluate.py", {"--split": "train"}, ("'train'",), 2),
+    ("evaluate.py", {"--num-beams": "0"}, ("0 is not in the range",), 2),
+    *(
+        (script, {option: value}, (message,), code)
+        for script in (*TRAININGS, "evaluate.py")
+        for option, value, message, code in (
+            ("--limit", "0", "0 is not in the range", 2),
+            ("--limit", "-4", "-4 is not in the range", 2),
+            ("--limit", "few", "'few'", 2),
+            ("--device", "tpu", "--device tpu", 1),
+            ("--device", "cuda:x", "--device cuda:x", 1),
+            ("--device", "cuda", "no CUDA device", 1),
+            ("--device", "cuda:99", "--device cuda:99", 1),
+            ("--dtype", "int8", "'int8'", 2),
+            ("--data", "{nowhere}", "{nowhere}", 1),
+            ("--data", "{text}", "{text}", 1),
+            ("--data", "{folder}", "{folder}", 1),
+        )
+    ),
+    *(
+        (script, {option: value}, (message,), 2)
+        for script in TRAININGS
+        for option, value, message in (
+            ("--epochs", "0", "0 is not in the range"),
+            ("--batch-size", "0", "0 is not in the range"),
+            ("--lr", "0", "0.0 is not in the range"),
+            ("--lr", "nan", "nan"),
+            ("--lr", "inf", "inf"),
+            ("--early-stop", "-1", "-1 is not in the range"),
+            ("--seed", "x", "'x'"),
+            ("--report-to", "paper", "'paper'"),
+        )
+    ),
+    *((script, {"--seed": "-1"}, ("-1",), 2) for script in TRAININGS),
+    *((script, {"--seed": str(2**64)}, (str(2**64),), 2) for script in TRAININGS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "changes", "needles", "code"), BAD_OPTIONS)
+def test_bad_option(
+    script: str,
+    changes: dict[str, str],
+    needles: tuple[str, ...],
+    code: int,
+    places: dict[str, str],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # no GPU, on machines with one, too
+    found = run(script, changes, places, out)
+    assert_refused(found, out, *(needle.format(**places) for needle in needles), code=code)
+
+
+def test_index_range_of_one_configuration(places: dict[str, str], out: Path) -> None:
+    path = out.parent / "one.json"
+    path.write_text("[{}]")
+    found = run("compose_model.py", {"-c": str(path), "-n": "1"}, places, out)
+    assert_refused(found, out, "no configuration 1", "0 only")
+
+
+def test_option_without_value(places: dict[str, str], out: Path) -> None:
+    options = [(script, "-o") for script in COMMANDS]
+    options += [("prune.py", "--method"), ("compose_model.py", "-p"), ("compose_model.py", "-n")]
+    for script, option in options:
+        assert_refused(run(script, {}, places, out, option), out, option, code=2)
+
+
+def test_superfluous_words(places: dict[str, str], out: Path) -> None:
+    for script in COMMANDS:
+        if script != "plot_loss.py":
+            found = call(script, "superfluous", cwd=out)
+            assert_refused(found, out, "superfluous", code=2)
+
+
+# --- outputs -------------------------------------------------------------------------------------
+
+WRITES = [
+    *((script, "-o") for script in COMMANDS),
+    ("prune.py", "-p"),
+    *((script, "--stats") for script in TRAININGS),
+    ("evaluate.py", "--output-translations"),
+]
+
+
+@pytest.mark.parametrize(("script", "option"), WRITES)
+def test_unwritable_output(script: str, option: str, places: dict[str, str], out: Path) -> None:
+    """A folder, and a file below a file (a read-only folder would not stop root)."""
+    taken = out.parent / "taken.png"  # plot_loss.py wants this ending
+    taken.mkdir()
+    for path, named in ((taken, taken), (Path(places["text"], "x.png"), places["text"])):
+        assert_refused(run(script, {option: str(path)}, places, out), out, str(named))
+    assert list(taken.iterdir()) == []
+    assert Path(places["text"]).read_text() == "no such thing\n"
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_unwritable_checkpoints(script: str, places: dict[str, str], out: Path) -> None:
+    found = run(script, {"--checkpoint-dir": "{below_a_file}"}, places, out)
+    assert_refused(found, out, places["text"])
+
+
+def test_an_older_output_stays(places: dict[str, str], out: Path) -> None:
+    for script in COMMANDS:
+        output = Path(COMMANDS[script]["-o"].format(out=out))
+        output.write_text("older")
+        wrong = next(option for option in COMMANDS[script] if option in ("-m", "-i", "-d", ""))
+        found = run(script, {wrong: "{text}"}, places, out)
+        assert (found.code, found.err.count("\n")) == (1, 1)
+        assert files_in(out) == [output.name]
+        assert output.read_text() == "older"
+        output.unlink()
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: a write fails in its middle, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+#: Largest file, and the output that is larger; none where the tokenizer's files are larger already.
+FULL_DISKS = [
+    ("download_model.py", 100_000, "model.pth"),
+    ("config_generator.py", 100, ""),
+    ("prune_scheme_generator.py", 100, "conf_prune.json"),
+    ("prune.py", 10_000, "modules.npy"),
+    ("compose_model.py", 10_000, "composed.pth"),
+    ("evaluate.py", 100, ""),
+    ("plot_loss.py", 5_000, "loss.png"),
+    ("report.py", 100, "report.md"),
+]
+
+
+@pytest.mark.parametrize(("script", "size", "name"), FULL_DISKS)
+def test_full_disk(script: str, size: int, name: str, places: dict[str, str], out: Path) -> None:
+    with largest_file(size):
+        found = run(script, {}, places, out)
+    assert_refused(found, out, name, "File too large")
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "name"),
+    [("baseline_finetuning.py", 145_000, "baseline.pth"),
+     ("model_level_finetuning.py", 145_000, "tuned.pth")],
+)  # fmt: skip
+def test_full_disk_at_the_end_of_a_training(
+    script: str, size: int, name: str, places: dict[str, str], out: Path
+) -> None:
+    """The checkpoints fit and the model does not: the same command goes on from the last one."""
+    with largest_file(size):
+        found = run(script, {}, places, out)
+    assert (found.code, found.out, found.err.count("\n")) == (1, "", 1)
+    assert f"{name}: File too large" in found.err
+    left = [path for path in files_in(out) if not path.startswith("checkpoints/")]
+    assert left == ["stats.csv"]  # complete rows, as after every epoch
+    again = run(script, {}, places, out)
+    assert again.report["resumed_from_epoch"] == 1
+    resumed = (out / name).read_bytes()
+    shutil.rmtree(out)
+    assert run(script, {}, places, out).report["resumed_from_epoch"] is None
+    assert (out / name).read_bytes() == resumed
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_full_disk_in_a_checkpoint(script: str, places: dict[str, str], out: Path) -> None:
+    with largest_file(100_000):
+        found = run(script, {}, places, out)
+    assert (found.code, found.out) == (1, "")
+    assert found.err.count("\n") == 1
+    assert str(out / "checkpoints") in found.err
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def corpus(out: Path, **texts: str | None) -> str:
+    """A good corpus in which some files (train_en=...) have another text, or are missing (None)."""
+    folder = tiny.corpus(out.parent / "data", pairs=8)
+    for name, text in texts.items():
+        path = folder / name.replace("_", ".")
+        path.unlink() if text is None else path.write_text(text)
+    return str(folder)
+
+
+UNEQUAL = ("{split}.en has 8 lines and {split}.de has 1",)
+BAD_TEXTS = [
+    ({"{split}_de": "ein mann .\n"}, UNEQUAL),
+    ({"{split}_de": ""}, ("{split}.en has 8 lines and {split}.de has 0",)),
+    ({"{split}_en": "", "{split}_de": ""}, ("0 lines",)),
+    ({"{split}_de": None}, ("{split}.de",)),
+    ({"{split}_en": None}, ("{split}.en",)),
+]
+
+
+@pytest.mark.parametrize(("texts", "needles"), BAD_TEXTS)
+@pytest.mark.parametrize(
+    ("script", "split"),
+    [*((script, split) for script in TRAININGS for split in ("train", "val")),
+     ("evaluate.py", "test")],
+)  # fmt: skip
+def test_bad_corpus(
+    script: str,
+    split: str,
+    texts: dict[str, str | None],
+    needles: tuple[str, ...],
+    places: dict[str, str],
+    out: Path,
+) -> None:
+    folder = corpus(out, **{name.format(split=split): text for name, text in texts.items()})
+    found = run(script, {"--data": folder}, places, out)
+    assert_refused(found, out, folder, *(needle.format(split=split) for needle in needles))
+
+
+@pytest.mark.parametrize("script", [*TRAININGS, "evaluate.py"])
+def test_corpus_that_is_no_text(script: str, places: dict[str, str], out: Path) -> None:
+    folder = corpus(out)
+    for name in ("train", "test"):
+        Path(folder, f"{name}.de").write_bytes(b"\xff\xfe\n" * 8)
+    found = run(script, {"--data": folder}, places, out)
+    assert_refused(found, out, folder, "cannot be read as text")
+
+
+@pytest.mark.parametrize("script", [*TRAININGS, "evaluate.py"])
+def test_data_folder_of_the_model_is_gone(script: str, places: dict[str, str], out: Path) -> None:
+    """The folder comes from the model file, not from the command line."""
+    moved = checkpoint.load(Path(COMMANDS[script]["-m"].format(**places)))
+    moved.info["data"] = str(out / "gone")
+    checkpoint.save(out.parent / "moved.pth", moved)
+    found = run(script, {"-m": str(out.parent / "moved.pth")}, places, out)
+    assert_refused(found, out, str(out / "gone"))
+
+
+# --- tracebacks, and processes -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_debug_shows_the_traceback(script: str, places: dict[str, str], out: Path) -> None:
+    wrong = next(option for option in COMMANDS[script] if option in ("-m", "-i", "-d", ""))
+    found = run(script, {wrong: "{text}"}, places, out, "--debug")
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("Traceback (most recent call last):\n")
+    assert found.err.splitlines()[-1].startswith("Error: ")
+    assert found.err.count("Error: ") >= 2
+    assert files_in(out) == []
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_ctrl_c(
+    script: str, places: dict[str, str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "check_writable", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert_refused(run(script, {}, places, out), out, "interrupted", code=130)
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_ctrl_c_in_a_training(
+    script: str, places: dict[str, str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the second of three epochs: the same command goes on, to the same bytes."""
+    changes, name = {"--epochs": "3"}, Path(COMMANDS[script]["-o"]).name
+    assert run(script, changes, places, out).report["resumed_from_epoch"] is None
+    expected = (out / name).read_bytes()
+    shutil.rmtree(out)
+    original = callbacks.Stats.on_epoch_end
+
+    def interrupt(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        original(self, args, state, control, **more)
+        if round(state.epoch) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Stats, "on_epoch_end", interrupt)
+        found = run(script, changes, places, out)
+    assert (found.code, found.out, found.err.count("\n")) == (130, "", 1)
+    assert "run the same command again" in found.err
+    assert not (out / name).exists()
+    assert run(script, changes, places, out).report["resumed_from_epoch"] == 1
+    assert (out / name).read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory(
+    error: Exception, places: dict[str, str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(files, "check_writable", fail)
+    found = run("baseline_finetuning.py", {}, places, out)
+    assert_refused(found, out, "out of memory", "--batch-size")
+
+
+def test_our_own_mistakes_keep_their_traceback(
+    places: dict[str, str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(files, "check_writable", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("compose_model.py", {}, places, out)
+
+
+@pytest.mark.parametrize(
+    ("script", "changes", "code", "needle"),
+    [
+        ("compose_model.py", {"-n": "7"}, 1, "no configuration 7"),
+        ("model_level_finetuning.py", {"-m": "{composed}"}, 1, "is a composed model"),
+        ("prune_scheme_generator.py", {"-x": "1"}, 2, "(see prune_scheme_generator.py --help)"),
+    ],
+)
+def test_exit_codes_of_processes(
+    script: str, changes: dict[str, str], code: int, needle: str, places: dict[str, str], out: Path
+) -> None:
+    options = {**COMMANDS[script], **changes}
+    words = [word.format(**places, out=out) for pair in options.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *words],
+        cwd=out.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert_refused(Run(done.returncode, done.stdout, done.stderr), out, needle, code=code)

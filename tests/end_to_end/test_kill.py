@@ -1,0 +1,359 @@
+"""Long scripts that are killed at fixed points, interrupted, or run out of disk; and run again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from composable import checkpoint
+from tests import tiny
+from tests.end_to_end.forked import ROOT, Ended, Server, environment
+
+#: script -> (its inputs, its output, its stats, how `forked` names the writing of its output)
+SCRIPTS = {
+    "baseline_finetuning.py": (
+        ("-m", "composed.pth"), "tuned.pth", "stats_baseline.csv", "output"
+    ),
+    "block_level_finetuning.py": (
+        ("-m", "model.pth"), "tuned.npy", "stats_block.csv", "bundle"
+    ),
+    "model_level_finetuning.py": (
+        ("-m", "model.pth", "-p", "modules.npy"), "tuned.pth", "stats_model.csv", "output"
+    ),
+}  # fmt: skip
+BATCH, STEPS, EPOCHS = 8, 8, 4  # 60 pairs: 8 steps an epoch, the last batch has 4 pairs
+OPTIONS = ("--data", "data", "--batch-size", BATCH, "--epochs", EPOCHS, "--device", "cpu")
+BLOCK = "block_level_finetuning.py"
+ONE_BY_DAY = [
+    BLOCK if script == BLOCK else pytest.param(script, marks=pytest.mark.nightly)
+    for script in SCRIPTS
+]
+#: name -> (what happens in the process, the epoch after which the rerun continues)
+POINTS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "early": ({"call": "step", "count": 4}, None),
+    "mid-epoch": ({"call": "step", "count": 2 * STEPS + 3}, 2),
+    "in-checkpoint": ({"call": "optimizer", "count": 2, "half": "optimizer.pt"}, 1),
+}
+MORE_POINTS: dict[str, tuple[dict[str, Any], int | None]] = {
+    "in-first-checkpoint": ({"call": "optimizer", "count": 1}, None),
+    "half-a-state": ({"call": "state", "count": 3, "half": "trainer_state.json"}, 2),
+    "before-old-checkpoints-go": ({"call": "rotate", "count": 2}, 2),
+    "before-the-output": ({"call": "bundle"}, EPOCHS),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with everything that the long scripts read."""
+
+    server: Server
+    folder: Path
+
+    def train(self, script: str, *args: object, **fault: Any) -> Ended:
+        """Run a long script with the usual options."""
+        inputs, output, *_ = SCRIPTS[script]
+        return self.server.run(
+            script, *inputs, "-o", output, *OPTIONS, *args, cwd=self.folder, **fault
+        )
+
+    def result(self, script: str) -> tuple[bytes, list[list[str]]]:
+        """The bytes of the output, and the stats without the columns of seconds."""
+        _, output, stats, _ = SCRIPTS[script]
+        lines = (self.folder / stats).read_text().splitlines()
+        kept = [[*row[:3], *row[5:]] for row in (line.split(",") for line in lines)]
+        return (self.folder / output).read_bytes(), kept
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints that lie about, the newest last."""
+        found = self.folder.glob("checkpoints/*/checkpoint-*")
+        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+    def tidy(self) -> None:
+        """Remove what a run made."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        for path in (*self.folder.glob("tuned*"), *self.folder.glob("stats*")):
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("kill")
+    tiny.corpus(folder / "data")
+    checkpoint.save(folder / "model.pth", tiny.checkpoint())
+    with Server() as server:
+        for script, args in (
+            ("config_generator.py", "--attention 0.5 --linear 0.3 -n 1"),
+            ("prune_scheme_generator.py", ""),
+            ("prune.py", ""),
+            ("compose_model.py", "-o composed.pth"),
+        ):
+            model = () if script.startswith("prune_s") else ("-m", "model.pth")
+            ended = server.run(script, *model, *args.split(), cwd=folder)
+            assert ended.code == 0, ended.err
+        yield Place(server, folder)
+
+
+@pytest.fixture
+def place(everything: Place) -> Iterator[Place]:
+    everything.tidy()
+    yield everything
+    everything.tidy()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(everything: Place) -> dict[str, tuple[bytes, list[list[str]]]]:
+    """What each script makes when nothing happens."""
+    results = {}
+    for script in SCRIPTS:
+        everything.tidy()
+        report = everything.train(script).report
+        assert report["epochs"] == EPOCHS
+        assert report["resumed_from_epoch"] is None
+        assert everything.checkpoints() == []
+        results[script] = everything.result(script)
+        assert len(results[script][1]) == 1 + 1 + EPOCHS
+    everything.tidy()
+    return results
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_killed_run_ends_as_an_undisturbed_one(
+    place: Place, undisturbed: dict[str, Any], script: str, point: str
+) -> None:
+    fault, resumed = POINTS[point]
+    check_killed(place, undisturbed, script, fault, resumed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("point", MORE_POINTS)
+def test_killed_at_further_points(place: Place, undisturbed: dict[str, Any], point: str) -> None:
+    fault, resumed = MORE_POINTS[point]
+    check_killed(place, undisturbed, BLOCK, fault, resumed)
+
+
+def check_killed(
+    place: Place, undisturbed: dict[str, Any], script: str, fault: dict[str, Any], resumed: Any
+) -> None:
+    killed = place.train(script, **fault)
+    assert killed.code == -signal.SIGKILL
+    assert not (place.folder / SCRIPTS[script][1]).exists()
+    if fault["call"] == "optimizer":
+        newest = {path.name for path in place.checkpoints()[-1].iterdir()}
+        assert "model.safetensors" in newest
+        assert "trainer_state.json" not in newest
+    assert place.train(script).report["resumed_from_epoch"] == resumed
+    assert place.result(script) == undisturbed[script]
+    assert place.checkpoints() == []
+
+
+@pytest.mark.parametrize("script", [BLOCK, "baseline_finetuning.py"])
+def test_killed_after_early_stopping(place: Place, script: str) -> None:
+    """Some variants have stopped, or all: the rerun must not take one more step."""
+    options = ("--epochs", 8, "--early-stop", 1, "--lr", 0.3)
+    whole = place.train(script, *options).report
+    expected = place.result(script)
+    assert 0 < whole["epochs"] < 8
+    place.tidy()
+    # rotate is called after the last checkpoint; output after the other one was removed
+    for fault in ({"call": "rotate", "count": whole["epochs"]}, {"call": SCRIPTS[script][3]}):
+        assert place.train(script, *options, **fault).code == -signal.SIGKILL
+        resumed = place.train(script, *options).report
+        assert resumed["resumed_from_epoch"] in (whole["epochs"], whole["best_epoch"])
+        assert resumed["epochs"] == whole["epochs"]
+        assert place.result(script) == expected
+        place.tidy()
+
+
+def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
+    """At this rate some variants stop before the others; their relative errors are kept too."""
+    options = ("--epochs", 6, "--early-stop", 1, "--lr", 0.1)
+    place.train(BLOCK, *options)
+    expected = place.result(BLOCK)
+    table = (place.folder / "stats_block_variants.csv").read_text()
+    place.tidy()
+    assert place.train(BLOCK, *options, call="step", count=4 * STEPS + 2).code < 0
+    state = load_file(place.checkpoints()[-1] / "model.safetensors")
+    assert set(state["bad_epochs"].tolist()) == {0, 1}
+    assert place.train(BLOCK, *options).report["resumed_from_epoch"] == 4
+    assert place.result(BLOCK) == expected
+    assert (place.folder / "stats_block_variants.csv").read_text() == table
+
+
+def kill_late(place: Place, script: str = BLOCK, *args: object) -> None:
+    """Leave checkpoints of epoch 2 behind."""
+    fault = POINTS["mid-epoch"][0]
+    assert place.train(script, *args, **fault).code == -signal.SIGKILL
+    assert place.checkpoints()
+
+
+def test_no_resume_starts_afresh(place: Place, undisturbed: dict[str, Any]) -> None:
+    kill_late(place)
+    assert place.train(BLOCK, "--no-resume").report["resumed_from_epoch"] is None
+    assert place.result(BLOCK) == undisturbed[BLOCK]
+
+
+def test_another_run_does_not_continue_this_one(place: Place) -> None:
+    """Nor does it remove the checkpoints of this one."""
+    script, begins = "baseline_finetuning.py", {"call": "step", "count": 1}
+    tiny.corpus(place.folder / "data2", seed=5)
+    checkpoint.save(place.folder / "other.pth", tiny.checkpoint(seed=3))
+    kill_late(place, script)
+    for change in (
+        ("--seed", 7), ("--lr", 0.002), ("--epochs", 3), ("--batch-size", 4), ("--limit", 50),
+        ("--early-stop", 2), ("--dtype", "bfloat16"), ("-m", "other.pth"), ("--data", "data2"),
+    ):  # fmt: skip
+        ended = place.train(script, *change, **begins)
+        assert ended.code == -signal.SIGKILL, ended.err
+        assert "continuing" not in ended.err, change
+    for change in ((), ("-q",), ("--report-to", "tensorboard"), ("--stats", "stats_other.csv")):
+        ended = place.train(script, *change, **begins)
+        assert ("continuing after epoch 2" in ended.err) == (change != ("-q",)), change
+
+
+def test_another_bundle_does_not_continue_this_one(place: Place) -> None:
+    (place.folder / "less.json").write_text(
+        (place.folder / "conf_prune.json").read_text().replace("0.3", "0.4")
+    )
+    place.server.run(
+        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", cwd=place.folder
+    )
+    kill_late(place)
+    assert place.train(BLOCK, "-p", "less.npy").report["resumed_from_epoch"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_cut"),
+    [
+        ("optimizer.pt", False),
+        ("trainer_state.json", True),
+        *(
+            pytest.param(name, False, marks=pytest.mark.nightly)
+            for name in ("scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json")
+        ),
+    ],
+)
+def test_incomplete_checkpoint_is_left_out(
+    place: Place, undisturbed: dict[str, Any], name: str, is_cut: bool
+) -> None:
+    """Others cannot be cut while trainer_state.json is whole, for that is written last."""
+    # the kill before the old checkpoints are removed leaves two
+    assert place.train(BLOCK, call="rotate", count=2).code == -signal.SIGKILL
+    first, last = place.checkpoints()
+    whole = (last / name).read_bytes()
+    (last / name).unlink()
+    if is_cut:
+        (last / name).write_bytes(whole[: len(whole) // 2])
+    ended = place.train(BLOCK)
+    assert ended.report["resumed_from_epoch"] == 1, first
+    assert f"{last.name} was cut off while being written" in ended.err
+    assert place.result(BLOCK) == undisturbed[BLOCK]
+
+
+def test_checkpoints_may_move(place: Place) -> None:
+    """The best epoch lies before the last: its weights are found where the folder is now."""
+    script = "baseline_finetuning.py"
+    options = ("--epochs", 8, "--lr", 0.3, "--early-stop", 1)
+    whole = place.train(script, *options).report
+    expected = place.result(script)
+    assert whole["best_epoch"] < whole["epochs"] < 8, "choose another --lr"
+    place.tidy()
+    fault = {"call": "rotate", "count": whole["epochs"]}
+    assert place.train(script, *options, **fault).code == -signal.SIGKILL
+    os.rename(place.folder / "checkpoints", place.folder / "moved")
+    moved = ("--checkpoint-dir", place.folder / "moved")
+    assert place.train(script, *options, *moved).report["resumed_from_epoch"] == whole["epochs"]
+    assert place.result(script) == expected
+    shutil.rmtree(place.folder / "moved")
+
+
+@pytest.mark.parametrize(
+    "script", [BLOCK, pytest.param("baseline_finetuning.py", marks=pytest.mark.nightly)]
+)
+def test_interrupt_is_130_and_resumes(
+    place: Place, undisturbed: dict[str, Any], script: str
+) -> None:
+    fault = {**POINTS["mid-epoch"][0], "signal_": int(signal.SIGINT)}
+    ended = place.train(script, "-q", **fault)
+    assert ended.code == 130
+    assert ended.out == ""
+    assert ended.err.strip() == ended.error
+    assert "interrupted" in ended.error
+    assert not (place.folder / SCRIPTS[script][1]).exists()
+    assert place.train(script).report["resumed_from_epoch"] == 2
+    assert place.result(script) == undisturbed[script]
+
+
+@pytest.mark.nightly
+def test_command_as_users_call_it(place: Place, undisturbed: dict[str, Any]) -> None:
+    """No server: `python block_level_finetuning.py`, killed from outside while it trains."""
+    inputs, output, *_ = SCRIPTS[BLOCK]
+    arguments = [*inputs, "-o", output, *OPTIONS]
+    command = [sys.executable, str(ROOT / BLOCK), *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=place.folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    for line in process.stderr:  # wherever it is when this arrives, the rerun must end the same
+        if "epoch 2:" in line:
+            process.kill()
+            break
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert place.train(BLOCK).code == 0
+    assert place.result(BLOCK) == undisturbed[BLOCK]
+
+
+@pytest.mark.parametrize("script", ONE_BY_DAY)
+@pytest.mark.parametrize("kilobytes", [2, 20])
+def test_disk_full_while_training(
+    place: Place, undisturbed: dict[str, Any], script: str, kilobytes: int
+) -> None:
+    """2 KiB are not enough for what the training writes first, 20 not for a checkpoint's model."""
+    output = place.folder / SCRIPTS[script][1]
+    output.write_bytes(b"older")
+    ended = place.train(script, "-q", file_limit=kilobytes * 1024)
+    assert ended.code == 1
+    assert ended.out == ""
+    assert ended.err.strip() == ended.error, "one line"
+    assert "space left" in ended.error
+    assert output.read_bytes() == b"older"
+    assert list(place.folder.glob(".tuned*")) == []
+    output.unlink()
+    assert place.train(script).report["resumed_from_epoch"] is None
+    assert place.result(script) == undisturbed[script]
+
+
+@pytest.mark.parametrize("script", ONE_BY_DAY)
+def test_disk_full_while_the_output_is_written(
+    place: Place, undisturbed: dict[str, Any], script: str
+) -> None:
+    name, fault = SCRIPTS[script][1], {"call": SCRIPTS[script][3]}
+    assert place.train(script, **fault).code == -signal.SIGKILL  # nothing is left but to write
+    (place.folder / name).write_bytes(b"older")
+    ended = place.train(script, "-q", file_limit=len(undisturbed[script][0]) - 1)
+    assert ended.code == 1
+    assert ended.err.strip() == ended.error, "one line"
+    assert name in ended.error
+    assert (place.folder / name).read_bytes() == b"older"
+    assert list(place.folder.glob(f".{name}*")) == []
+    assert place.train(script).report["resumed_from_epoch"] == EPOCHS
+    assert place.result(script) == undisturbed[script]
+
+
+def test_disk_full_at_the_optimizer(place: Place, undisturbed: dict[str, Any]) -> None:
+    """The model of the checkpoint is written; torch reports the full disk as a RuntimeError."""
+    ended = place.train(BLOCK, "-q", call="full", count=2)
+    assert ended.code == 1
+    assert ended.err.strip() == ended.error, "one line"
+    assert "a checkpoint could not be written" in ended.error
+    assert place.train(BLOCK).report["resumed_from_epoch"] == 1
+    assert place.result(BLOCK) == undisturbed[BLOCK]

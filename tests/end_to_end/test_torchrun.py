@@ -1,0 +1,147 @@
+"""Two processes (torchrun, gloo) against one with the same global batch."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composable import bundle, checkpoint
+from tests import tiny
+from tests.end_to_end.forked import ROOT, Ended, Server, environment
+
+pytestmark = pytest.mark.nightly  # two processes need 10 seconds to start
+MODEL, BLOCK = "model_level_finetuning.py", "block_level_finetuning.py"
+#: an attention without heads, an ffn and a layer that are gone, a stack without a used bias
+REMOVED = {
+    "encoder.block.0.layer.0.SelfAttention": 1,
+    "encoder.block.1.layer.0.SelfAttention": 1,
+    "decoder.block.0.layer.0.SelfAttention": 1,
+    "decoder.block.0.layer.1.EncDecAttention": 0.5,
+    "encoder.block.0.layer.1.DenseReluDense": 1,
+    "decoder.block.1": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """61 pairs: whole batches of 8, and a last one of 5 that has no equal shares."""
+    place = tmp_path_factory.mktemp("torchrun")
+    tiny.corpus(place / "data", pairs=61)
+    checkpoint.save(place / "model.pth", tiny.checkpoint(dropout_rate=0.0))
+    (place / "removed.json").write_text(json.dumps([REMOVED]))
+    with Server() as server:
+        for script, args in (
+            ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3 -n 1"),
+            ("prune_scheme_generator.py", ""),
+            ("prune.py", "-m model.pth"),
+            ("prune_scheme_generator.py", "-i removed.json -o removed_prune.json"),
+            ("prune.py", "-m model.pth -c removed_prune.json -o removed.npy"),
+        ):
+            ended = server.run(script, *args.split(), cwd=place)
+            assert ended.code == 0, ended.err
+        for name, script, options in ONE:
+            ended = server.run(script, *options.split(), *NAMES[name], cwd=place)
+            assert ended.code == 0, ended.err
+            shutil.rmtree(place / "checkpoints")
+        yield place
+
+
+COMMON = " --data data --batch-size 8 --epochs 3 --device cpu"
+RUNS = {
+    "model": (MODEL, "-m model.pth -p modules.npy" + COMMON),
+    "removed": (MODEL, "-m model.pth -p removed.npy -c removed.json" + COMMON),
+    # half of the variants stop before the end
+    "block": (BLOCK, "-m model.pth -p modules.npy --lr 0.1 --early-stop 1" + COMMON),
+}
+NAMES = {name: ("-o", f"{name}_1.out", "--stats", f"{name}_1.csv") for name in RUNS}
+ONE = [(name, *run) for name, run in RUNS.items()]
+
+
+def torchrun(folder: Path, script: str, *args: object, program: tuple[str, ...] = ()) -> Ended:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+        "--local-addr", "127.0.0.1", *(program or (str(ROOT / script),)), *map(str, args),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def losses(path: Path) -> list[list[float]]:
+    with path.open(newline="") as file:
+        return [
+            [float(row[key] or 0) for key in ("validation_loss", "training_loss", "learning_rate")]
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_equal_one(folder: Path, name: str) -> None:
+    script, options = RUNS[name]
+    names = ("-o", f"{name}_2.out", "--stats", f"{name}_2.csv")
+    ended = torchrun(folder, script, *options.split(), *names)
+    report = ended.report  # fails unless stdout is one JSON object
+    assert report["wrote"] == f"{name}_2.out"
+    one, two = losses(folder / f"{name}_1.csv"), losses(folder / f"{name}_2.csv")
+    assert len(one) == len(two) == 4
+    for row, other in zip(one, two, strict=True):
+        assert other == pytest.approx(row, rel=1e-5)
+    for row, other in zip(
+        tensors(folder, f"{name}_1.out"), tensors(folder, f"{name}_2.out"), strict=True
+    ):
+        torch.testing.assert_close(other, row, rtol=1e-3, atol=1e-5)
+    assert not list((folder / "checkpoints").iterdir())
+    assert not list(folder.glob(".*.tmp"))
+
+
+def tensors(folder: Path, name: str) -> list[torch.Tensor]:
+    if name.startswith("block"):
+        variants = bundle.open_bundle(
+            folder / name, checkpoint.load(folder / "model.pth").fingerprint
+        ).load_all()
+        return [tensor for variant in variants for _, tensor in sorted(variant.tensors.items())]
+    return list(checkpoint.load(folder / name).model.state_dict().values())
+
+
+def test_batch_that_does_not_divide_is_one_clear_line(folder: Path) -> None:
+    ended = torchrun(folder, MODEL, *RUNS["model"][1].split(), "--batch-size", 7, "-o", "none.pth")
+    lines = {line for line in ended.err.splitlines() if line.startswith("Error: ")}
+    assert ended.code == 1
+    assert lines == {"Error: --batch-size 7 does not divide among 2 processes."}
+    assert ended.out == ""
+    assert not (folder / "none.pth").exists()
+
+
+def test_killed_processes_continue(folder: Path) -> None:
+    """All are killed in the middle of the second epoch; the order of the third is the same."""
+    script, options = RUNS["model"]
+    kill = (
+        "import os, runpy, signal, sys, transformers; sys.argv = sys.argv[1:];"
+        "real, calls = transformers.Trainer.training_step, [];"
+        "step = lambda *a, **k: (calls.append(1), len(calls) == 12 and os.kill(os.getpid(), 9),"
+        " real(*a, **k))[-1];"
+        "transformers.Trainer.training_step = step;"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    (folder / "killed.py").write_text(kill)
+    names = ("-o", "killed.out", "--stats", "killed.csv")
+    command = (*options.split(), *names)
+    killed = torchrun(folder, script, str(ROOT / script), *command, program=("killed.py",))
+    assert killed.code != 0
+    assert f"exitcode  : {-signal.SIGKILL}" in killed.err
+    assert not (folder / "killed.out").exists()
+    report: dict[str, Any] = torchrun(folder, script, *command).report
+    assert report["resumed_from_epoch"] == 1
+    for row, other in zip(
+        losses(folder / "model_1.csv"), losses(folder / "killed.csv"), strict=True
+    ):
+        assert other == pytest.approx(row, rel=1e-5)

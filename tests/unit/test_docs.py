@@ -1,0 +1,202 @@
+"""The docs against the code: captions, commands, links, support table, levels of imports."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from composable import families, methods
+from composable.families.base import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "composable"
+REMEDY = "run python docs/make_commands.py"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SOURCES = sorted([*ROOT.glob("*.py"), *PACKAGE.rglob("*.py"), *ROOT.glob("assets/*.py")])
+# (importing file, imported file) pairs that docs/architecture.md names as exceptions
+EXCEPTIONS = {("cli", "train"), ("hub", "tasks.multi30k")}
+MODEL_TYPES = sorted({kind for family in families.FAMILIES for kind in family.model_types})
+DEFAULT_PATHS = ("model/t5-small.pth", "google-t5/t5-small")
+
+
+def load_maker() -> Any:
+    """docs/ is no package."""
+    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs/make_commands.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKER = load_maker()
+
+
+def between(path: Path, marker: str) -> str:
+    """The text between `<!-- marker -->` and `<!-- /marker -->`."""
+    text = path.read_text(encoding="utf-8")
+    return text.split(f"<!-- {marker} -->\n", 1)[1].split(f"<!-- /{marker} -->", 1)[0]
+
+
+def test_commands_are_those_of_the_scripts() -> None:
+    written = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert written == MAKER.commands(), REMEDY
+
+
+def test_tree_names_every_file_with_its_caption() -> None:
+    tree = between(ROOT / "README.md", "tree")
+    assert tree == f"```text\n{MAKER.tree()}```\n", REMEDY
+    for path in SOURCES:
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert docstring, f"{path} has no caption"
+        caption = docstring.splitlines()[0]
+        assert re.search(rf"^ *{re.escape(path.name)} +{re.escape(caption)}$", tree, re.M), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), f"{page.name}: {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, made as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_support_table_is_that_of_the_registries() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in between(ROOT / "README.md", "support").splitlines()
+    ]
+    head, _, *body = rows
+    assert head[:2] == ["family", "model type"]
+    assert sorted(head[2:6]) == sorted(KINDS)
+    assert head[6:] == ["translation"]
+    listed = {(row[0], row[1].split("`")[1]) for row in body}
+    assert listed == {(f.name, kind) for f in families.FAMILIES for kind in f.model_types}
+    for row in body:
+        for kind, cell in zip(head[2:6], row[2:6], strict=True):
+            able = [f"`{method.name}`" for method in methods.METHODS if kind in method.kinds]
+            removal = [] if kind == "linear" else ["rate 1"]
+            assert cell == ", ".join([*able, *removal]), (row[1], kind)
+        assert re.fullmatch(r"[✓-] / [✓-] / [✓-]", row[6]), row
+
+
+def levels() -> dict[str, int]:
+    """File or folder of the package -> its level in docs/architecture.md."""
+    lines = between(ROOT / "docs" / "architecture.md", "levels").strip("`\n").splitlines()[1:]
+    numbered = [line.split() for line in lines]
+    return {name: int(number) for number, *names in numbered for name in names}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names within the package that a file imports when it runs, e.g. `families.base`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    types_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in types_only:
+            continue
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports here are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            if name.startswith("composable."):
+                yield existing(name.removeprefix("composable."))
+
+
+def existing(name: str) -> str:
+    """The part of a dotted name that is a file or folder: `config.Entry` is in `config`."""
+    while name and not (
+        PACKAGE.joinpath(*name.split(".")).with_suffix(".py").is_file()
+        or PACKAGE.joinpath(*name.split(".")).is_dir()
+    ):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def dotted(path: Path) -> str:
+    """`composable/families/t5.py` -> `families.t5`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def test_every_file_of_the_package_has_a_level() -> None:
+    files = {dotted(path).partition(".")[0] for path in PACKAGE.rglob("*.py")} - {""}
+    assert files == levels().keys() - {"scripts"}
+
+
+def test_imports_point_one_way() -> None:
+    known, met = levels(), set()
+    for path in PACKAGE.rglob("*.py"):
+        own = dotted(path)
+        folder = own.partition(".")[0]
+        for name in imports(path):
+            target = name.partition(".")[0]
+            if target in (folder, ""):
+                continue
+            if (own, name) in EXCEPTIONS:
+                met.add((own, name))
+                continue
+            assert known[target] < known[folder], f"{own} imports {name}"
+    assert met == EXCEPTIONS
+
+
+def test_only_families_know_a_family() -> None:
+    for path in SOURCES:
+        if "families" in path.parts:
+            continue
+        names = [name for name in imports(path) if name.startswith("families.")]
+        assert set(names) <= {"families.base"}, path
+    for path in (PACKAGE / "methods").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and "families" in str(node.module):
+                assert {alias.name for alias in node.names} == {"Module"}, path
+
+
+def code_words(path: Path) -> Iterator[str]:
+    """Names and strings of a file's code; docstrings and comments are not among them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+            yield node.value
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SOURCES if not {"families", "assets"} & set(path.parts)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_model_type_outside_families(path: Path) -> None:
+    # also as the beginning of a class: T5ForConditionalGeneration, MT5Config
+    mention = re.compile(rf"(?<![A-Za-z])(?i:{'|'.join(MODEL_TYPES)})(?![a-z0-9])")
+    for word in code_words(path):
+        if path.parent == ROOT and word in DEFAULT_PATHS:
+            continue
+        assert not mention.search(word), f"{path.name}: {word!r}"
