@@ -24,6 +24,7 @@ from composable.surgery import Structure, apply_structure, empty_structure
 
 transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
 FORMAT, VERSION = "composable.model", 1
+SEAL = b"sha256:"
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -177,12 +178,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "masks": {name: pack_mask(mask) for name, mask in sorted(checkpoint.masks.items())},
         "state_dict": state,
     }
-    stored["checksum"] = _checksum(stored)
     # torch.save writes the name of its target into the archive: equal models need one name
     buffer = io.BytesIO()
     torch.save(stored, buffer)
     with files.atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+        for piece in sealed(buffer.getbuffer()):
+            file.write(piece)
 
 
 def import_pretrained(
@@ -238,83 +239,71 @@ def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
     return torch.from_numpy(bits.astype(bool)).view(shape)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Load the stored dict without executing anything, and compare its checksum."""
+def sealed(archive: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """Add the seal to a zip archive without comment.
+
+    Returns:
+        Pieces of the file: the archive with the length of a comment in its last two bytes, and as
+        the comment "sha256:" and the SHA-256 (hex) of all bytes before the digits.
+    """
+    start = struct.pack("<H", len(SEAL) + 64) + SEAL
+    total = hashlib.sha256(archive[:-2])
+    total.update(start)
+    return archive[:-2], start, total.hexdigest().encode()
+
+
+def _check_seal(path: Path) -> None:
+    """Compare every byte of a file with the SHA-256 at its end.
+
+    Raises:
+        FormatError: no model file, or not as it was written.
+    """
     with open(path, "rb") as file:
         start = file.read(4)
         size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 98))
+        file.seek(max(0, size - 64 - len(SEAL)))
         end = file.read()
-    if start != b"PK\x03\x04":
-        raise FormatError(
-            f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}"
-        )
-    if not _ends_as_zip(end, size):
-        raise FormatError(
-            f"{path}: its {size} bytes do not end as a model file does, it was cut off or "
-            "something was appended; make it again."
-        )
+        file.seek(0)
+        if start != b"PK\x03\x04":
+            raise FormatError(
+                f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}"
+            )
+        if not end.startswith(SEAL):
+            raise FormatError(
+                f"{path}: its {size} bytes do not end as a model file does: it was cut off, or "
+                "something was appended, or it holds pickled Python objects, which are never "
+                f"executed; {_MADE_BY}"
+            )
+        total, left = hashlib.sha256(), size - 64
+        while left:
+            piece = file.read(min(left, 1 << 20))
+            total.update(piece)
+            left -= len(piece)
+    if total.hexdigest().encode() != end[len(SEAL) :]:
+        raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Load the stored dict without executing anything."""
+    _check_seal(path)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise FormatError(
-            f"{path}: is damaged or holds pickled Python objects, which are never executed; "
-            f"{_MADE_BY}"
+            f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
         ) from error
     except Exception as error:
-        raise FormatError(
-            f"{path}: damaged or cut off ({_first_line(error)}); make it again."
-        ) from error
+        raise FormatError(f"{path}: unreadable ({_first_line(error)}); make it again.") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
         raise FormatError(
             f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}."
         )
-    try:
-        is_whole = stored.get("checksum") == _checksum(stored)
-    except (AttributeError, TypeError):  # tensors were expected and something else is there
-        is_whole = False
-    if not is_whole:
-        raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
     return stored
 
 
-def _ends_as_zip(end: bytes, size: int) -> bool:
-    """Tell whether a file's last 98 bytes are those of a zip archive of exactly `size` bytes.
-
-    torch.load accepts trailing bytes, even a second archive: the directory must end where the end
-    records (22 bytes, before them 76 in the 64-bit form) begin.
-    """
-    if end[-22:-18] != b"PK\x05\x06":
-        return False
-    if end[:4] == b"PK\x06\x06":
-        length, offset = struct.unpack("<QQ", end[40:56])
-        return bool(length + offset == size - 98)
-    length, offset = struct.unpack("<II", end[-10:-2])
-    return bool(length + offset == size - 22)
-
-
 _MADE_BY = "a file made by download_model.py or compose_model.py was expected."
-
-
-def _checksum(stored: Mapping[str, Any]) -> str:
-    """SHA-256 over everything in the file but the checksum itself."""
-    total = hashlib.sha256()
-    for key in sorted(stored):
-        value = stored[key]
-        if key == "checksum":
-            continue
-        total.update(key.encode())
-        if isinstance(value, dict):
-            for name, tensor in unique_tensors(value):
-                described = [name, str(tensor.dtype), list(tensor.shape)]
-                total.update(files.canonical_json(described).encode())
-                total.update(_bytes_of(tensor))
-            total.update(files.canonical_json(sorted(value)).encode())
-        else:
-            total.update(str(value).encode())
-    return total.hexdigest()
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -144,7 +144,7 @@ def test_writing_to_a_loaded_model_leaves_its_file_alone(file: Path) -> None:
 def test_torch_reads_it_without_running_code(file: Path) -> None:
     stored = torch.load(file, weights_only=True)
     assert {key: type(value) for key, value in stored.items()} == {
-        "format": str, "version": int, "checksum": str, "fingerprint": str, "config": str,
+        "format": str, "version": int, "fingerprint": str, "config": str,
         "generation_config": str, "structure": str, "info": str, "tokenizer": dict, "masks": dict,
         "state_dict": dict,
     }  # fmt: skip
@@ -228,13 +228,15 @@ def rewritten(path: Path, **changes: Any) -> bytes:
     """The file with other values and a right checksum; None removes a value."""
     stored = {**torch.load(path, weights_only=True), **changes}
     stored = {key: value for key, value in stored.items() if value is not None}
-    try:
-        stored["checksum"] = checkpoint._checksum(stored)
-    except AttributeError:
-        stored["checksum"] = "0" * 64
     target = path.parent / "rewritten.pth"
     torch.save(stored, target)
-    return target.read_bytes()
+    return sealed(target.read_bytes())
+
+
+def sealed(archive: bytes) -> bytes:
+    """The documented seal, made by hand."""
+    body = archive[:-2] + (71).to_bytes(2, "little") + b"sha256:"
+    return body + hashlib.sha256(body).hexdigest().encode()
 
 
 def changed_json(path: Path, key: str, **changes: Any) -> str:
@@ -279,23 +281,29 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda f, t: exchanged(f, pickle.dumps(Bomb(t), protocol=2)),
         "holds pickled Python objects, which are never executed",
     ),
+    "a sealed pickle": (
+        lambda f, t: sealed(pickled({"format": "composable.model", "x": Bomb(t)}, f.parent / "x")),
+        ": holds pickled Python objects",
+    ),
     "a state dict": (
         lambda f, t: pickled(tiny.t5().state_dict(), f.parent / "x"),
-        "not a model file of this tool; a file made by download_model.py",
+        "do not end as a model file does",
     ),
-    "a tensor": (lambda f, t: pickled(torch.ones(3), f.parent / "x"), "not a model file of this"),
-    "half": (lambda f, t: f.read_bytes()[: f.stat().st_size // 2], "was cut off or something was"),
-    "one byte less": (lambda f, t: f.read_bytes()[:-1], "was cut off or something was appended"),
-    "one byte more": (lambda f, t: f.read_bytes() + b"\0", "was cut off or something was appended"),
+    "a sealed tensor": (
+        lambda f, t: sealed(pickled(torch.ones(3), f.parent / "x")), "not a model file of this"
+    ),
+    "half": (lambda f, t: f.read_bytes()[: f.stat().st_size // 2], "was cut off, or something was"),
+    "one byte less": (lambda f, t: f.read_bytes()[:-1], "was cut off, or something was appended"),
+    "one byte more": (lambda f, t: f.read_bytes() + b"\0", "or something was appended"),
     "a zip comment": (
-        lambda f, t: f.read_bytes()[:-2] + b"\x03\0abc", "was cut off or something was appended"
+        lambda f, t: f.read_bytes()[:-2] + b"\x03\0abc", "was cut off, or something was appended"
     ),
     "two end records": (
-        lambda f, t: f.read_bytes() + f.read_bytes()[-22:], "was cut off or something was appended"
+        lambda f, t: f.read_bytes() + f.read_bytes()[-22:], "was cut off, or something was appended"
     ),
-    "two archives": (lambda f, t: f.read_bytes() * 2, "was cut off or something was appended"),
+    "two archives": (lambda f, t: f.read_bytes() * 2, "checksum does not match"),
     "a hole": (
-        lambda f, t: f.read_bytes()[:30_000] + f.read_bytes()[30_100:], "was cut off or something"
+        lambda f, t: f.read_bytes()[:30_000] + f.read_bytes()[30_100:], "checksum does not match"
     ),
     "a newer version": (
         lambda f, t: rewritten(f, version=2), "version 2 of the format, this program reads 1"
@@ -320,7 +328,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "no weights": (lambda f, t: rewritten(f, state_dict={}), "its parts do not fit together"),
     "no tokenizer": (lambda f, t: rewritten(f, tokenizer=None), "its parts do not fit together"),
-    "weights that are numbers": (lambda f, t: rewritten(f, state_dict={"a": 1}), "checksum"),
+    "weights that are numbers": (
+        lambda f, t: rewritten(f, state_dict={"a": 1}), "its parts do not fit together"
+    ),
     "masks of unknown weights": (
         lambda f, t: rewritten(f, masks={"nobody.weight": torch.zeros(4, dtype=torch.uint8)}),
         "its parts do not fit together (KeyError: 'nobody.weight')",
@@ -328,10 +338,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "a structure of another model": (
         lambda f, t: rewritten(f, structure=changed_json(f, "structure", removed_ffns=["x.ffn"])),
         'no module "x.ffn" in this model',
-    ),
-    "a changed value": (
-        lambda f, t: pickled({**torch.load(f, weights_only=True), "info": "{}"}, f.parent / "x"),
-        "checksum does not match, the file is damaged",
     ),
 }  # fmt: skip
 
@@ -359,45 +365,19 @@ def test_a_path_without_a_file(name: str, error: type[OSError], tmp_path: Path) 
     assert str(caught.value.filename) == str(tmp_path / name)
 
 
-def test_flipped_bits_are_refused_or_harmless(file: Path, tmp_path: Path) -> None:
-    """Names, dates and padding of the archive may flip unseen; what is loaded is then equal."""
-    content, expected = file.read_bytes(), load(file)
-    with zipfile.ZipFile(file) as archive:
-        described = archive.getinfo("archive/data.pkl").file_size + 200
-        starts = [item.header_offset for item in archive.infolist()]
+def test_every_flipped_bit_is_refused(file: Path, tmp_path: Path) -> None:
+    content = file.read_bytes()
     generator = random.Random(7)
-    places = [generator.randrange(described) for _ in range(60)]
-    places += [generator.choice(starts) + generator.randrange(70) for _ in range(30)]
-    places += [len(content) - 1 - generator.randrange(4000) for _ in range(30)]
-    places += [generator.randrange(len(content)) for _ in range(60)]
-    outcomes = {"refused": 0, "equal": 0}
+    places = [*range(8), *range(len(content) - 120, len(content))]
+    places += [generator.randrange(len(content)) for _ in range(200)]
     path = tmp_path / "flipped.pth"
     for place in places:
         flipped = bytearray(content)
         flipped[place] ^= 1 << generator.randrange(8)
         path.write_bytes(flipped)
-        try:
-            loaded = load(path)
-        except FormatError as error:
-            assert "\n" not in str(error), place  # noqa: PT017
-            outcomes["refused"] += 1
-        else:
-            assert_equal(loaded, expected)
-            outcomes["equal"] += 1
-    assert min(outcomes.values()) > 20
-
-
-def test_every_flipped_weight_is_refused(file: Path, tmp_path: Path) -> None:
-    content = file.read_bytes()
-    generator = random.Random(8)
-    for tensor in torch.load(file, weights_only=True)["state_dict"].values():
-        raw = tensor.numpy().tobytes()
-        place = content.index(raw) + generator.randrange(len(raw))
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << generator.randrange(8)
-        (tmp_path / "flipped.pth").write_bytes(flipped)
-        with pytest.raises(FormatError, match="checksum does not match"):
-            load(tmp_path / "flipped.pth")
+        with pytest.raises(FormatError) as caught:
+            load(path)
+        assert "\n" not in str(caught.value), place
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (8,), (4, 16), (0, 4)])
