@@ -5,14 +5,20 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
-from transformers import MT5Config, MT5ForConditionalGeneration
+from transformers import (
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from composable.checkpoint import Checkpoint, config_dict, fingerprint_of
 
 WORDS = (
-    "a the man woman dog cat child street house red blue green runs sits plays sleeps in on with and . "
-    "ein eine der die mann frau hund katze kind straße haus rot blau grün läuft sitzt spielt schläft auf mit und"
+    "a the man woman dog cat child street house red blue green runs sits plays sleeps in on with "
+    "and . ein eine der die mann frau hund katze kind straße haus rot blau grün läuft sitzt "
+    "spielt schläft auf mit und"
 ).split()
 
 
