@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from composable.errors import FormatError
+from composable.errors import FormatError, UserError
 
 
 @contextmanager
@@ -51,10 +51,15 @@ def check_writable(*paths: Path | None) -> None:
 
     Raises:
         OSError: a folder is missing and cannot be made, is read-only, or a target is a folder.
+        UserError: one path is named for two outputs.
     """
+    seen: set[Path] = set()
     for path in paths:
         if path is None:
             continue
+        if path.resolve() in seen:
+            raise UserError(f"{path}: is named for two outputs; give each a name of its own.")
+        seen.add(path.resolve())
         if path.is_dir():
             raise IsADirectoryError(21, "is a folder, a file was expected", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -225,11 +225,24 @@ def select_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
         raise UserError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
     if name == "cuda" and index and not torch.cuda.is_initialized():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", index)
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(int(index))
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise UserError(f"--device {device}: no CUDA device is available; use --device cpu.")
     return "cuda" if has_gpu and name != "cpu" else "cpu"
+
+
+def _visible_device(index: int) -> str:
+    """Name the GPU that is number `index` of those this process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(index)
+    listed = visible.split(",")
+    if index >= len(listed):
+        raise UserError(
+            f"--device cuda:{index}: CUDA_VISIBLE_DEVICES is {visible!r}; count from 0."
+        )
+    return listed[index]
 
 
 def run(

@@ -193,13 +193,8 @@ DAMAGES = {
     "cut off": lambda content: content[:-7],
     "cut in half": lambda content: content[: len(content) // 2],
     "extended": lambda content: content + b"\0",
-    "bit flipped": lambda content: flipped(content, 5000 if content[:2] != b"PK" else 80_000),
+    "bit flipped": lambda content: bytes([*content[:5000], content[5000] ^ 4, *content[5001:]]),
 }
-
-
-def flipped(content: bytes, place: int) -> bytes:
-    """Flip a bit of a bundle's header, or of a weight in the middle of a model file."""
-    return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -358,6 +353,7 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
             ("--limit", "few", "'few'", 2),
             ("--device", "tpu", "--device tpu", 1),
             ("--device", "cuda:x", "--device cuda:x", 1),
+            ("--device", "cpu:1", "--device cpu:1", 1),
             ("--device", "cuda", "no CUDA device", 1),
             ("--device", "cuda:99", "--device cuda:99", 1),
             ("--dtype", "int8", "'int8'", 2),

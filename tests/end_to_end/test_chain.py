@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from composable import bundle, checkpoint
+from composable import bundle, callbacks, checkpoint
 from composable.checkpoint import Checkpoint
 from tests import tiny
 from tests.end_to_end.conftest import ROOT, Run, Workshop, call, files_in, save_model
@@ -149,6 +149,39 @@ def test_module_level_finetuning_helps(chain: Any) -> None:
         assert old.kept_heads == new.kept_heads
         assert all(torch.equal(new.masks[name], mask) for name, mask in old.masks.items())
         assert all(not new.tensors[name][~mask].any() for name, mask in new.masks.items())
+
+
+def test_written_variants_have_the_error_that_was_reported(chain: Any, tmp_path: Path) -> None:
+    """Measured again by another run, which starts from the fine-tuned bundle."""
+    folder, runs, _ = chain
+    args = ("-m", folder / "model/t5-small.pth", "-p", folder / "modules_finetuned.npy")
+    again = call("block_level_finetuning.py", *args, "--epochs", 1, cwd=tmp_path).report
+    reported = runs["block_level_finetuning.py"].report["mean_error_after"]
+    assert again["mean_error_before"] == pytest.approx(reported, rel=1e-5)
+
+
+@pytest.mark.parametrize("script", ["baseline_finetuning.py", "block_level_finetuning.py"])
+def test_masked_weights_are_zero_after_every_step(
+    script: str, tmp_path: Path, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def look(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        parameters = dict(more["model"].named_parameters())
+        assert self.masks
+        seen.extend(
+            not parameters[name].detach()[~mask].view(torch.int32).any()
+            for name, mask in self.masks.items()
+        )
+
+    monkeypatch.setattr(callbacks.Masks, "on_step_end", look)
+    model = workshop.composed if script.startswith("baseline") else workshop.model
+    args = ["-m", model, "--epochs", 2, "--batch-size", 16]
+    args += [] if script.startswith("baseline") else ["-p", workshop.modules]
+    assert call(script, *args, cwd=tmp_path).code == 0
+    masks = len(checkpoint.load(workshop.composed).masks) if script.startswith("baseline") else 34
+    assert len(seen) == 2 * 4 * masks  # 2 epochs of 60 / 16 steps
+    assert all(seen)
 
 
 def test_model_level_finetuning_starts_lower_than_the_baseline(chain: Any) -> None:

@@ -130,6 +130,28 @@ def test_shares_of_processes_make_one_global_batch(world: int) -> None:
             assert {len(part) for part in parts} == {len(whole) // world}
 
 
+def test_training_goes_through_the_epochs(
+    corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every epoch has its own order, that of the sampler."""
+    read: list[int] = []
+
+    def get(self: Pairs, index: int) -> Any:
+        if len(self) == 44:
+            read.append(index)
+        return self.items[index]
+
+    monkeypatch.setattr(Pairs, "__getitem__", get)
+    made, _ = tune(corpora, tmp_path, seed=5)
+    sampler = LengthSampler(Pairs(corpora[0], made.tokenizer, "").lengths, 8, 5)
+    expected = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        expected.append([index for batch in sampler for index in batch])
+    assert [read[:44], read[44:88], read[88:]] == expected
+    assert len({tuple(order) for order in expected}) == 3
+
+
 def test_fewer_samples_than_a_batch() -> None:
     assert [sorted(batch) for batch in LengthSampler([3, 1, 2], 8, 0)] == [[0, 1, 2]]
 

@@ -1,0 +1,43 @@
+"""Files appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from composable import files
+from composable.errors import FormatError, UserError
+
+
+def test_an_error_keeps_the_older_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    class OurError(Exception):
+        pass
+
+    with pytest.raises(OurError), files.atomic_write(path) as file:
+        file.write(b"half")
+        raise OurError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_path_for_two_outputs_is_refused(tmp_path: Path) -> None:
+    files.check_writable(tmp_path / "a", None, tmp_path / "b")
+    with pytest.raises(UserError, match=r"a: is named for two outputs"):
+        files.check_writable(tmp_path / "a", tmp_path / "sub" / ".." / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "{", "[" * 10**5])
+def test_loose_json_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"a\.json: "):
+        files.read_json(path)
+
+
+def test_a_missing_asset_is_one_line() -> None:
+    assert (files.assets("captions") / "train.en").is_file()
+    with pytest.raises(FormatError, match="assets/nothing is not in this installation"):
+        files.assets("nothing")
