@@ -78,8 +78,8 @@ def main(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_pairs": len(training.source),
-        "epochs": outcome.rows,
         **outcome.report(),
+        "stats": outcome.rows,
     }
     (output / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
     outcome.clean_up()

@@ -12,12 +12,13 @@ def test_an_error_keeps_the_older_file_and_leaves_no_other(tmp_path: Path) -> No
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
 
-    class OurError(Exception):
-        pass
+    def fail_half_way() -> None:
+        with files.atomic_write(path) as file:
+            file.write(b"half")
+            raise RuntimeError("stop")
 
-    with pytest.raises(OurError), files.atomic_write(path) as file:
-        file.write(b"half")
-        raise OurError
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import io
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -416,11 +417,22 @@ def test_unknown_device(device: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:3"])
 def test_no_such_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "x")  # so that the end of the test removes it
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     message = rf"^--device {device}: no CUDA device is available; use --device cpu\.$"
     with pytest.raises(UserError, match=message):
         train.select_device(device)
     assert train.select_device("auto") == train.select_device("cpu") == "cpu"
+
+
+def test_device_counts_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with pytest.raises(UserError, match=r"^--device cuda:2: CUDA_VISIBLE_DEVICES is '4,7'"):
+        train.select_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert train.select_device("cuda:1") == "cuda"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
 
 
 def test_batch_that_does_not_divide(
