@@ -14,7 +14,7 @@ from composable import cli
 @cli.bundle_option("modules.npy")
 @cli.path_option("-o", "--output", default="modules_finetuned.npy", text="Bundle to write.")
 @cli.path_option("--stats", default="stats_block.csv", text="Losses per epoch, CSV.")
-@cli.training_options(epochs=4, batch_size=64, lr=3e-3, early_stop=3)
+@cli.training_options(epochs=4, batch_size=64, lr=4e-2, early_stop=2)
 def main(
     model: Path,
     bundles: tuple[Path, ...],
