@@ -228,12 +228,16 @@ class Report(TrainerCallback):
         self.norms = torch.ones(len(room.pupils), dtype=torch.float64)
 
     def summarise(self, prediction: Any) -> dict[str, float]:
-        """Mean error per student; the loss is their sum, stopped ones with their lowest."""
+        """Mean error per student; the loss is their sum.
+
+        A student that has stopped, or whose error is no number any more, counts with its lowest:
+        what one student does must not end the training of the others.
+        """
         means = prediction.predictions.sum(0) / np.maximum(prediction.label_ids.sum(0), 1)
         errors, self.norms = (torch.from_numpy(half) for half in np.split(means, 2))
-        stopped = torch.tensor(self.room.is_stopped)
-        self.errors = torch.where(stopped, self.room.best_error.cpu(), errors)
-        return {"loss": float(self.errors.sum())}
+        best, stopped = self.room.best_error.cpu(), torch.tensor(self.room.is_stopped)
+        self.errors = torch.where(stopped, best, errors)
+        return {"loss": float(torch.where(errors.isfinite(), self.errors, best).sum())}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a resume: see from the buffers who had stopped."""

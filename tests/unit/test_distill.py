@@ -1,10 +1,13 @@
 """distill: students against what hooks and formulas of the test's own say."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -438,3 +441,21 @@ def test_options_are_those_of_modules(corpora: Any, tmp_path: Path, monkeypatch:
         tune(corpora, tmp_path, clip=1.0, early_stop=3)
     wanted = dataclasses.replace(options(tmp_path), early_stop=0, clip=0.0)
     assert seen == [wanted]
+
+
+def test_a_diverged_student_does_not_stop_the_others() -> None:
+    dense = tiny.checkpoint()
+    room = distill.Classroom(dense, variants_of(dense))
+    report, count = distill.Report(room, patience=2), len(room.pupils)
+
+    def loss_of(errors: list[float]) -> float:
+        values = np.array([[*errors, *[1.0] * count]])
+        told = SimpleNamespace(predictions=values, label_ids=np.ones_like(values))
+        loss = report.summarise(told)["loss"]
+        room.update(report.errors, report.norms, patience=2)
+        return loss
+
+    assert loss_of([3.0] * count) == 3.0 * count
+    assert loss_of([math.nan, *[2.0] * (count - 1)]) == 3.0 + 2.0 * (count - 1)
+    assert room.best_error.tolist() == [3.0, *[2.0] * (count - 1)]
+    assert room.bad_epochs.tolist() == [1, *[0] * (count - 1)]
