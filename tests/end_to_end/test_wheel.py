@@ -18,9 +18,9 @@ def test_the_wheel_has_all_it_needs(tmp_path: Path) -> None:
     target = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     code = (
-        "import composable, sys; from composable import hub; from composable.tasks import translation as t;"
+        "import composable; from composable import hub, tasks;"
         "folder, _ = hub.resolve_model('embedded');"
-        "corpus = t.TRANSLATION.read('embedded', None, 'test', None);"
+        "corpus = tasks.by_name('translation').read('embedded', None, 'test', None);"
         "print(composable.__file__, folder, len(corpus.source), sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
