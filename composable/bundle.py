@@ -1,55 +1,31 @@
 """Variant, and the .npy of variants: read, check, write, choose (docs/formats.md)."""
 
 import hashlib
-import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from composable.bundle_header import (
+    Description,
+    Header,
+    Record,
+    Stored,
+    build_header,
+    lay_out,
+    parse_header,
+)
 from composable.config import Entry
-from composable.errors import ConfigError, FormatError, MismatchError
-from composable.files import atomic_write, canonical_json, digest_of
+from composable.errors import FormatError, MismatchError
+from composable.files import atomic_write
 
-T = TypeVar("T")
-FORMAT, VERSION = "composable.bundle", "1"
-KINDS = ("attention", "ffn", "linear", "layer")
 ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 array
 HEADER_LIMIT = 100_000_000  # as in the safetensors library
-PREFIX = b'{"__metadata__":{"checksum":"'  # what every header starts with; 64 hex digits follow
-CHECKSUM = slice(len(PREFIX), len(PREFIX) + 64)
-METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
-ITEM_SIZE = {"F32": 4, "U8": 1}
-
-
-@dataclass
-class Description:
-    """What is known of a variant without its tensors.
-
-    Attributes:
-        module: path of the module in the dense model.
-        kind: attention, ffn, linear or layer.
-        entry: what it was made for; the methods are those really used, never None.
-        plain: made for a plain number too, so it answers plain entries as well.
-        kept_heads: ascending, numbered as in the dense module; None where heads do not matter.
-        removed: the module is gone; there are no tensors.
-        stats: finite numbers such as error_before and error_after.
-        plain_o: like `plain`, for the `o` part of a pair.
-    """
-
-    module: str
-    kind: str
-    entry: Entry
-    plain: bool
-    kept_heads: list[int] | None = None
-    removed: bool = False
-    stats: dict[str, float] = field(default_factory=dict)
-    plain_o: bool = False
 
 
 @dataclass(eq=False)
@@ -67,34 +43,7 @@ class Variant(Description):
     @property
     def digest(self) -> str:
         """SHA-256 of what a composed model takes from this variant; equal to its record's."""
-        return _content_digest(self, _describe(self))
-
-
-class Stored(NamedTuple):
-    """A tensor as the header describes it; `kept` counts the values of a masked one, else None."""
-
-    name: str
-    shape: tuple[int, ...]
-    kept: int | None
-    sha256: str
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """What the file appends to the tensor's name."""
-        return ("",) if self.kept is None else (".values", ".mask")
-
-
-@dataclass
-class Record(Description):
-    """One variant of a bundle as the header describes it; `Reader.load` gets its tensors."""
-
-    index: int = 0
-    stored: tuple[Stored, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of module, kind, kept heads, removed and tensors; not of rate, method, stats."""
-        return _content_digest(self, self.stored)
+        return _describe(self).digest
 
 
 @dataclass
@@ -106,18 +55,6 @@ class Bundle:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class Part(NamedTuple):
-    """One tensor of the safetensors file: whose it is, and where it lies in the data."""
-
-    variant: int
-    name: str
-    suffix: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int = 0
-    end: int = 0
-
-
 def write(path: Path, bundle: Bundle) -> None:
     """Write a bundle tensor by tensor, whole or not at all; same bundle, same bytes.
 
@@ -126,20 +63,20 @@ def write(path: Path, bundle: Bundle) -> None:
         OSError: the file cannot be written; an older one stays.
     """
     try:
-        stored = [_describe(variant) for variant in bundle.variants]
-        layout = _layout(stored)
-        header = _build_header(bundle, stored, layout)
-        _parse(header, _end(layout))  # what could not be read again must not be written
+        records = [_describe(variant, i) for i, variant in enumerate(bundle.variants)]
+        header = Header(bundle.fingerprint, bundle.options, records, lay_out(records))
+        text = build_header(header)
+        parse_header(text, header.data_size)  # what could not be read again must not be written
     except FormatError as error:
         raise FormatError(f"{path}: not written: {error}.") from error
     with atomic_write(Path(path)) as file:
-        file.write(_array_header(8 + len(header) + _end(layout)))
-        file.write(len(header).to_bytes(8, "little") + header)
-        for part in layout.values():
+        file.write(_array_header(8 + len(text) + header.data_size))
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in header.layout.values():
             file.write(_encode(bundle.variants[part.variant], part.name, part.suffix).data)
 
 
-def _describe(variant: Variant) -> tuple[Stored, ...]:
+def _describe(variant: Variant, index: int = 0) -> Record:
     """Check a variant's tensors and stats, and say how they will be stored."""
     if not variant.masks.keys() <= variant.tensors.keys():
         raise FormatError(f'"{variant.module}": a mask has no tensor of the same name')
@@ -147,7 +84,8 @@ def _describe(variant: Variant) -> tuple[Stored, ...]:
         raise FormatError(f'"{variant.module}": stats {variant.stats} are not finite')
     for name, tensor in variant.tensors.items():
         _check_tensor(f'"{variant.module}", tensor "{name}"', tensor, variant.masks.get(name))
-    return tuple(_describe_tensor(variant, name) for name in sorted(variant.tensors))
+    stored = tuple(_describe_tensor(variant, name) for name in sorted(variant.tensors))
+    return Record(**variant.facts(), index=index, stored=stored)
 
 
 def _describe_tensor(variant: Variant, name: str) -> Stored:
@@ -182,93 +120,11 @@ def _encode(variant: Variant, name: str, suffix: str) -> np.ndarray:
     return values.astype("<f4", copy=False).reshape(-1).view(np.uint8)
 
 
-def _build_header(
-    bundle: Bundle, stored: Sequence[Sequence[Stored]], layout: dict[str, Part]
-) -> bytes:
-    """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in."""
-    variants = [_to_json(*pair) for pair in zip(bundle.variants, stored, strict=True)]
-    metadata = {
-        "checksum": "0" * 64,
-        "fingerprint": bundle.fingerprint,
-        "format": FORMAT,
-        "options": canonical_json(bundle.options),
-        "variants": canonical_json(variants),
-        "version": VERSION,
-    }
-    entries = {"__metadata__": metadata, **_header_entries(layout)}
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)
-    return header[: CHECKSUM.start] + _header_checksum(header) + header[CHECKSUM.stop :]
-
-
-def _to_json(variant: Variant, stored: Sequence[Stored]) -> dict[str, Any]:
-    o = variant.entry.o
-    return {
-        "module": variant.module,
-        "kind": variant.kind,
-        "rate": float(variant.entry.rate),
-        "method": variant.entry.method,
-        "o": None if o is None else {"rate": float(o.rate), "method": o.method},
-        "plain": variant.plain,
-        "plain_o": variant.plain_o,
-        "kept_heads": variant.kept_heads,
-        "removed": variant.removed,
-        "tensors": [tensor._asdict() for tensor in stored],
-        "stats": {key: float(value) for key, value in variant.stats.items()},
-    }
-
-
-def _layout(stored: Sequence[Iterable[Stored]]) -> dict[str, Part]:
-    """Place every tensor: all float32 first (so they stay aligned), then the masks, no holes."""
-    parts = [
-        Part(index, tensor.name, suffix, *_dtype_and_shape(tensor, suffix))
-        for index, tensors in enumerate(stored)
-        for tensor in tensors
-        for suffix in tensor.suffixes
-    ]
-    placed: dict[str, Part] = {}
-    end = 0
-    for part in sorted(parts, key=lambda part: part.dtype):
-        key = f"{part.variant}/{part.name}{part.suffix}"
-        if key in placed:
-            raise FormatError(f'two tensors have the name "{key}" in the file')
-        begin, end = end, end + math.prod(part.shape) * ITEM_SIZE[part.dtype]
-        placed[key] = part._replace(begin=begin, end=end)
-    return placed
-
-
-def _dtype_and_shape(tensor: Stored, suffix: str) -> tuple[str, tuple[int, ...]]:
-    if tensor.kept is None:
-        return "F32", tensor.shape
-    mask_size = -(-math.prod(tensor.shape) // 8)
-    return ("F32", (tensor.kept,)) if suffix == ".values" else ("U8", (mask_size,))
-
-
-def _header_entries(layout: dict[str, Part]) -> dict[str, Any]:
-    return {
-        key: {"dtype": p.dtype, "shape": list(p.shape), "data_offsets": [p.begin, p.end]}
-        for key, p in layout.items()
-    }
-
-
-def _end(layout: dict[str, Part]) -> int:
-    return max((part.end for part in layout.values()), default=0)
-
-
-def _content_digest(of: Description, stored: Iterable[Stored]) -> str:
-    return digest_of([of.module, of.kind, of.kept_heads, of.removed, [list(s) for s in stored]])
-
-
 def _sha256(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array.data)
     return digest.hexdigest()
-
-
-def _header_checksum(header: bytes) -> bytes:
-    blank = header[: CHECKSUM.start] + b"0" * 64 + header[CHECKSUM.stop :]
-    return hashlib.sha256(blank).hexdigest().encode()
 
 
 class Reader:
@@ -285,11 +141,9 @@ class Reader:
         if len(payload) < 8 or length > min(len(payload) - 8, HEADER_LIMIT):
             raise FormatError(f"damaged (header length {length})")
         self._data = payload[8 + length :]
-        metadata, self.records = _parse(payload[8 : 8 + length].tobytes(), len(self._data))
+        header = parse_header(payload[8 : 8 + length].tobytes(), len(self._data))
         self.path = path
-        self.fingerprint: str = metadata["fingerprint"]
-        self.options: dict[str, Any] = _json(metadata["options"], dict)
-        self._layout = _layout([record.stored for record in self.records])
+        self.fingerprint, self.options, self.records, self._layout = header
 
     def load(self, record: Record) -> Variant:
         """Read and verify one of `records`; no other variant's bytes are touched.
@@ -297,8 +151,7 @@ class Reader:
         Raises:
             FormatError: its bytes are damaged.
         """
-        known = {name: getattr(record, name) for name in Description.__dataclass_fields__}
-        variant = Variant(**known)
+        variant = Variant(**record.facts())
         for tensor in record.stored:
             try:
                 self._load_tensor(variant, record.index, tensor)
@@ -404,140 +257,6 @@ def _why_no_array(start: bytes, size: int) -> str:
     if start.startswith(b"\x93NUMPY"):
         return "a .npy file, but not the plain uint8 array that a bundle is"
     return "not a .npy file" if start else "an empty file, expected a bundle"
-
-
-def _parse(header: bytes, data_size: int) -> tuple[dict[str, str], list[Record]]:
-    """Check everything that a header says and return its metadata and records."""
-    entries = _json(header, dict)
-    metadata = entries.pop("__metadata__", None)
-    _check_format(metadata)
-    if not header.startswith(PREFIX) or _header_checksum(header) != header[CHECKSUM]:
-        raise FormatError("damaged (the checksum of its header differs)")
-    _check_types("metadata", metadata, dict.fromkeys(METADATA, (str,)))
-    _json(metadata["options"], dict)
-    records = [_record(i, value) for i, value in enumerate(_json(metadata["variants"], list))]
-    if len({(record.module, record.entry) for record in records}) < len(records):
-        raise FormatError("two variants of one module have the same rate and method")
-    layout = _layout([record.stored for record in records])
-    if entries != _header_entries(layout) or _end(layout) != data_size or len(header) % 8:
-        raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
-    return metadata, records
-
-
-def _check_format(metadata: Any) -> None:
-    found = metadata if isinstance(metadata, dict) else {}
-    if found.get("format") != FORMAT:
-        raise FormatError(f"format {found.get('format')!r:.60}, expected {FORMAT!r}")
-    if found.get("version") != VERSION:
-        raise FormatError(
-            f"made by a newer version (format version {found.get('version')!r:.20}, this program "
-            f"reads {VERSION!r}; update composable to use it)"
-        )
-
-
-def _json(text: str | bytes, kind: type[T]) -> T:
-    """Parse strict JSON of type `kind`: UTF-8, no key twice, no NaN."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not a JSON number")
-
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"damaged (header: {error!s:.80})") from error
-    if not isinstance(value, kind):
-        raise FormatError(f"damaged (header: {value!r:.40} is not a {kind.__name__})")
-    return value
-
-
-NONE = type(None)
-TYPES: dict[str, tuple[type, ...]] = {
-    "module": (str,),
-    "kind": (str,),
-    "rate": (int, float),
-    "method": (str,),
-    "o": (dict, NONE),
-    "plain": (bool,),
-    "plain_o": (bool,),
-    "kept_heads": (list, NONE),
-    "removed": (bool,),
-    "tensors": (list,),
-    "stats": (dict,),
-}
-TENSOR_TYPES: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "shape": (list,),
-    "kept": (int, NONE),
-    "sha256": (str,),
-}
-
-
-def _check_types(what: str, value: Any, types: dict[str, tuple[type, ...]]) -> None:
-    if not isinstance(value, dict) or value.keys() != types.keys():
-        raise FormatError(f"{what}: {value!r:.60} has not the keys of docs/formats.md")
-    for key, allowed in types.items():
-        if type(value[key]) not in allowed:
-            raise FormatError(f"{what}: {key} {value[key]!r:.60} has the wrong type")
-
-
-def _record(index: int, value: Any) -> Record:
-    """Check one record of the header: its keys, their values, the rules between them."""
-    what = f"variant {index}"
-    _check_types(what, value, TYPES)
-    for tensor in value["tensors"]:
-        _check_types(f"{what}, a tensor", tensor, TENSOR_TYPES)
-    record = Record(
-        **{key: value[key] for key in Description.__dataclass_fields__ if key != "entry"},
-        entry=_entry(what, value),
-        index=index,
-        stored=tuple(Stored(**{**t, "shape": tuple(t["shape"])}) for t in value["tensors"]),
-    )
-    _check_rules(what, record)
-    return record
-
-
-def _entry(what: str, value: dict[str, Any]) -> Entry:
-    wanted = {key: value[key] for key in ("rate", "method", "o") if value[key] is not None}
-    try:
-        entry = Entry.parse(wanted, what)
-    except ConfigError as error:
-        raise FormatError(str(error).rstrip(".")) from error
-    if entry.rate == 0 or (entry.o and (entry.o.rate == 0 or not entry.o.method)):
-        raise FormatError(f"{what}: every part of {entry} needs a rate above 0 and a method")
-    return entry
-
-
-def _check_rules(what: str, record: Record) -> None:
-    heads, o, stored = record.kept_heads, record.entry.o, record.stored
-    names = [tensor.name for tensor in stored]
-    rules = {
-        f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
-        "kept_heads are numbers, ascending": heads is None
-        or (_are_counts(heads) and sorted(set(heads)) == heads),
-        "shapes are sizes": all(_are_counts(tensor.shape) for tensor in stored),
-        "kept values are counted": all(_are_counts([t.kept or 0]) for t in stored),
-        "tensors are sorted by name": names == sorted(set(names)),
-        "stats are finite": all(
-            type(value) in (int, float) and abs(value) < math.inf for value in record.stats.values()
-        ),
-        "a removed variant has nothing else": not (record.removed and (stored or heads)),
-        "rate 1 means removed": record.removed or record.entry.rate < 1,
-        "only an attention is pruned as a pair": o is None or record.kind == "attention",
-        "plain_o needs a pair": o is not None or not record.plain_o,
-    }
-    for rule, is_kept in rules.items():
-        if not is_kept:
-            raise FormatError(f'{what} ("{record.module}") breaks the rule: {rule}')
-
-
-def _are_counts(values: Iterable[Any]) -> bool:
-    return all(type(value) is int and 0 <= value < 2**31 for value in values)
 
 
 def choose(

@@ -19,6 +19,7 @@ import torch
 
 from composable import bundle as bundles
 from composable.bundle import Bundle, Reader, Variant, choose, open_bundle, write
+from composable.bundle_header import header_checksum
 from composable.config import Entry
 from composable.errors import FormatError, MismatchError
 
@@ -63,8 +64,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def assert_same(left: Variant, right: Variant) -> None:
-    for name in bundles.Description.__dataclass_fields__:
-        assert getattr(left, name) == getattr(right, name), name
+    assert left.facts() == right.facts()
     for mine, other in ((left.tensors, right.tensors), (left.masks, right.masks)):
         assert mine.keys() == other.keys()
         assert all(torch.equal(mine[name], other[name]) for name in mine)
@@ -231,7 +231,7 @@ def rewrite_header(path: Path, old: str, new: str) -> None:
     assert old in text
     header = text.replace(old, new, 1).encode()
     header += b" " * (-len(header) % 8)
-    header = header[:29] + bundles._header_checksum(header) + header[93:]
+    header = header[:29] + header_checksum(header) + header[93:]
     as_npy(path, len(header).to_bytes(8, "little") + header + payload[8 + length :])
 
 

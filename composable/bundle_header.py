@@ -1,0 +1,324 @@
+"""Description of a variant, and the header of a bundle: layout, build, parse, check."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from composable.config import Entry
+from composable.errors import ConfigError, FormatError
+from composable.families.base import KINDS
+from composable.files import canonical_json, digest_of
+
+T = TypeVar("T")
+FORMAT, VERSION = "composable.bundle", "1"
+PREFIX = b'{"__metadata__":{"checksum":"'  # what every header starts with; 64 hex digits follow
+CHECKSUM = slice(len(PREFIX), len(PREFIX) + 64)
+METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
+ITEM_SIZE = {"F32": 4, "U8": 1}
+
+
+@dataclass
+class Description:
+    """What is known of a variant without its tensors.
+
+    Attributes:
+        module: path of the module in the dense model.
+        kind: one of `families.base.KINDS`.
+        entry: what it was made for; the methods are those really used, never None.
+        plain: made for a plain number too, so it answers plain entries as well.
+        kept_heads: ascending, numbered as in the dense module; None where heads do not matter.
+        removed: the module is gone; there are no tensors.
+        stats: finite numbers such as error_before and error_after.
+        plain_o: like `plain`, for the `o` part of a pair.
+    """
+
+    module: str
+    kind: str
+    entry: Entry
+    plain: bool
+    kept_heads: list[int] | None = None
+    removed: bool = False
+    stats: dict[str, float] = field(default_factory=dict)
+    plain_o: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Return the attributes above by name, without those that a subclass adds."""
+        return {name: getattr(self, name) for name in Description.__dataclass_fields__}
+
+
+class Stored(NamedTuple):
+    """A tensor as the header describes it; `kept` counts the values of a masked one, else None."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int | None
+    sha256: str
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the file appends to the tensor's name."""
+        return ("",) if self.kept is None else (".values", ".mask")
+
+
+@dataclass
+class Record(Description):
+    """One variant of a bundle as the header describes it; `Reader.load` gets its tensors."""
+
+    index: int = 0
+    stored: tuple[Stored, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of module, kind, kept heads, removed and tensors; not of rate, method, stats."""
+        stored = [list(tensor) for tensor in self.stored]
+        return digest_of([self.module, self.kind, self.kept_heads, self.removed, stored])
+
+
+class Part(NamedTuple):
+    """One tensor of the safetensors file: whose it is, and where it lies in the data."""
+
+    variant: int
+    name: str
+    suffix: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
+
+
+class Header(NamedTuple):
+    """What the header of a bundle says; `layout` is that of `records`, from `lay_out`."""
+
+    fingerprint: str
+    options: dict[str, Any]
+    records: list[Record]
+    layout: dict[str, Part]
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of all tensors together."""
+        return max((part.end for part in self.layout.values()), default=0)
+
+
+def build_header(header: Header) -> bytes:
+    """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in."""
+    metadata = {
+        "checksum": "0" * 64,
+        "fingerprint": header.fingerprint,
+        "format": FORMAT,
+        "options": canonical_json(header.options),
+        "variants": canonical_json([_to_json(record) for record in header.records]),
+        "version": VERSION,
+    }
+    entries = {"__metadata__": metadata, **_header_entries(header.layout)}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
+
+
+def _to_json(record: Record) -> dict[str, Any]:
+    o = record.entry.o
+    return {
+        "module": record.module,
+        "kind": record.kind,
+        "rate": float(record.entry.rate),
+        "method": record.entry.method,
+        "o": None if o is None else {"rate": float(o.rate), "method": o.method},
+        "plain": record.plain,
+        "plain_o": record.plain_o,
+        "kept_heads": record.kept_heads,
+        "removed": record.removed,
+        "tensors": [tensor._asdict() for tensor in record.stored],
+        "stats": {key: float(value) for key, value in record.stats.items()},
+    }
+
+
+def lay_out(records: Iterable[Record]) -> dict[str, Part]:
+    """Place every tensor: all float32 first (so they stay aligned), then the masks, no holes.
+
+    Returns:
+        The parts by their names in the file, in its order.
+
+    Raises:
+        FormatError: two of them have the same name.
+    """
+    parts = [
+        Part(record.index, tensor.name, suffix, *_dtype_and_shape(tensor, suffix))
+        for record in records
+        for tensor in record.stored
+        for suffix in tensor.suffixes
+    ]
+    placed: dict[str, Part] = {}
+    end = 0
+    for part in sorted(parts, key=lambda part: part.dtype):
+        key = f"{part.variant}/{part.name}{part.suffix}"
+        if key in placed:
+            raise FormatError(f'two tensors have the name "{key}" in the file')
+        begin, end = end, end + math.prod(part.shape) * ITEM_SIZE[part.dtype]
+        placed[key] = part._replace(begin=begin, end=end)
+    return placed
+
+
+def _dtype_and_shape(tensor: Stored, suffix: str) -> tuple[str, tuple[int, ...]]:
+    if tensor.kept is None:
+        return "F32", tensor.shape
+    mask_size = -(-math.prod(tensor.shape) // 8)
+    return ("F32", (tensor.kept,)) if suffix == ".values" else ("U8", (mask_size,))
+
+
+def _header_entries(layout: dict[str, Part]) -> dict[str, Any]:
+    return {
+        key: {"dtype": p.dtype, "shape": list(p.shape), "data_offsets": [p.begin, p.end]}
+        for key, p in layout.items()
+    }
+
+
+def header_checksum(header: bytes) -> bytes:
+    """Return the SHA-256, in hex digits, of a header with 64 zeros for its checksum."""
+    blank = header[: CHECKSUM.start] + b"0" * 64 + header[CHECKSUM.stop :]
+    return hashlib.sha256(blank).hexdigest().encode()
+
+
+def parse_header(header: bytes, data_size: int) -> Header:
+    """Read a header and check everything that it says.
+
+    Args:
+        header: its bytes, with the padding.
+        data_size: bytes that follow it in the file.
+
+    Raises:
+        FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
+    """
+    entries = _json(header, dict)
+    metadata = entries.pop("__metadata__", None)
+    _check_format(metadata)
+    if not header.startswith(PREFIX) or header_checksum(header) != header[CHECKSUM]:
+        raise FormatError("damaged (the checksum of its header differs)")
+    _check_types("metadata", metadata, dict.fromkeys(METADATA, (str,)))
+    options = _json(metadata["options"], dict)
+    records = [_record(i, value) for i, value in enumerate(_json(metadata["variants"], list))]
+    if len({(record.module, record.entry) for record in records}) < len(records):
+        raise FormatError("two variants of one module have the same rate and method")
+    found = Header(metadata["fingerprint"], options, records, lay_out(records))
+    if entries != _header_entries(found.layout) or found.data_size != data_size or len(header) % 8:
+        raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
+    return found
+
+
+def _check_format(metadata: Any) -> None:
+    found = metadata if isinstance(metadata, dict) else {}
+    if found.get("format") != FORMAT:
+        raise FormatError(f"format {found.get('format')!r:.60}, expected {FORMAT!r}")
+    if found.get("version") != VERSION:
+        raise FormatError(
+            f"made by a newer version (format version {found.get('version')!r:.20}, this program "
+            f"reads {VERSION!r}; update composable to use it)"
+        )
+
+
+def _json(text: str | bytes, kind: type[T]) -> T:
+    """Parse strict JSON of type `kind`: UTF-8, no key twice, no NaN."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return dict(pairs)
+
+    def refuse(name: str) -> Any:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"damaged (header: {error!s:.80})") from error
+    if not isinstance(value, kind):
+        raise FormatError(f"damaged (header: {value!r:.40} is not a {kind.__name__})")
+    return value
+
+
+NONE = type(None)
+TYPES: dict[str, tuple[type, ...]] = {
+    "module": (str,),
+    "kind": (str,),
+    "rate": (int, float),
+    "method": (str,),
+    "o": (dict, NONE),
+    "plain": (bool,),
+    "plain_o": (bool,),
+    "kept_heads": (list, NONE),
+    "removed": (bool,),
+    "tensors": (list,),
+    "stats": (dict,),
+}
+TENSOR_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "shape": (list,),
+    "kept": (int, NONE),
+    "sha256": (str,),
+}
+
+
+def _check_types(what: str, value: Any, types: dict[str, tuple[type, ...]]) -> None:
+    if not isinstance(value, dict) or value.keys() != types.keys():
+        raise FormatError(f"{what}: {value!r:.60} has not the keys of docs/formats.md")
+    for key, allowed in types.items():
+        if type(value[key]) not in allowed:
+            raise FormatError(f"{what}: {key} {value[key]!r:.60} has the wrong type")
+
+
+def _record(index: int, value: Any) -> Record:
+    """Check one record of the header: its keys, their values, the rules between them."""
+    what = f"variant {index}"
+    _check_types(what, value, TYPES)
+    for tensor in value["tensors"]:
+        _check_types(f"{what}, a tensor", tensor, TENSOR_TYPES)
+    record = Record(
+        **{key: value[key] for key in Description.__dataclass_fields__ if key != "entry"},
+        entry=_entry(what, value),
+        index=index,
+        stored=tuple(Stored(**{**t, "shape": tuple(t["shape"])}) for t in value["tensors"]),
+    )
+    _check_rules(what, record)
+    return record
+
+
+def _entry(what: str, value: dict[str, Any]) -> Entry:
+    wanted = {key: value[key] for key in ("rate", "method", "o") if value[key] is not None}
+    try:
+        entry = Entry.parse(wanted, what)
+    except ConfigError as error:
+        raise FormatError(str(error).rstrip(".")) from error
+    if entry.rate == 0 or (entry.o and (entry.o.rate == 0 or not entry.o.method)):
+        raise FormatError(f"{what}: every part of {entry} needs a rate above 0 and a method")
+    return entry
+
+
+def _check_rules(what: str, record: Record) -> None:
+    heads, o, stored = record.kept_heads, record.entry.o, record.stored
+    names = [tensor.name for tensor in stored]
+    rules = {
+        f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
+        "kept_heads are numbers, ascending": heads is None
+        or (_are_counts(heads) and sorted(set(heads)) == heads),
+        "shapes are sizes": all(_are_counts(tensor.shape) for tensor in stored),
+        "kept values are counted": all(_are_counts([t.kept or 0]) for t in stored),
+        "tensors are sorted by name": names == sorted(set(names)),
+        "stats are finite": all(
+            type(value) in (int, float) and abs(value) < math.inf for value in record.stats.values()
+        ),
+        "a removed variant has nothing else": not (record.removed and (stored or heads)),
+        "rate 1 means removed": record.removed or record.entry.rate < 1,
+        "only an attention is pruned as a pair": o is None or record.kind == "attention",
+        "plain_o needs a pair": o is not None or not record.plain_o,
+    }
+    for rule, is_kept in rules.items():
+        if not is_kept:
+            raise FormatError(f'{what} ("{record.module}") breaks the rule: {rule}')
+
+
+def _are_counts(values: Iterable[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 2**31 for value in values)
