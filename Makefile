@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 MODEL ?= embedded
 DATA ?=
 CONFIGS ?=
-OUT ?= out/$(notdir $(MODEL))
+OUT ?= out/$(notdir $(patsubst %/,%,$(MODEL)))
 LIMIT ?=
 # Options for the two trainings and the evaluations, e.g. MODEL_ARGS="--epochs 3".
 BLOCK_ARGS ?=
@@ -29,15 +29,17 @@ run = @mkdir -p $(OUT)/json && echo "$(2)" >&2 && \
 help:
 	@echo "make setup     make $(VENV) from the constraints file"
 	@echo "make demo      the whole chain on the embedded model and data, a few minutes on 2 cores"
-	@echo "make test      lint is apart; tests that need minutes     make lint   make nightly"
+	@echo "make test      the tests; make nightly: the slower ones; make lint: style and types"
 	@echo "make pipeline  MODEL=google-t5/t5-small DATA=multi30k CONFIGS=conf.json OUT=out/mine"
 	@echo "make control   the same configurations without module-level fine-tuning, for comparison"
 
 setup: $(READY)
 
 $(READY): constraints.txt requirements.txt requirements-dev.txt
+	@$(PYTHON3) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON3) is "\
+		+ sys.version.split()[0] + "; try make PYTHON3=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON3) -m venv $(VENV)
-	$(PYTHON) -m pip install -q -c constraints.txt torch==2.13.0
+	$(PYTHON) -m pip install -q -c constraints.txt torch
 	$(PYTHON) -m pip install -q -c constraints.txt -r requirements.txt -r requirements-dev.txt
 	touch $@
 
@@ -60,9 +62,17 @@ nightly: $(READY)
 demo: $(READY)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 pipeline MODEL=embedded OUT=out/demo
 
+# Settings of an earlier run must not be mixed with these: its results would pass for ours.
+SETTINGS := MODEL=$(MODEL) DATA=$(DATA) CONFIGS=$(CONFIGS) LIMIT=$(LIMIT) BLOCK_ARGS=$(BLOCK_ARGS) \
+	MODEL_ARGS=$(MODEL_ARGS) EVAL_ARGS=$(EVAL_ARGS)
+$(OUT)/.settings:
+	@mkdir -p $(OUT) && echo '$(SETTINGS)' > $@
+
 # How many configurations there are is known once conf.json was read (and found sound), so the rest
 # is a make of its own.
-pipeline control: $(OUT)/conf_prune.json
+pipeline control: $(OUT)/.settings $(OUT)/conf_prune.json
+	@if [ "$$(cat $<)" != '$(SETTINGS)' ]; then echo "$(OUT) was made with other settings ($$(cat $<));" \
+		"use another OUT, or delete it." >&2; exit 1; fi
 	@last=$$($(PYTHON) -c 'import json, sys; print(json.load(open(sys.argv[1]))["configurations"] - 1)' \
 		$(OUT)/json/scheme.json) && \
 	$(MAKE) --no-print-directory $(if $(filter control,$@),$(OUT)/loss_control.png,table) \
@@ -72,7 +82,7 @@ STAGES := pruned block model
 EVALUATIONS = $(OUT)/eval_dense.json $(foreach i,$(INDICES),$(STAGES:%=$(OUT)/eval_%_$(i).json))
 
 table: $(EVALUATIONS) $(OUT)/loss.png
-	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $(OUT)/loss.png
+	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $(OUT)/loss.png > $(OUT)/json/report.json
 
 $(OUT)/dense.pth: | $(READY)
 	$(call run,dense,download_model.py -m $(MODEL) -o $@)
@@ -91,6 +101,8 @@ $(OUT)/conf_prune.json: $(OUT)/conf.json
 $(OUT)/modules.npy: $(OUT)/dense.pth $(OUT)/conf_prune.json
 	$(call run,prune,prune.py -m $< -c $(OUT)/conf_prune.json -o $@)
 
+control: | $(if $(filter pipeline,$(MAKECMDGOALS)),pipeline)
+
 $(OUT)/modules_finetuned.npy: $(OUT)/dense.pth $(OUT)/modules.npy
 	$(call run,block,block_level_finetuning.py -m $< -p $(OUT)/modules.npy -o $@ \
 		--stats $(OUT)/stats_block.csv --checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(BLOCK_ARGS))
@@ -105,11 +117,11 @@ $(OUT)/block_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.js
 $(OUT)/model_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.json
 	$(call run,model_$*,model_level_finetuning.py -m $< -p $(OUT)/modules_finetuned.npy \
 		-c $(OUT)/conf.json -n $* -o $@ --stats $(OUT)/stats_model_$*.csv \
-		--checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(MODEL_ARGS))
+		--checkpoint-dir $(OUT)/checkpoints/model_$* $(DATA_ARGS) $(MODEL_ARGS))
 
 $(OUT)/baseline_%.pth: $(OUT)/pruned_%.pth
 	$(call run,baseline_$*,baseline_finetuning.py -m $< -o $@ --stats $(OUT)/stats_baseline_$*.csv \
-		--checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(MODEL_ARGS))
+		--checkpoint-dir $(OUT)/checkpoints/baseline_$* $(DATA_ARGS) $(MODEL_ARGS))
 
 $(OUT)/eval_%.json: $(OUT)/%.pth
 	$(call run,eval_$*,evaluate.py -m $< -o $@ $(DATA_ARGS) $(EVAL_ARGS))
@@ -122,4 +134,4 @@ $(OUT)/loss_control.png: $(foreach i,$(INDICES),$(OUT)/model_$(i).pth $(OUT)/eva
 		$(OUT)/stats_baseline_$(i).csv) -o $@)
 
 clean:
-	rm -rf out checkpoints
+	rm -rf out checkpoints build composable.egg-info

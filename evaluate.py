@@ -25,7 +25,9 @@ POSITIVE = click.IntRange(min=1)
     help="Model file, dense or composed.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report here, too.")
-@click.option("--split", type=click.Choice(["valid", "test"]), default="test", help="Part of it.")
+@click.option(
+    "--split", type=click.Choice(["valid", "test"]), default="test", help="Which split is measured."
+)
 @click.option("--num-beams", type=POSITIVE, default=1, help="1 is greedy.")
 @click.option("--batch-tokens", type=POSITIVE, default=4096, help="Source tokens in a batch.")
 @click.option("--max-length", type=POSITIVE, default=80, help="Most tokens of a translation.")

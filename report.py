@@ -61,9 +61,12 @@ def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, o
 
 
 def _configurations(directory: Path) -> list[int]:
-    """Numbers of the configurations of which there is any evaluation."""
+    """Numbers of the configurations in conf.json, or else of those that were evaluated."""
+    from composable.config import read_configurations
     from composable.errors import FormatError
 
+    if (directory / "conf.json").is_file():  # a rerun with fewer may have left evaluations behind
+        return list(range(len(read_configurations(directory / "conf.json"))))
     names = [path.stem.split("_") for path in directory.glob("eval_*_*.json")]
     found = {int(n[2]) for n in names if len(n) == 3 and n[1] in STAGES and n[2].isdecimal()}
     if not found:

@@ -3,8 +3,9 @@
 
     python assets/train_embedded.py --data data/multi30k -o assets/embedded
 
-Its folder then holds config.json, model.safetensors (bfloat16), the tokenizer, the training record
-and the model card. An interrupted training continues when the same command runs again.
+Its folder then holds config.json, model.safetensors (bfloat16), the tokenizer and the training
+record; the model card (README.md) is written by hand from it. An interrupted training continues
+when the same command runs again.
 """
 
 import json
@@ -24,7 +25,7 @@ WIDTH = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 768, "num_layers": 
 @cli.command()
 @click.option("--data", type=click.Path(path_type=Path), default=Path("data/multi30k"))
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("assets/embedded"))
-@click.option("--epochs", default=12)
+@click.option("--epochs", default=15)
 @click.option("--batch-size", default=48)
 @click.option("--lr", default=1e-2)
 @click.option("--vocabulary", default=6000)
@@ -80,10 +81,25 @@ def main(
         "training_pairs": len(training.source),
         **outcome.report(),
         "stats": outcome.rows,
+        "bleu": scores(output, folders),
     }
     (output / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
     outcome.clean_up()
     return {"wrote": str(output), **{key: record[key] for key in ("parameters", "epochs")}}
+
+
+def scores(output: Path, folders: tuple[Path, Path]) -> dict[str, object]:
+    """Measure the folder that was written, greedy, on the test split of both corpora."""
+    from composable import checkpoint
+    from composable.tasks import metrics, translation, translation_decode
+
+    model = checkpoint.import_pretrained(output, "embedded")
+    found = {}
+    for name, folder in zip(("multi30k_test_2016_flickr", "captions_test"), folders, strict=True):
+        corpus = translation.read_corpus(folder, "test")
+        lines = translation_decode.translate(model.model, model.tokenizer, corpus.source)
+        found[name] = metrics.sacrebleu_score(lines, corpus.target).to_json()
+    return found
 
 
 def join(corpora: list) -> object:

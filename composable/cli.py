@@ -64,7 +64,7 @@ def command() -> Callable[[Function], click.Command]:
                 click.echo(json.dumps(report, indent=1, ensure_ascii=False))
 
         for option in (
-            click.option("-v", "--verbose", is_flag=True, help="Log more."),
+            click.option("-v", "--verbose", is_flag=True, help="Show the libraries' remarks too."),
             click.option("-q", "--quiet", is_flag=True, help="Log errors only, no progress bars."),
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         ):
@@ -98,7 +98,10 @@ class _ExitCodeCommand(FreeLengthCommand):
         except click.UsageError as error:
             code = _fail(error.format_message() + f" (see {_name_of(error, self)} --help)", 2)
         except (click.Abort, KeyboardInterrupt):
-            code = _fail("interrupted; no output was written, run the same command again.", 130)
+            code = _fail(
+                "interrupted; run the same command again, a training goes on after its last epoch.",
+                130,
+            )
         except UserError as error:
             code = _fail(str(error), 1, shows_traceback)
         except OSError as error:
@@ -107,7 +110,9 @@ class _ExitCodeCommand(FreeLengthCommand):
             if not _is_out_of_memory(error):
                 raise
             code = _fail(
-                "out of memory; use a smaller --batch-size or a smaller model.", 1, shows_traceback
+                "out of memory; use smaller batches (see --help) or a smaller model.",
+                1,
+                shows_traceback,
             )
         sys.exit(code)
 
@@ -231,7 +236,10 @@ def training_options(
             help="Sentences per step, over all processes.",
         ),
         click.option(
-            "--lr", type=_Positive(min=0, min_open=True), default=lr, help="Peak, relative."
+            "--lr",
+            type=_Positive(min=0, min_open=True),
+            default=lr,
+            help="Peak learning rate, relative to the size of each matrix.",
         ),
         click.option(
             "--early-stop",
@@ -253,7 +261,7 @@ def training_options(
             "--report-to",
             type=click.Choice(["none", "tensorboard", "wandb"]),
             default="none",
-            help="Live curves.",
+            help="Where live curves go.",
         ),
     )
     names = ("epochs", "batch_size", "lr", "early_stop", "seed", "resume", "checkpoint_dir")

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from composable import files, train
 from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
+from composable.errors import UserError
 from composable.families import Family, Module
 from composable.pruning import own_parameters
 from composable.surgery import keep_heads
@@ -281,7 +282,13 @@ def tune(
         options: `early_stop` is the patience of every variant by itself; gradients are never
             clipped, because a norm over all variants would couple them.
         stats: CSV of the summed losses.
+
+    Raises:
+        UserError: float16, a loss that is no number, data or options that do not fit.
     """
+    if options.dtype == "float16":
+        # its loss scaler skips the step of all variants for an overflow in one of them
+        raise UserError("--dtype float16 would couple the variants; use bfloat16 or float32.")
     pupils = [variant for variant in variants if variant.tensors]
     if not pupils:
         return Result(variants, None)

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and the hashes of their content."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,17 +27,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OSError: the folder cannot be written, the disk is full, `path` is a folder.
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(21, "is a folder, a file was expected", str(path))
+    _refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    target = path.resolve()  # a link stays one, what it leads to is written
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(name, target)
     except OSError as error:
         # A failed write names no file; the user wants to know which output was meant.
         if error.filename is None:
@@ -60,11 +61,18 @@ def check_writable(*paths: Path | None) -> None:
         if path.resolve() in seen:
             raise UserError(f"{path}: is named for two outputs; give each a name of its own.")
         seen.add(path.resolve())
-        if path.is_dir():
-            raise IsADirectoryError(21, "is a folder, a file was expected", str(path))
+        _refuse_special(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse what a rename would destroy: folders, devices, pipes."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,7 +111,9 @@ def read_json(path: Path) -> Any:
 
     try:
         return json.loads(
-            Path(path).read_bytes(), object_pairs_hook=no_duplicates, parse_constant=no_constant
+            Path(path).read_bytes().decode(),
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constant,
         )
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not a JSON file ({error}).") from error

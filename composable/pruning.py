@@ -108,6 +108,8 @@ def _mask_output(variant: Variant, part: nn.Module, module: Module, entry: Entry
     o = Module(f"{module.name}.{child}", "linear", module.stack)
     method = methods.by_name(str(entry.method))
     decision = method.prune(part.get_submodule(child), o, entry.rate, None)
+    for name, tensor in (decision.tensors or {}).items():
+        variant.tensors[f"{child}.{name}"] = tensor
     if decision.mask is not None:
         _mask(variant, f"{child}.weight", decision.mask)
 

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,6 @@ class Outcome:
     resumed_from: int | None
     is_main: bool
     folder: Path
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def write_stats(self, path: Path) -> None:
         """Write the stats CSV."""
@@ -281,7 +280,7 @@ def run(
     training, validation, collate = data
     device = select_device(options.device)
     folder = _run_folder(options, identity, label)
-    start = {name: t.detach().clone() for name, t in model.state_dict().items()}
+    start = {name: t.clone() for name, t in model.state_dict().items()} if keeps_best else {}
     for parameter in model.parameters():
         if not parameter.numel():  # of an attention without heads; never has a gradient
             parameter.requires_grad_(False)
@@ -319,8 +318,8 @@ def run(
     if keeps_best and best == 0:
         log.warning("%s: no epoch was better than the start; the start is kept.", label)
         model.load_state_dict(start)
-    apply_masks(model, masks)
     model.to("cpu").eval()
+    apply_masks(model, masks)
     return Outcome(rows, best, resumed, trainer.is_world_process_zero(), folder)
 
 
@@ -392,7 +391,7 @@ def _run_folder(options: Options, identity: dict[str, Any], label: str) -> Path:
 
 def _latest_checkpoint(folder: Path, world_size: int) -> Path | None:
     """Newest checkpoint that was written to its end; Trainer would take a half-written one."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    found = sorted(folder.glob("checkpoint-*[0-9]"), key=lambda p: int(p.name.rpartition("-")[2]))
     for path in reversed(found):
         if _is_complete(path, world_size):
             return path

@@ -108,9 +108,11 @@ def tune_variants(
             outcome.write_stats(stats)
             outcome.clean_up()
     errors = [v.stats for v in result.variants if "error_after" in v.stats]
+    summary = outcome.report() if outcome else {}
+    summary.pop("best_epoch", None)  # every variant has its own
     return {
         "wrote": str(output),
-        **(outcome.report() if outcome else {}),
+        **summary,
         **report,
         "mean_error_before": _mean([stats["error_before"] for stats in errors]),
         "mean_error_after": _mean([stats["error_after"] for stats in errors]),

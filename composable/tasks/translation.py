@@ -124,8 +124,8 @@ def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
         if met != expected:
             raise FormatError(
                 f"{found}: {met[0]} lines with SHA-256 {met[1][:12]}, Multi30K has {expected[0]} "
-                f"with {expected[1][:12]}; fetch it again, or rename test_2016_flickr to test "
-                "if this is a corpus of your own."
+                f"with {expected[1][:12]}; delete it and fetch it again, or "
+                "rename test_2016_flickr to test if this is a corpus of your own."
             )
     return [line.strip() for line in lines]
 

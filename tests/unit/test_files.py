@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,26 @@ def test_a_missing_asset_is_one_line() -> None:
     assert (files.assets("captions") / "train.en").is_file()
     with pytest.raises(FormatError, match="assets/nothing is not in this installation"):
         files.assets("nothing")
+
+
+def test_links_are_followed_and_special_files_refused(tmp_path: Path) -> None:
+    real, link, pipe = tmp_path / "real" / "a", tmp_path / "link", tmp_path / "pipe"
+    files.write_text(real, "old")
+    link.symlink_to(real)
+    files.write_text(link, "new")
+    assert real.read_text() == "new"
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    for write in (files.check_writable, lambda path: files.write_text(path, "x")):
+        with pytest.raises(OSError, match="no ordinary file"):
+            write(pipe)
+        with pytest.raises(IsADirectoryError):
+            write(tmp_path)
+    assert pipe.is_fifo()
+
+
+def test_json_is_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes('{"a": 1}'.encode("utf-16"))
+    with pytest.raises(FormatError, match=r"a\.json: not a JSON file"):
+        files.read_json(path)
