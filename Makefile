@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup lint format test nightly demo pipeline control table clean
+.PHONY: help setup lint format test nightly demo pipeline control table control-table clean
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -75,7 +75,7 @@ pipeline control: $(OUT)/.settings $(OUT)/conf_prune.json
 		"use another OUT, or delete it." >&2; exit 1; fi
 	@last=$$($(PYTHON) -c 'import json, sys; print(json.load(open(sys.argv[1]))["configurations"] - 1)' \
 		$(OUT)/json/scheme.json) && \
-	$(MAKE) --no-print-directory $(if $(filter control,$@),$(OUT)/loss_control.png,table) \
+	$(MAKE) --no-print-directory $(if $(filter control,$@),control-table,table) \
 		INDICES="$$(seq -s ' ' 0 $$last)"
 
 STAGES := pruned block model
@@ -83,6 +83,9 @@ EVALUATIONS = $(OUT)/eval_dense.json $(foreach i,$(INDICES),$(STAGES:%=$(OUT)/ev
 
 table: $(EVALUATIONS) $(OUT)/loss.png
 	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $(OUT)/loss.png > $(OUT)/json/report.json
+
+control-table: $(OUT)/loss_control.png $(EVALUATIONS)
+	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $< > $(OUT)/json/report.json
 
 $(OUT)/dense.pth: | $(READY)
 	$(call run,dense,download_model.py -m $(MODEL) -o $@)

@@ -41,14 +41,15 @@ def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, o
     files.check_writable(output)
     dense = _read(directory / "eval_dense.json", None)
     indices = _configurations(directory)
+    stages = _stages(directory, indices)
     evaluations = {
-        index: {stage: _read(directory / f"eval_{stage}_{index}.json", dense) for stage in STAGES}
+        index: {stage: _read(directory / f"eval_{stage}_{index}.json", dense) for stage in stages}
         for index in indices
     }
     rows = [_row("dense", {"dense": dense}, dense, None)]
-    for index, stages in evaluations.items():
-        rows.append(_row(str(index), stages, dense, _seconds(directory, f"model_{index}")))
-    text = _table(rows) + "\n" + _notes(dense, _seconds(directory, "block"), _plot(plot))
+    for index, reports in evaluations.items():
+        rows.append(_row(str(index), reports, dense, _seconds(directory, f"model_{index}")))
+    text = _table(rows, stages) + "\n" + _notes(dense, _seconds(directory, "block"), _plot(plot))
     files.write_text(output, text)
     click.echo(text, err=True)
     return {
@@ -58,6 +59,12 @@ def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, o
         "signature": dense["bleu"]["signature"],
         "plot": str(plot) if plot else None,
     }
+
+
+def _stages(directory: Path, indices: list[int]) -> dict[str, str]:
+    """Columns of the table; the control experiment is one where it was run (make control)."""
+    was_run = all((directory / f"eval_baseline_{index}.json").is_file() for index in indices)
+    return ({"baseline": "control"} if was_run else {}) | STAGES
 
 
 def _configurations(directory: Path) -> list[int]:
@@ -155,11 +162,11 @@ def _row(
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[dict[str, Any]], stages: dict[str, str]) -> str:
     """Markdown, with the columns aligned for the eye in a terminal."""
-    head = ["configuration", "BLEU dense", *STAGES.values()]
+    head = ["configuration", "BLEU dense", *stages.values()]
     head += ["parameters", "sparsity", "MACs/token", "of dense", "seconds"]
-    lines = [head, *(_cells(row) for row in rows)]
+    lines = [head, *(_cells(row, stages) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rule = ["-" * (width - 1) + ":" for width in widths]
     padded = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
@@ -167,8 +174,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in padded)
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    scores = [row.get(f"bleu_{stage}") for stage in ("dense", *STAGES)]
+def _cells(row: dict[str, Any], stages: dict[str, str]) -> list[str]:
+    scores = [row.get(f"bleu_{stage}") for stage in ("dense", *stages)]
     return [
         row["configuration"],
         *("" if score is None else f"{score:.2f}" for score in scores),
@@ -185,7 +192,8 @@ def _notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None
     data = dense["data"]
     lines = [
         "BLEU of the dense model, of the model composed of pruned modules, after module-level and "
-        "after model-level fine-tuning; costs are of the last.",
+        "after model-level fine-tuning; costs are of the last. Control: as pruned, then fine-tuned "
+        "as a whole.",
         f"Signature: {dense['bleu']['signature']}, {dense['settings'].get('num_beams')} beam(s), "
         f"{data['count']} sentences of {data.get('name')} ({data.get('split')}).",
         "Sparsity: share of the dense model's parameters that is gone or zero. MACs: from shapes, "

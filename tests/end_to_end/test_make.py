@@ -1,0 +1,53 @@
+"""The make targets: the whole chain side by side, nothing done twice, other settings refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def make(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    ready = f"READY={sys.prefix}/pyvenv.cfg"  # this environment is one already
+    command = ["make", f"VENV={sys.prefix}", ready, f"OUT={out}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.mark.nightly
+def test_a_pipeline_from_folder_to_table(tmp_path: Path) -> None:
+    folder, data, out = tmp_path / "folder", tiny.corpus(tmp_path / "data"), tmp_path / "out"
+    tiny.t5().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    conf = tmp_path / "conf.json"
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    # two equal configurations: side by side they must not share a checkpoint folder
+    conf.write_text(json.dumps([{attention: 0.5, f"{attention}.o": 0.5}] * 2))
+    settings = [f"MODEL={folder}", f"DATA={data}", f"CONFIGS={conf}", "EVAL_ARGS=--max-length 8"]
+    settings += ["BLOCK_ARGS=--epochs 1", "MODEL_ARGS=--epochs 2"]
+
+    first = make(out, "-j2", "pipeline", *settings)
+    assert first.returncode == 0, first.stderr
+    table = (out / "report.md").read_text()
+    assert first.stderr.rstrip().endswith(table.rstrip())
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["dense", "0", "1"]
+    losses = [json.loads((out / f"eval_model_{i}.json").read_text())["loss"] for i in range(2)]
+    assert losses[0] == losses[1]
+    assert (out / "loss.png").stat().st_size > 1000
+    assert not list((out / "checkpoints").glob("*/*"))
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pth")}
+    again = make(out, "pipeline", *settings)
+    assert again.returncode == 0, again.stderr
+    assert ".py" not in again.stderr.replace(table, "")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pth")} == before
+
+    other = make(out, "pipeline", *settings, "LIMIT=8")
+    assert other.returncode != 0
+    assert "was made with other settings" in other.stderr
