@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 import transformers
 
 from composable import checkpoint
@@ -131,14 +130,6 @@ class Workshop:
     finetuned: Path
     composed: Path
     stats: Path
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def save_model(path: Path, corpus: Path, seed: int = 0, **changes: Any) -> Path:

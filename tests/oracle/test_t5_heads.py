@@ -1,6 +1,6 @@
 """Physically pruned T5 against the dense model whose output projections are zeroed: 1e-5."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,15 +46,6 @@ CACHE_PLANS = [
     "a later attention without heads",
     "no head at all",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums of several threads are ordered by chance; the tolerance is for one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def model(kind: str = "v1.0", attention: str = "sdpa", seed: int = 0) -> Any:

@@ -36,14 +36,6 @@ CONFIGURATION = {
 KINDS = [{}, {"gated": True}, {"gated": True, "mt5": True}]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def dense(**kind: Any) -> checkpoint.Checkpoint:
     made = tiny.checkpoint(num_layers=3, num_decoder_layers=3, **kind)
     with torch.no_grad():  # small weights: the gated models amplify rounding

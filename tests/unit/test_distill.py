@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ from composable.checkpoint import Checkpoint
 from composable.config import Entry
 from composable.distill import Classroom
 from composable.pruning import make_variants, own_parameters
-from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
 from tests import tiny
 
@@ -41,20 +39,6 @@ SCHEME = {
     CROSS_O: [Entry(0.4)],
     FFN: [Entry(1.0)],
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
-    folder = tiny.corpus(tmp_path_factory.mktemp("distill"), pairs=44)
-    return translation.read_corpus(folder, "train"), translation.read_corpus(folder, "valid")
 
 
 def variants_of(dense: Checkpoint, scheme: dict[str, list[Entry]] = SCHEME) -> list[Variant]:

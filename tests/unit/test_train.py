@@ -6,7 +6,6 @@ import importlib.util
 import io
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,8 @@ from composable import families, surgery, train
 from composable.callbacks import LengthSampler, best_of, stats_csv
 from composable.errors import UserError
 from composable.tasks import translation
-from composable.tasks.translation import Corpus, Pairs, collator_for, token_losses
+from composable.tasks.translation import Pairs, collator_for, token_losses
 from tests import tiny
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def corpora(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
-    folder = tiny.corpus(tmp_path_factory.mktemp("train"), pairs=44)
-    return translation.read_corpus(folder, "train"), translation.read_corpus(folder, "valid")
 
 
 class Look(TrainerCallback):
