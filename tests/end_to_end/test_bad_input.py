@@ -643,7 +643,7 @@ def test_out_of_memory(
 
     monkeypatch.setattr(files, "check_writable", fail)
     found = run("baseline_finetuning.py", {}, places, out)
-    assert_refused(found, out, "out of memory", "--batch-size")
+    assert_refused(found, out, "out of memory", "smaller batches")
 
 
 def test_our_own_mistakes_keep_their_traceback(

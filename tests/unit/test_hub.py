@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from composable import hub
+from composable import files, hub
 from composable.errors import FormatError, UserError
 from composable.tasks import multi30k
 from tests.hub_server import HubServer, shared_folder
@@ -155,8 +155,8 @@ def test_revision_of_a_local_folder(model: Path) -> None:
 
 
 def test_embedded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "__file__", str(tmp_path / "composable" / "hub.py"))
-    with pytest.raises(UserError, match="the embedded model is not in this installation"):
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "composable" / "files.py"))
+    with pytest.raises(UserError, match="assets/embedded is not in this installation"):
         hub.resolve_model("embedded", None)
     target = tmp_path / "assets" / "embedded"
     shutil.copytree(model, target)
