@@ -212,7 +212,7 @@ def test_another_run_does_not_continue_this_one(place: Place) -> None:
     kill_late(place, script)
     for change in (
         ("--seed", 7), ("--lr", 0.003), ("--epochs", 3), ("--batch-size", 4), ("--limit", 50),
-        ("--early-stop", 2), ("--dtype", "bfloat16"), ("-m", "other.pth"), ("--data", "data2"),
+        ("--early-stop", 5), ("--dtype", "bfloat16"), ("-m", "other.pth"), ("--data", "data2"),
     ):  # fmt: skip
         ended = place.train(script, *change, **begins)
         assert ended.code == -signal.SIGKILL, ended.err
