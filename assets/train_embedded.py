@@ -94,11 +94,12 @@ def scores(output: Path, folders: tuple[Path, Path]) -> dict[str, object]:
     from composable.tasks import metrics, translation, translation_decode
 
     model = checkpoint.import_pretrained(output, "embedded")
-    found = {}
+    found: dict[str, object] = {"decoding": "greedy, at most 80 tokens"}
     for name, folder in zip(("multi30k_test_2016_flickr", "captions_test"), folders, strict=True):
         corpus = translation.read_corpus(folder, "test")
         lines = translation_decode.translate(model.model, model.tokenizer, corpus.source)
-        found[name] = metrics.sacrebleu_score(lines, corpus.target).to_json()
+        score = metrics.sacrebleu_score(lines, corpus.target)
+        found |= {name: round(score.value, 4), "signature": score.signature}
     return found
 
 
