@@ -69,7 +69,7 @@ class Stats(TrainerCallback):
     """Keeps one row per epoch in the trainer's state (so a resumed run has all), and the CSV."""
 
     def __init__(self, path: Path | None):
-        self.path, self.loss, self.lr, self.started, self.seconds = path, None, 0.0, 0.0, 0.0
+        self.path, self.loss, self.lr, self.started, self.seconds = path, math.nan, 0.0, 0.0, 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -94,7 +94,7 @@ class Stats(TrainerCallback):
             return  # a resumed run validates once more before it starts
         row = {
             "epoch": epoch,
-            "training_loss": self.loss if epoch else None,
+            "training_loss": self.loss if epoch and math.isfinite(self.loss) else None,
             "validation_loss": metrics["eval_loss"],
             "training_seconds": round(self.seconds, 3) if epoch else 0.0,
             "validation_seconds": round(metrics.get("eval_runtime", 0.0), 3),

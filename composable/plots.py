@@ -130,13 +130,14 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 
 def _numbers(path: Path, line: int, row: list[str]) -> list[float]:
-    """Check one row; what has no value before training (epoch 0) becomes NaN."""
+    """Check one row; an empty cell where there may be no value becomes NaN."""
     if len(row) != len(COLUMNS):
         raise FormatError(
             f"{path}: row {line} has {len(row)} cells, expected {len(COLUMNS)}; it is damaged."
         )
     is_start = _number(row[0]) == 0
-    may_be_empty = ("training_loss", "training_seconds", "learning_rate") if is_start else ()
+    # training_loss: also where one of many variants diverged, which does not end the others
+    may_be_empty = ("training_loss", *(("training_seconds", "learning_rate") if is_start else ()))
     numbers = []
     for column, text in zip(COLUMNS, row, strict=True):
         number = _number(text)

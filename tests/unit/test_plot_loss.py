@@ -1,5 +1,6 @@
 """plot_loss.py and composable/plots.py: what is drawn, equal bytes, every error message."""
 
+import math
 import os
 import resource
 import subprocess
@@ -58,7 +59,7 @@ def test_reads_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
         (GOOD + "3,1.0,much,1,1,1\n", 'row 5, validation_loss is "much"'),
         (GOOD + "3,1.0,nan,1,1,1\n", 'row 5, validation_loss is "nan"'),
         (GOOD + "3,inf,1.0,1,1,1\n", 'row 5, training_loss is "inf"'),
-        (GOOD + "3,,1.0,1,1,1\n", 'row 5, training_loss is ""'),
+        (GOOD + "3,1.0,1.0,,1,1\n", 'row 5, training_seconds is ""'),
         (GOOD.replace("0,,3.0", "0,,"), 'row 2, validation_loss is ""'),
         (GOOD.replace("0,,3.0", ",,3.0"), 'row 2, epoch is ""'),
     ],
@@ -205,3 +206,9 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith(f"Error: {target}: File too large")
     assert target.read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["loss.png", "stats_model.csv"]
+
+
+def test_an_epoch_in_which_a_variant_diverged_has_no_training_loss(tmp_path: Path) -> None:
+    curve = plots.read_stats(stats(tmp_path, text=GOOD + "3,,1.0,1,1,1\n"))
+    assert math.isnan(curve.training[-1])
+    assert curve.validation[-1] == 1.0
