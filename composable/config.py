@@ -1,7 +1,6 @@
 """conf.json and conf_prune.json: read, check, transpose, write."""
 
 import difflib
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ Rate = float
 WHOLE_OR_NOTHING = ("ffn", "layer")
 
 
-@functools.total_ordering
 @dataclass(frozen=True)
 class Entry:
     """One wanted or needed variant of a module.
@@ -73,12 +71,6 @@ class Entry:
         method = f" ({self.method})" if self.method else ""
         pair = f" with o at {self.o}" if self.o else ""
         return f"rate {_shown(Entry(self.rate).to_json())}{method}{pair}"
-
-    def __lt__(self, other: "Entry") -> bool:
-        return self._order() < other._order()
-
-    def _order(self) -> tuple[Any, ...]:
-        return (self.rate, self.method or "", self.o._order() if self.o else ())
 
 
 Configuration = dict[str, Entry]

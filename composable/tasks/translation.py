@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from composable import files, hub
 from composable.errors import FormatError, UserError
-from composable.tasks import metrics
+from composable.tasks import metrics, multi30k
 from composable.tasks.base import Task
-from composable.tasks.multi30k import MULTI30K
 from composable.tasks.translation_decode import autocast, translate
 
 #: Names a split may have as a file, the first that exists is read.
@@ -118,15 +117,11 @@ def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, OSError) as error:
         raise FormatError(f"{found}: cannot be read as text ({error}).") from error
     lines = text.removesuffix("\n").split("\n") if text else []
-    if is_multi30k and path.name in MULTI30K:
-        expected = MULTI30K[path.name]
-        met = (len(lines), hashlib.sha256(raw).hexdigest())
-        if met != expected:
-            raise FormatError(
-                f"{found}: {met[0]} lines with SHA-256 {met[1][:12]}, Multi30K has {expected[0]} "
-                f"with {expected[1][:12]}; delete it and fetch it again, or "
-                "rename test_2016_flickr to test if this is a corpus of your own."
-            )
+    if is_multi30k and path.name in multi30k.MULTI30K and (fault := multi30k.fault(path.name, raw)):
+        raise FormatError(
+            f"{found}: not Multi30K's ({fault}); delete it and fetch it again, or rename "
+            "test_2016_flickr to test if this is a corpus of your own."
+        )
     return [line.strip() for line in lines]
 
 
@@ -205,7 +200,9 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
     return flat.view(labels.shape)
 
 
-def sentence_losses(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def sentence_losses(
+    model: Any, batch: dict[str, Tensor], smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Run the model on a batch.
 
     Returns:
@@ -214,7 +211,7 @@ def sentence_losses(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits = model(**inputs, use_cache=False).logits
     labels = batch["labels"]
-    return token_losses(logits, labels).sum(1), (labels != -100).sum(1)
+    return token_losses(logits, labels, smoothing).sum(1), (labels != -100).sum(1)
 
 
 def cross_entropy(
@@ -245,10 +242,8 @@ def training_functions(smoothing: float = 0.0) -> tuple[Any, Any]:
     """Return (step, measure) for `train.run`: token losses of a batch, losses per sentence."""
 
     def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        labels = batch["labels"]
-        losses = token_losses(model(**inputs, use_cache=False).logits, labels, smoothing)
-        return losses.sum(), (labels != -100).sum()
+        losses, counts = sentence_losses(model, batch, smoothing)
+        return losses.sum(), counts.sum()
 
     return step, sentence_losses
 

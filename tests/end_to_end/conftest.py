@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import json
 import logging
 import os
 import shutil
@@ -20,27 +19,11 @@ import transformers
 
 from composable import checkpoint
 from tests import tiny
+from tests.end_to_end.forked import Ended
 
 ROOT = Path(__file__).parents[2]
 #: The warnings that Python shows by itself; pytest would swallow them.
 SHOWN = [("default", UserWarning), ("default", FutureWarning), ("default", RuntimeWarning)]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a script did: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The JSON object on stdout, which has to be alone there."""
-        assert self.code == 0, self.err
-        value = json.loads(self.out)
-        assert isinstance(value, dict)
-        return value
 
 
 def load_script(name: str) -> ModuleType:
@@ -53,7 +36,7 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def call(script: str, *args: Any, cwd: Path) -> Run:
+def call(script: str, *args: Any, cwd: Path) -> Ended:
     """Run a script in this process, in folder `cwd`, with the environment put back afterwards.
 
     stderr has all that a process of its own would write there: log lines, warnings, the error.
@@ -66,7 +49,7 @@ def call(script: str, *args: Any, cwd: Path) -> Run:
         except SystemExit as exit_:
             code = exit_.code
     assert isinstance(code, int), f"{script} ended with {code!r}, not with an exit code"
-    return Run(code, out.getvalue(), err.getvalue())
+    return Ended(code, out.getvalue(), err.getvalue())
 
 
 @contextlib.contextmanager

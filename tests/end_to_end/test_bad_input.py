@@ -16,7 +16,7 @@ import torch
 
 from composable import callbacks, checkpoint, files
 from tests import tiny
-from tests.end_to_end.conftest import ROOT, Run, Workshop, call, files_in, save_model
+from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
 
 #: A command of every script that works: each case below changes one thing in it. {out} is the
 #: folder that must stay empty.
@@ -90,7 +90,9 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def run(script: str, changes: dict[str, str], places: dict[str, str], out: Path, *more: str) -> Run:
+def run(
+    script: str, changes: dict[str, str], places: dict[str, str], out: Path, *more: str
+) -> Ended:
     """Call a script with its working command, in which the given options are changed."""
     options = {**COMMANDS[script], **changes}
     words = [word for pair in options.items() for word in pair if word]
@@ -98,7 +100,7 @@ def run(script: str, changes: dict[str, str], places: dict[str, str], out: Path,
     return call(script, "-q", *words, *more, cwd=out.parent)
 
 
-def assert_refused(found: Run, out: Path, *needles: str, code: int = 1) -> None:
+def assert_refused(found: Ended, out: Path, *needles: str, code: int = 1) -> None:
     assert (found.code, found.out) == (code, ""), found
     assert found.err.startswith("Error: ")
     assert found.err.count("\n") == 1, found.err
@@ -677,4 +679,4 @@ def test_exit_codes_of_processes(
         text=True,
         timeout=120,
     )
-    assert_refused(Run(done.returncode, done.stdout, done.stderr), out, needle, code=code)
+    assert_refused(Ended(done.returncode, done.stdout, done.stderr), out, needle, code=code)

@@ -15,7 +15,7 @@ import torch
 from composable import bundle, callbacks, checkpoint
 from composable.checkpoint import Checkpoint
 from tests import tiny
-from tests.end_to_end.conftest import ROOT, Run, Workshop, call, files_in, save_model
+from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
 
 #: The chain of the README: every script with no argument at all, and what it writes.
 CHAIN = {
@@ -38,7 +38,9 @@ WI = "encoder.block.0.layer.1.DenseReluDense.wi"
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Run], dict[str, Any]]:
+def chain(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Ended], dict[str, Any]]:
     """A working folder after the whole chain; what every script said, and which files it made."""
     folder = tmp_path_factory.mktemp("chain")
     runs, made = {}, {}
@@ -372,7 +374,7 @@ class Bench:
         *bundles: str,
         script: str = "compose_model.py",
         more: tuple[Any, ...] = (),
-    ) -> Run:
+    ) -> Ended:
         (self.folder / "conf.json").write_text(json.dumps([configuration]))
         given = [part for name in bundles for part in ("-p", name)]
         return call(script, "-q", "-m", self.model, *given, *more, cwd=self.folder)

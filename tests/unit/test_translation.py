@@ -1,0 +1,92 @@
+"""Reading parallel text: plain and gzipped, Multi30K checked, one line for what is wrong."""
+
+import dataclasses
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composable import distill, tasks, train
+from composable.errors import FormatError, UserError
+from composable.tasks import translation
+from tests import tiny
+
+
+def folder_of(path: Path, **contents: bytes) -> Path:
+    """A folder with files; `test__en` is written as test.en."""
+    path.mkdir()
+    for name, content in contents.items():
+        (path / name.replace("__", ".")).write_bytes(content)
+    return path
+
+
+def test_plain_and_gzipped_are_read_alike(tmp_path: Path) -> None:
+    plain = folder_of(
+        tmp_path / "p", test__en=b"a dog\na cat\n", test__de=b"ein Hund\neine Katze\n"
+    )
+    packed = tmp_path / "g"
+    packed.mkdir()
+    for file in plain.iterdir():
+        (packed / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    read = [translation.read_corpus(folder, "test") for folder in (plain, packed)]
+    assert read[0].source == ["a dog", "a cat"]
+    assert read[0].target == ["ein Hund", "eine Katze"]
+    assert dataclasses.replace(read[1], name=read[0].name) == read[0]
+    assert translation.read_corpus(plain, "test", limit=1).source == ["a dog"]
+
+
+@pytest.mark.parametrize(
+    ("contents", "error", "message"),
+    [
+        ({}, UserError, r"no test_2016_flickr\.en\(\.gz\) or test\.en\(\.gz\)"),
+        ({"test__en": b"a\n"}, UserError, r"test\.de\(\.gz\): no such file"),
+        (
+            {"test__en": b"a\nb\n", "test__de": b"a\n"},
+            FormatError,
+            r"test\.en has 2 lines and test\.de has 1",
+        ),
+        ({"test__en": b"", "test__de": b""}, FormatError, "has 0 lines"),
+        ({"test__en": b"\xff\n", "test__de": b"a\n"}, FormatError, "cannot be read as text"),
+        (
+            {"test_2016_flickr__en": b"a\n", "test_2016_flickr__de": b"a\n"},
+            FormatError,
+            r"test_2016_flickr\.en: not Multi30K's \(1 lines, 1000 were expected\); delete it",
+        ),
+        (
+            {"test_2016_flickr__en": b"a\n" * 1000, "test_2016_flickr__de": b"a\n"},
+            FormatError,
+            r"not Multi30K's \(SHA-256 of the text is [0-9a-f]{12}\.\.\., 399a4382932c",
+        ),
+    ],
+)
+def test_refused_with_one_line(
+    contents: dict[str, bytes], error: type[UserError], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        translation.read_corpus(folder_of(tmp_path / "x", **contents), "test")
+    assert "\n" not in str(caught.value)
+
+
+def test_smoothing_is_that_of_torch_and_spares_padding() -> None:
+    logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, -100], [4, -100, -100]])
+    for smoothing in (0.0, 0.1):
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="sum"
+        )
+        found = translation.token_losses(logits, labels, smoothing)
+        assert torch.allclose(found.sum(), expected)
+        assert (found[labels == -100] == 0).all()
+
+
+def test_an_unknown_task_names_the_known_ones() -> None:
+    assert tasks.by_name("translation").name == "translation"
+    with pytest.raises(UserError, match='unknown task "summaries"; known are translation'):
+        tasks.by_name("summaries")
+
+
+def test_variants_are_not_trained_in_float16(corpora: Any) -> None:
+    options = train.Options(epochs=1, batch_size=8, lr=0.01, early_stop=0, dtype="float16")
+    with pytest.raises(UserError, match="float16 would couple the variants; use bfloat16"):
+        distill.tune(tiny.checkpoint(), [], corpora, options)
