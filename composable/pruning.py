@@ -1,7 +1,7 @@
 """Scheme and methods -> variants: every (module, rate, method) that somebody wants, once."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,18 @@ from composable.config import Entry
 from composable.errors import ConfigError
 from composable.families import Module
 from composable.methods import Method
-from composable.surgery import keep_heads
+from composable.solver import Gram
+from composable.surgery import head_rows, keep_heads
+
+#: Path of a linear -> statistics of its inputs in the dense model.
+Inputs = Callable[[str], Gram]
 
 
 def make_variants(
-    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...] = ()
+    dense: Checkpoint,
+    scheme: dict[str, list[Entry]],
+    preferred: tuple[str, ...] = (),
+    inputs: Inputs | None = None,
 ) -> list[Variant]:
     """Prune every module at every rate of the scheme.
 
@@ -26,22 +33,44 @@ def make_variants(
         dense: the dense model; left as it is.
         scheme: module name -> entries, as conf_prune.json has them.
         preferred: methods for plain rates; other kinds get their default.
+        inputs: statistics for the methods that look at the inputs of a module.
 
     Raises:
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
+        UserError: a method needs statistics, and there are none.
     """
-    modules = {module.name: module for module in dense.family.modules(dense.model)}
     found: dict[tuple[str, Entry], Variant] = {}
-    wanted = [(modules[name], entry) for name, entries in scheme.items() for entry in entries]
-    for module, entry in tqdm(wanted, "prune", unit="variant", disable=not cli.shows_progress()):
-        resolved = _resolve(module, entry, preferred)
+    wanted = _wanted(dense, scheme, preferred)
+    bar = tqdm(wanted, "prune", unit="variant", disable=not cli.shows_progress())
+    for module, entry, resolved in bar:
         variant = found.get((module.name, resolved))
         if variant is None:
-            variant = _prune(dense, module, resolved)
+            variant = _prune(dense, module, resolved, inputs)
             found[module.name, resolved] = variant
         variant.plain |= entry.method is None
         variant.plain_o |= entry.o is not None and entry.o.method is None
     return list(found.values())
+
+
+def uses_inputs(
+    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...] = ()
+) -> bool:
+    """Tell whether a method that the scheme asks for looks at the inputs of a module."""
+    entries = [resolved for *_, resolved in _wanted(dense, scheme, preferred)]
+    parts = [part for entry in entries for part in (entry, entry.o) if part and part.rate < 1]
+    return any(methods.by_name(str(part.method)).uses_inputs for part in parts)
+
+
+def _wanted(
+    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...]
+) -> list[tuple[Module, Entry, Entry]]:
+    """List every entry of the scheme as it is, and with its methods filled in."""
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    return [
+        (modules[name], entry, _resolve(modules[name], entry, preferred))
+        for name, entries in scheme.items()
+        for entry in entries
+    ]
 
 
 def _resolve(module: Module, entry: Entry, preferred: Iterable[str]) -> Entry:
@@ -72,11 +101,12 @@ def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> s
     return chosen.name if chosen else "remove"
 
 
-def _prune(dense: Checkpoint, module: Module, entry: Entry) -> Variant:
+def _prune(dense: Checkpoint, module: Module, entry: Entry, inputs: Inputs | None) -> Variant:
     if entry.rate == 1:
         return Variant(module.name, module.kind, entry, plain=False, removed=True)
     part = dense.model.get_submodule(module.name)
-    decision = methods.by_name(str(entry.method)).prune(part, module, entry.rate, None)
+    method = methods.by_name(str(entry.method))
+    decision = method.prune(part, module, entry.rate, _inputs_for(method, module, inputs))
     variant = Variant(module.name, module.kind, entry, plain=False, kept_heads=decision.kept_heads)
     if decision.kept_heads is not None:
         part = copy.deepcopy(part)
@@ -87,8 +117,16 @@ def _prune(dense: Checkpoint, module: Module, entry: Entry) -> Variant:
     if decision.mask is not None:
         _mask(variant, "weight", decision.mask)
     if entry.o is not None:
-        _mask_output(variant, part, module, entry.o)
+        _mask_output(variant, part, module, entry.o, inputs)
     return variant
+
+
+def _inputs_for(method: Method, module: Module, inputs: Inputs | None) -> Gram | None:
+    """Look up what a method wants to see: the input of the linear, for an attention that of `o`."""
+    if inputs is None or not method.uses_inputs:
+        return None
+    is_attention = module.kind == "attention"
+    return inputs(f"{module.name}.{module.part('o')}" if is_attention else module.name)
 
 
 def own_parameters(part: nn.Module, module: Module) -> dict[str, nn.Parameter]:
@@ -102,12 +140,17 @@ def own_parameters(part: nn.Module, module: Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _mask_output(variant: Variant, part: nn.Module, module: Module, entry: Entry) -> None:
+def _mask_output(
+    variant: Variant, part: nn.Module, module: Module, entry: Entry, inputs: Inputs | None
+) -> None:
     """Mask the output projection among the columns of the heads that stayed."""
     child = module.part("o")
     o = Module(f"{module.name}.{child}", "linear", module.stack)
     method = methods.by_name(str(entry.method))
-    decision = method.prune(part.get_submodule(child), o, entry.rate, None)
+    seen = _inputs_for(method, o, inputs)
+    if seen is not None and variant.kept_heads is not None:
+        seen = seen.columns(head_rows(variant.kept_heads, module.head_size))
+    decision = method.prune(part.get_submodule(child), o, entry.rate, seen)
     for name, tensor in (decision.tensors or {}).items():
         variant.tensors[f"{child}.{name}"] = tensor
     if decision.mask is not None:

@@ -1,13 +1,12 @@
 """Head-wise l1: the attention heads with the smallest projections go."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from composable.errors import ShapeError
 from composable.families import Module
 from composable.methods.base import Method, Pruned
+from composable.solver import Gram
 from composable.surgery import units_to_remove
 
 
@@ -41,7 +40,7 @@ def kept_heads(importance: Tensor, rate: float) -> list[int]:
     return sorted(order[units_to_remove(len(importance), rate) :].tolist())
 
 
-def _prune(attention: nn.Module, module: Module, rate: float, calibration: Any = None) -> Pruned:
+def _prune(attention: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
     q, k, v = (attention.get_parameter(f"{module.part(role)}.weight") for role in "qkv")
     return Pruned(kept_heads=kept_heads(head_importance(q, k, v, module.heads), rate))
 

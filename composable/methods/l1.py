@@ -1,12 +1,10 @@
 """Unstructured l1: the weights of smallest absolute value go, per matrix."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned
+from composable.methods.base import Method, Pruned, keep_highest, weights_to_remove
+from composable.solver import Gram
 
 
 def keep_mask(weight: Tensor, rate: float) -> Tensor:
@@ -22,15 +20,11 @@ def keep_mask(weight: Tensor, rate: float) -> Tensor:
 
     Source: torch.nn.utils.prune.l1_unstructured with the integer amount; biases are left alone.
     """
-    count = int(weight.numel() * rate + 0.5)
-    # a stable sort, since topk leaves the order of ties open
-    order = torch.sort(weight.detach().abs().flatten(), stable=True).indices
-    mask = torch.ones(weight.numel(), dtype=torch.bool)
-    mask[order[:count].to(mask.device)] = False
-    return mask.view(weight.shape)
+    count = weights_to_remove(weight.numel(), rate)
+    return keep_highest(weight.detach().double().abs(), count).cpu()
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, calibration: Any = None) -> Pruned:
+def _prune(linear: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
     weight = linear.get_parameter("weight")
     return Pruned(mask=keep_mask(weight, rate))
 

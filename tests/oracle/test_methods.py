@@ -144,10 +144,15 @@ def test_rows_that_do_not_divide_into_heads_are_refused(heads: int) -> None:
 def test_the_table_of_methods() -> None:
     for method in methods.METHODS:
         assert methods.by_name(method.name) is method
-    with pytest.raises(UserError, match='unknown method "l2"; known are l1, head_l1'):
+    known = "l1, wanda, obs, sparsegpt, alps, head_l1, head_gram"
+    with pytest.raises(UserError, match=f'unknown method "l2"; known are {known}.'):
         methods.by_name("l2")
+    with_inputs = [method.name for method in methods.METHODS if method.uses_inputs]
+    assert with_inputs == ["wanda", "obs", "sparsegpt", "alps", "head_gram"]
     assert {kind: method.name for kind, method in methods.DEFAULTS.items()} == {
         "linear": "l1",
         "attention": "head_l1",
     }
     assert methods.for_kind("ffn", ("l1", "head_l1")) is None
+    assert methods.for_kind("linear", ("head_gram", "alps")) is methods.by_name("alps")
+    assert methods.for_kind("attention", ("head_gram", "alps")) is methods.by_name("head_gram")

@@ -1,0 +1,89 @@
+"""What methods make of a linear's input statistics: checks, and weights on the inputs' scale."""
+
+import torch
+from torch import Tensor, nn
+
+from composable.errors import ShapeError, UserError
+from composable.families import Module
+from composable.solver import DEAD, Gram, scaled
+
+#: Ridge of the refit that follows, relative to the diagonal (solver.refit has the same default).
+RIDGE = 1e-2
+
+
+def moments(linear: nn.Module, module: Module, method: str, inputs: Gram | None) -> Tensor:
+    """Return what the data say of the inputs of a linear.
+
+    Args:
+        linear: with `weight` (rows, n), and `bias` or not.
+        module: for messages.
+        method: for messages.
+        inputs: statistics of the n inputs.
+
+    Returns:
+        (n, n) float64; (n + 1, n + 1) with a last column of ones where the linear has a bias, which
+        no method removes but which the refit may use.
+
+    Raises:
+        UserError: no statistics, or some that are not finite.
+        ShapeError: they are of another width.
+    """
+    if inputs is None:
+        raise UserError(
+            f'"{module.name}": method {method} needs the statistics of the inputs, and there are '
+            "none; give --calibration, or use a method that reads weights alone."
+        )
+    columns = linear.get_parameter("weight").shape[1]
+    if len(inputs.total) != columns:
+        raise ShapeError(
+            f'"{module.name}": the statistics are of {len(inputs.total)} inputs, the weight has '
+            f"{columns} columns; calibrate with this model."
+        )
+    matrix = inputs.matrix if getattr(linear, "bias", None) is None else inputs.augmented()
+    if not bool(torch.isfinite(matrix).all()):
+        raise UserError(
+            f'"{module.name}": the statistics of the inputs hold values that are not finite; '
+            "calibrate in float32, and check that the dense model's outputs are finite."
+        )
+    return matrix
+
+
+def input_scale(power: Tensor) -> Tensor:
+    """Turn the power of each input into the factor of its weights.
+
+    Inputs that are (as good as) always zero get a tiny common factor instead of none: their weights
+    go first, the smallest before the others. Where all inputs are zero all factors are equal, and
+    the methods do (alps: nearly, sparsegpt: block by block) what l1 does.
+
+    Args:
+        power: sums or means of squares, shape (n,).
+
+    Returns:
+        Square roots, shape (n,), above zero.
+    """
+    floor = DEAD * power.max()
+    return power.clamp_min(floor).sqrt() if floor > 0 else torch.ones_like(power)
+
+
+def standardize(weight: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Express a linear for inputs of power one.
+
+    Args:
+        weight: (rows, n).
+        matrix: second moments of its inputs, (n, n), or (n + 1, n + 1) with a bias.
+
+    Returns:
+        The weight times the inputs' scale, (rows, n) float64 on the matrix's device, and the
+        moments on that scale, (n, n), with the ridge. A bias is always kept and always refitted, so
+        it is solved for beforehand (the Schur complement): what is left are moments about the mean.
+    """
+    columns = weight.shape[1]
+    units = scaled(matrix, RIDGE)
+    moments, scale = units.matrix[:columns, :columns], input_scale(matrix.diagonal()[:columns])
+    if len(matrix) > columns:
+        mean = units.matrix[:columns, columns]
+        moments = moments - torch.outer(mean, mean) / units.matrix[columns, columns]
+        root = (moments.diagonal() / (1 + RIDGE)).sqrt()
+        moments, scale = moments / root / root[:, None], scale * root
+    values = weight.detach().to(scale) * scale
+    return values, moments
