@@ -1,8 +1,6 @@
 """Variant, and the .npy of variants: read, check, write, choose (docs/formats.md)."""
 
-import hashlib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from composable.bundle_header import (
+    FORMAT,
     Description,
     Header,
     Record,
@@ -21,11 +20,9 @@ from composable.bundle_header import (
     parse_header,
 )
 from composable.config import Entry
+from composable.container import file_start, open_payload, sha256
 from composable.errors import FormatError, MismatchError
 from composable.files import atomic_write
-
-ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 array
-HEADER_LIMIT = 100_000_000  # as in the safetensors library
 
 
 @dataclass(eq=False)
@@ -70,8 +67,7 @@ def write(path: Path, bundle: Bundle) -> None:
     except FormatError as error:
         raise FormatError(f"{path}: not written: {error}.") from error
     with atomic_write(Path(path)) as file:
-        file.write(_array_header(8 + len(text) + header.data_size))
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(file_start(text, header.data_size))
         for part in header.layout.values():
             file.write(_encode(bundle.variants[part.variant], part.name, part.suffix).data)
 
@@ -93,7 +89,7 @@ def _describe_tensor(variant: Variant, name: str) -> Stored:
     kept = None if mask is None else int(mask.sum())
     described = Stored(name, tuple(variant.tensors[name].shape), kept, "")
     arrays = (_encode(variant, name, suffix) for suffix in described.suffixes)
-    return described._replace(sha256=_sha256(*arrays))
+    return described._replace(sha256=sha256(*arrays))
 
 
 def _check_tensor(what: str, tensor: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -120,13 +116,6 @@ def _encode(variant: Variant, name: str, suffix: str) -> np.ndarray:
     return values.astype("<f4", copy=False).reshape(-1).view(np.uint8)
 
 
-def _sha256(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
 class Reader:
     """An open bundle: all of its header is checked; tensors are read when asked for.
 
@@ -136,12 +125,8 @@ class Reader:
     """
 
     def __init__(self, path: Path) -> None:
-        payload = _payload(path)
-        length = int.from_bytes(payload[:8].tobytes(), "little")
-        if len(payload) < 8 or length > min(len(payload) - 8, HEADER_LIMIT):
-            raise FormatError(f"damaged (header length {length})")
-        self._data = payload[8 + length :]
-        header = parse_header(payload[8 : 8 + length].tobytes(), len(self._data))
+        text, self._data = open_payload(path, FORMAT.noun)
+        header = parse_header(text, len(self._data))
         self.path = path
         self.fingerprint, self.options, self.records, self._layout = header
 
@@ -176,7 +161,7 @@ class Reader:
     def _load_tensor(self, variant: Variant, index: int, tensor: Stored) -> None:
         parts = [self._layout[f"{index}/{tensor.name}{suffix}"] for suffix in tensor.suffixes]
         arrays = [self._data[part.begin : part.end] for part in parts]
-        if _sha256(*arrays) != tensor.sha256:
+        if sha256(*arrays) != tensor.sha256:
             raise FormatError("its SHA-256 differs from the header's")
         values = arrays[0].view("<f4").astype(np.float32)
         if not np.isfinite(values).all():
@@ -224,39 +209,6 @@ def open_bundle(path: Path, fingerprint: str | None = None) -> Reader:
 
 def _named(path: Path, error: FormatError) -> FormatError:
     return FormatError(f"{path}: {error}; make it again with prune.py.")
-
-
-def _payload(path: Path) -> np.ndarray:
-    """Map the safetensors file inside the .npy, whose array header must be ours to the byte."""
-    with open(path, "rb") as file:
-        start = file.read(ARRAY_HEADER)
-        size = file.seek(0, 2)
-    if size <= ARRAY_HEADER or start != _array_header(size - ARRAY_HEADER):
-        raise FormatError(_why_no_array(start, size))
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-def _array_header(size: int) -> bytes:
-    """Return what np.save writes before `size` bytes of a 1-D uint8 array."""
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}"
-    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
-
-
-def _why_no_array(start: bytes, size: int) -> str:
-    declared = re.match(
-        rb"\x93NUMPY\x01\x00v\x00{'descr': '\|u1', .*'shape': \((\d{1,18}),\)", start
-    )
-    if declared and (expected := int(declared[1]) + ARRAY_HEADER) != size:
-        state = "truncated" if size < expected else "extended"
-        return f"{state} ({size} bytes, its first line promises {expected})"
-    if re.search(rb"'\|?O\d*'", start):
-        return "a pickle in disguise (.npy of objects, which could run code), not a bundle"
-    for magic, kind in ((b"\x80", "a pickle"), (b"PK", "a zip file (.pth or .npz)")):
-        if start.startswith(magic):
-            return f"{kind} under another name, which could run code, not a bundle"
-    if start.startswith(b"\x93NUMPY"):
-        return "a .npy file, but not the plain uint8 array that a bundle is"
-    return "not a .npy file" if start else "an empty file, expected a bundle"
 
 
 def choose(

@@ -1,23 +1,19 @@
 """Description of a variant, and the header of a bundle: layout, build, parse, check."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from composable import container
 from composable.config import Entry
+from composable.container import ITEM_SIZE, Format, check_types, strict_json
 from composable.errors import ConfigError, FormatError
 from composable.families.base import KINDS
 from composable.files import canonical_json, digest_of
 
-T = TypeVar("T")
-FORMAT, VERSION = "composable.bundle", "1"
-PREFIX = b'{"__metadata__":{"checksum":"'  # what every header starts with; 64 hex digits follow
-CHECKSUM = slice(len(PREFIX), len(PREFIX) + 64)
+FORMAT = Format("composable.bundle", "1", "a bundle")
 METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
-ITEM_SIZE = {"F32": 4, "U8": 1}
 
 
 @dataclass
@@ -106,17 +102,13 @@ class Header(NamedTuple):
 def build_header(header: Header) -> bytes:
     """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in."""
     metadata = {
-        "checksum": "0" * 64,
         "fingerprint": header.fingerprint,
-        "format": FORMAT,
+        "format": FORMAT.name,
         "options": canonical_json(header.options),
         "variants": canonical_json([_to_json(record) for record in header.records]),
-        "version": VERSION,
+        "version": FORMAT.version,
     }
-    entries = {"__metadata__": metadata, **_header_entries(header.layout)}
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
+    return container.build_header(metadata, header.layout)
 
 
 def _to_json(record: Record) -> dict[str, Any]:
@@ -169,19 +161,6 @@ def _dtype_and_shape(tensor: Stored, suffix: str) -> tuple[str, tuple[int, ...]]
     return ("F32", (tensor.kept,)) if suffix == ".values" else ("U8", (mask_size,))
 
 
-def _header_entries(layout: dict[str, Part]) -> dict[str, Any]:
-    return {
-        key: {"dtype": p.dtype, "shape": list(p.shape), "data_offsets": [p.begin, p.end]}
-        for key, p in layout.items()
-    }
-
-
-def header_checksum(header: bytes) -> bytes:
-    """Return the SHA-256, in hex digits, of a header with 64 zeros for its checksum."""
-    blank = header[: CHECKSUM.start] + b"0" * 64 + header[CHECKSUM.stop :]
-    return hashlib.sha256(blank).hexdigest().encode()
-
-
 def parse_header(header: bytes, data_size: int) -> Header:
     """Read a header and check everything that it says.
 
@@ -192,52 +171,15 @@ def parse_header(header: bytes, data_size: int) -> Header:
     Raises:
         FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
     """
-    entries = _json(header, dict)
-    metadata = entries.pop("__metadata__", None)
-    _check_format(metadata)
-    if not header.startswith(PREFIX) or header_checksum(header) != header[CHECKSUM]:
-        raise FormatError("damaged (the checksum of its header differs)")
-    _check_types("metadata", metadata, dict.fromkeys(METADATA, (str,)))
-    options = _json(metadata["options"], dict)
-    records = [_record(i, value) for i, value in enumerate(_json(metadata["variants"], list))]
+    metadata, entries = container.parse_metadata(header, FORMAT, METADATA)
+    options = strict_json(metadata["options"], dict)
+    variants = strict_json(metadata["variants"], list)
+    records = [_record(i, value) for i, value in enumerate(variants)]
     if len({(record.module, record.entry) for record in records}) < len(records):
         raise FormatError("two variants of one module have the same rate and method")
     found = Header(metadata["fingerprint"], options, records, lay_out(records))
-    if entries != _header_entries(found.layout) or found.data_size != data_size or len(header) % 8:
-        raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
+    container.check_places(entries, found.layout, header, data_size)
     return found
-
-
-def _check_format(metadata: Any) -> None:
-    found = metadata if isinstance(metadata, dict) else {}
-    if found.get("format") != FORMAT:
-        raise FormatError(f"format {found.get('format')!r:.60}, expected {FORMAT!r}")
-    if found.get("version") != VERSION:
-        raise FormatError(
-            f"made by a newer version (format version {found.get('version')!r:.20}, this program "
-            f"reads {VERSION!r}; update composable to use it)"
-        )
-
-
-def _json(text: str | bytes, kind: type[T]) -> T:
-    """Parse strict JSON of type `kind`: UTF-8, no key twice, no NaN."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not a JSON number")
-
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"damaged (header: {error!s:.80})") from error
-    if not isinstance(value, kind):
-        raise FormatError(f"damaged (header: {value!r:.40} is not a {kind.__name__})")
-    return value
 
 
 NONE = type(None)
@@ -262,20 +204,12 @@ TENSOR_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _check_types(what: str, value: Any, types: dict[str, tuple[type, ...]]) -> None:
-    if not isinstance(value, dict) or value.keys() != types.keys():
-        raise FormatError(f"{what}: {value!r:.60} has not the keys of docs/formats.md")
-    for key, allowed in types.items():
-        if type(value[key]) not in allowed:
-            raise FormatError(f"{what}: {key} {value[key]!r:.60} has the wrong type")
-
-
 def _record(index: int, value: Any) -> Record:
     """Check one record of the header: its keys, their values, the rules between them."""
     what = f"variant {index}"
-    _check_types(what, value, TYPES)
+    check_types(what, value, TYPES)
     for tensor in value["tensors"]:
-        _check_types(f"{what}, a tensor", tensor, TENSOR_TYPES)
+        check_types(f"{what}, a tensor", tensor, TENSOR_TYPES)
     record = Record(
         **{key: value[key] for key in Description.__dataclass_fields__ if key != "entry"},
         entry=_entry(what, value),

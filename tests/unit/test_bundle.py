@@ -17,10 +17,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from composable import bundle as bundles
 from composable.bundle import Bundle, Reader, Variant, choose, open_bundle, write
-from composable.bundle_header import header_checksum
 from composable.config import Entry
+from composable.container import array_header, header_checksum
 from composable.errors import FormatError, MismatchError
 
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
@@ -115,7 +114,7 @@ def test_array_header_is_numpys_for_every_size(size: int) -> None:
     buffer = io.BytesIO()
     header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
     np.lib.format.write_array_header_1_0(buffer, header)
-    assert bundles._array_header(size) == buffer.getvalue()
+    assert array_header(size) == buffer.getvalue()
 
 
 def test_the_safetensors_library_reads_the_payload(path: Path) -> None:

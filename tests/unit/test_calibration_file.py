@@ -1,0 +1,443 @@
+"""The .npy of a calibration: what is written, what is refused, what is read."""
+
+import hashlib
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from composable import bundle
+from composable.calibration_file import (
+    NAMES,
+    REMEDY,
+    Calibration,
+    Header,
+    Input,
+    open_calibration,
+    write,
+)
+from composable.container import header_checksum
+from composable.errors import FormatError, MismatchError, UserError
+from composable.solver import Gram
+
+GOLDEN_SHA256 = "342927f57ab1e6b2fbdbf9248dd7935238d7be85f83af15424418f2d92fd1254"
+GOLDEN_SIZE = 2448
+QKV = ("encoder.0.q", "encoder.0.k", "encoder.0.v")
+PairOfGrams = dict[str, Gram]
+
+
+def gram(rows: list[list[float]]) -> Gram:
+    x = torch.tensor(rows, dtype=torch.float64)
+    return Gram(x.T @ x, x.sum(0), len(x))
+
+
+def golden() -> tuple[Header, list[PairOfGrams]]:
+    def split(name: str, samples: int, tokens: dict[str, int]) -> dict[str, Any]:
+        facts = {"name": "data/müsli", "samples": samples, "sha256": "ab" * 32}
+        return {**facts, "split": name, "tokens": tokens}
+
+    info = {
+        "prefix": "translate English to German: ",
+        "train": split("train", 2, {"encoder": 3, "decoder": 1}),
+        "valid": split("valid", 1, {"encoder": 1, "decoder": 2}),
+    }
+    grams = [
+        {
+            "train": gram([[1.0, 2.0, -3.0], [0.5, 0.0, 4.0], [0.0, 1.0, 1.0]]),
+            "valid": gram([[3.0, 1.0, 0.25]]),
+        },
+        {"train": gram([[1.5]]), "valid": gram([[2.0], [-4.0]])},
+    ]
+    inputs = [
+        Input(QKV, 3, {"train": 3, "valid": 1}),
+        Input(("decoder.0.o",), 1, {"train": 1, "valid": 2}),
+    ]
+    return Header("f" * 64, info, inputs), grams
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "calibration.npy", *golden())
+    return tmp_path / "calibration.npy"
+
+
+def load_all(calibration: Calibration) -> list[Gram]:
+    loads = (calibration.inputs, calibration.held_out)
+    return [load(name) for name in calibration.names for load in loads]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(FormatError) as caught:
+        load_all(open_calibration(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    assert message.endswith(f"; {REMEDY}.")
+    return message
+
+
+def assert_same(left: Gram, right: Gram) -> None:
+    assert left.count == right.count
+    assert torch.equal(left.matrix, right.matrix)
+    assert torch.equal(left.total, right.total)
+    assert left.matrix.dtype == left.total.dtype == torch.float64
+
+
+# ------------------------------------------------------------------------------- round trip
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    header, grams = golden()
+    found = open_calibration(path, "f" * 64)
+    assert (found.path, found.fingerprint, found.info) == (path, "f" * 64, header.info)
+    assert found.names == (*QKV, "decoder.0.o")
+    for name, pair in zip(found.names, [grams[0]] * 3 + [grams[1]], strict=True):
+        assert_same(found.inputs(name), pair["train"])
+        assert_same(found.held_out(name), pair["valid"])
+    assert found.sharing("encoder.0.k") == QKV
+
+
+def test_golden_bytes(path: Path) -> None:
+    content = path.read_bytes()
+    assert len(content) == GOLDEN_SIZE
+    assert hashlib.sha256(content).hexdigest() == GOLDEN_SHA256, "raise the version, then the pin"
+
+
+def read_as_the_page_says(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    """Read a calibration with nothing but docs/formats.md: no numpy, no torch, no safetensors."""
+    content = path.read_bytes()
+    size = len(content) - 128
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}".ljust(117) + "\n"
+    assert content[:128] == b"\x93NUMPY\x01\x00v\x00" + text.encode()
+    (length,) = struct.unpack_from("<Q", content, 128)
+    header, data = content[136 : 136 + length], content[136 + length :]
+    metadata = json.loads(header)["__metadata__"]
+    blank = header[:29] + b"0" * 64 + header[93:]
+    assert hashlib.sha256(blank).hexdigest() == metadata["checksum"]
+    found, begin = {}, 0
+    for item in json.loads(metadata["inputs"]):
+        n = item["width"]
+        moments = []
+        for split in ("train", "valid"):
+            packed, begin = data[begin : begin + 4 * n * (n + 1)], begin + 4 * n * (n + 1)
+            total, begin = data[begin : begin + 8 * n], begin + 8 * n
+            for name, raw in (("matrix", packed), ("total", total)):
+                assert hashlib.sha256(raw).hexdigest() == item["sha256"][f"{split}.{name}"]
+            upper = iter(struct.unpack(f"<{n * (n + 1) // 2}d", packed))
+            matrix = {(i, j): next(upper) for i in range(n) for j in range(i, n)}
+            moments.append((item["tokens"][split], matrix, struct.unpack(f"<{n}d", total)))
+        for linear in item["linears"]:
+            found[linear] = tuple(moments)
+    assert begin == len(data)
+    return metadata, found
+
+
+def test_a_reader_written_from_the_page_alone(path: Path) -> None:
+    header, grams = golden()
+    metadata, found = read_as_the_page_says(path)
+    assert json.loads(metadata["info"]) == header.info
+    assert metadata["fingerprint"] == "f" * 64
+    for linear, pair in [*((name, grams[0]) for name in QKV), ("decoder.0.o", grams[1])]:
+        for (tokens, matrix, total), written in zip(found[linear], pair.values(), strict=True):
+            assert tokens == written.count
+            assert total == tuple(written.total.tolist())
+            assert all(written.matrix[at] == value for at, value in matrix.items())
+
+
+def test_the_safetensors_library_reads_the_payload(path: Path) -> None:
+    tensors = safetensors.torch.load(np.load(path, allow_pickle=False).tobytes())
+    assert set(tensors) == {f"{index}/{name}" for index in range(2) for name in NAMES}
+    matrix = golden()[1][0]["train"].matrix
+    rows, columns = np.triu_indices(3)
+    assert tensors["0/train.matrix"].tolist() == matrix[rows, columns].tolist()
+    assert tensors["0/valid.total"].tolist() == [3.0, 1.0, 0.25]
+    assert tensors["1/valid.matrix"].tolist() == [20.0]
+    assert all(tensor.dtype == torch.float64 for tensor in tensors.values())
+
+
+def test_all_tensors_are_aligned(path: Path) -> None:
+    content = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", content, 128)
+    assert (136 + length) % 8 == 0
+    header = json.loads(content[136 : 136 + length])
+    del header["__metadata__"]
+    assert all(tensor["data_offsets"][0] % 8 == 0 for tensor in header.values())
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 64, 257])
+def test_widths(tmp_path: Path, width: int) -> None:
+    torch.manual_seed(width)
+    grams = {split: gram(torch.randn(7, width).tolist()) for split in ("train", "valid")}
+    header = golden()[0]._replace(inputs=[Input(("a",), width, {"train": 7, "valid": 7})])
+    write(tmp_path / "c.npy", header, [grams])
+    size = 2 * 8 * (width * (width + 1) // 2 + width)
+    assert size < (tmp_path / "c.npy").stat().st_size < size + 2500
+    found = open_calibration(tmp_path / "c.npy").inputs("a")
+    assert torch.equal(found.matrix.triu(), grams["train"].matrix.triu())
+    assert torch.equal(found.matrix, found.matrix.T)
+
+
+def test_what_was_read_is_a_copy(path: Path) -> None:
+    found = open_calibration(path)
+    found.inputs("encoder.0.q").matrix.zero_()
+    found.inputs("encoder.0.q").total.zero_()
+    assert_same(found.inputs("encoder.0.k"), golden()[1][0]["train"])
+
+
+# ---------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("older", [None, b"an older file"])
+def test_a_file_appears_when_all_of_it_is_written(tmp_path: Path, older: bytes | None) -> None:
+    path = tmp_path / "calibration.npy"
+    if older:
+        path.write_bytes(older)
+
+    def one_by_one(fails: bool) -> Iterator[PairOfGrams]:
+        for pair in golden()[1]:
+            assert (path.read_bytes() if path.exists() else None) == older
+            yield pair
+        if fails:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(path, golden()[0], one_by_one(fails=True))
+    assert list(tmp_path.iterdir()) == ([path] if older else [])
+    write(path, golden()[0], one_by_one(fails=False))
+    assert len(path.read_bytes()) == GOLDEN_SIZE
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("moment", ["matrix", "total"])
+def test_values_that_are_not_finite_are_not_written(
+    tmp_path: Path, value: float, moment: str
+) -> None:
+    header, grams = golden()
+    getattr(grams[1]["valid"], moment)[-1] = value
+    expected = (
+        'the inputs of "decoder.0.o" hold NaN or infinity, or their squares do: finite values '
+        "were expected; check the model with evaluate.py."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        write(tmp_path / "c.npy", header, grams)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    header, grams = golden()
+    header.inputs[1].linears = ("encoder.0.q",)
+    with pytest.raises(FormatError, match="a linear reads two inputs"):
+        write(tmp_path / "c.npy", header, grams)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------- refused
+
+
+def as_npy(path: Path, payload: bytes) -> None:
+    np.save(path, np.frombuffer(payload, np.uint8))
+
+
+def rewrite_header(path: Path, old: str, new: str) -> None:
+    """Change the header and make checksum, length and array header right again."""
+    payload = np.load(path).tobytes()
+    length = int.from_bytes(payload[:8], "little")
+    text = payload[8 : 8 + length].decode().rstrip(" ")
+    assert old in text
+    header = text.replace(old, new, 1).encode()
+    header += b" " * (-len(header) % 8)
+    header = header[:29] + header_checksum(header) + header[93:]
+    as_npy(path, len(header).to_bytes(8, "little") + header + payload[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "an empty file, expected a calibration"),
+        (b"a text", "not a .npy file"),
+        (b"\x80\x04K\x01.", "a pickle under another name, which could run code, not a calibration"),
+        (b"PK\x03\x04", "a zip file (.pth or .npz) under another name, which could run code"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '|O'", "a pickle in disguise (.npy of objects, which"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f8'", "not the plain uint8 array that a calibration"),
+    ],
+)
+def test_what_is_no_calibration(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "c.npy").write_bytes(content)
+    assert expected in refused(tmp_path / "c.npy")
+
+
+def test_a_pickle_in_disguise_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    array = np.zeros(1, object)
+    array[0] = Bomb()
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    assert "a pickle in disguise" in refused(tmp_path / "x.npy")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_bundles_and_calibrations_are_not_confused(path: Path) -> None:
+    other = path.with_name("modules.npy")
+    bundle.write(other, bundle.Bundle("f", []))
+    expected = "format 'composable.bundle', expected 'composable.calibration'"
+    assert expected in refused(other)
+    with pytest.raises(FormatError, match=r"format 'composable\.calibration', expected"):
+        bundle.open_bundle(path)
+
+
+def test_a_newer_version(path: Path) -> None:
+    rewrite_header(path, '"version":"1"', '"version":"2"')
+    assert "made by a newer version (format version '2', this program reads '1'" in refused(path)
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    for size in (*range(0, len(content), 7), 127, 128, 129, len(content) - 1):
+        path.write_bytes(content[:size])
+        message = refused(path)
+        assert size < 128 or "truncated" in message
+    for size in range(128, len(content), 5):  # also where the array header was made to agree
+        as_npy(path, content[128:size])
+        refused(path)
+
+
+def test_an_extended_file_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0")
+    assert "extended (" in refused(path)
+    as_npy(path, content[128:] + bytes(8))
+    assert "offsets of the tensors are wrong" in refused(path)
+
+
+def test_every_flipped_bit_is_refused(path: Path) -> None:
+    content = path.read_bytes()
+    for position in range(len(content)):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        refused(path)
+
+
+def test_a_flipped_tensor_is_named_and_others_load(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # the column sums of the last input, held out
+    path.write_bytes(content)
+    found = open_calibration(path)
+    found.inputs("decoder.0.o")
+    found.held_out("encoder.0.v")
+    with pytest.raises(FormatError) as caught:
+        found.held_out("decoder.0.o")
+    assert str(caught.value) == (
+        f'{path}: tensor "1/valid.total", of "decoder.0.o", is damaged (its SHA-256 differs from '
+        f"the header's); {REMEDY}."
+    )
+
+
+def test_values_that_are_not_finite_are_not_read(path: Path) -> None:
+    content = path.read_bytes()
+    bad = struct.pack("<d", float("nan"))
+    old = hashlib.sha256(content[-8:]).hexdigest()
+    path.write_bytes(content[:-8] + bad)
+    rewrite_header(path, old, hashlib.sha256(bad).hexdigest())
+    assert "is damaged (NaN or infinite values)" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"dtype":"F64"', '"dtype":"I64"', "names, types, shapes or offsets"),
+        ('"data_offsets":[0,', '"data_offsets":[1,', "names, types, shapes or offsets"),
+        ('"shape":[6]', '"shape":[2,3]', "names, types, shapes or offsets"),
+        ("0/train.matrix", "0/train.matrxi", "names, types, shapes or offsets"),
+        ('"0/train.matrix":', '"x":1,"0/train.matrix":', "names, types, shapes or offsets"),
+        ('\\"width\\":3', '\\"width\\":2', "names, types, shapes or offsets"),
+        ('\\"width\\":3', '\\"width\\":0', "width is a count above 0"),
+        ('\\"width\\":3', '\\"width\\":-3', "width is a count above 0"),
+        ('\\"width\\":3', '\\"width\\":3.0', "width 3.0 has the wrong type"),
+        ('\\"width\\":3', '\\"width\\":true', "width True has the wrong type"),
+        ('\\"width\\":3', '\\"width\\":3,\\"x\\":1', "has not the keys"),
+        ('\\"width\\":3', '\\"width\\":3,\\"width\\":3', "a key occurs twice"),
+        ('\\"tokens\\":{\\"train\\":3', '\\"tokens\\":{\\"train\\":-3', "tokens are counts"),
+        ('\\"tokens\\":{\\"train\\":3', '\\"tokens\\":{\\"train\\":3.5', "has the wrong type"),
+        ('\\"tokens\\":{\\"train\\":3', '\\"tokens\\":{\\"test\\":3', "has not the keys"),
+        ('[\\"decoder.0.o\\"]', "[]", "linears are names, at least one"),
+        ('[\\"decoder.0.o\\"]', '[\\"\\"]', "linears are names, at least one"),
+        ('[\\"decoder.0.o\\"]', "[1]", "linears are names, at least one"),
+        ('[\\"decoder.0.o\\"]', '[\\"a\\",\\"a\\"]', "a linear reads two inputs"),
+        ('[\\"decoder.0.o\\"]', '[\\"encoder.0.k\\"]', "a linear reads two inputs"),
+        ('train.total\\":\\"', 'train.total\\":\\"x', "digests are 64 hex digits"),
+        ('train.total\\"', 'train.totla\\"', "has not the keys"),
+        ('\\"prefix\\":\\"', '\\"prefix\\":1,\\"x\\":\\"', "info: "),
+        ('\\"samples\\":2', '\\"samples\\":-2', "info, train: samples and tokens are not counts"),
+        ('\\"samples\\":2', '\\"samples\\":\\"2\\"', "has the wrong type"),
+        ('{\\"decoder\\":1', '{\\"decoder\\":-1', "samples and tokens are not counts"),
+        ('{\\"decoder\\":1', '{\\"decoder\\":NaN', "NaN is not a JSON number"),
+        ('"info":"{', '"info":"[{', "header: "),
+        ('"info"', '"inof"', "has not the keys"),
+        ('"fingerprint":"', '"fingerprint":1,"x":"', "has not the keys"),
+    ],
+)
+def test_a_wrong_header_with_a_right_checksum(
+    path: Path, old: str, new: str, expected: str
+) -> None:
+    rewrite_header(path, old, new)
+    assert expected in refused(path)
+
+
+def test_another_models_calibration(path: Path) -> None:
+    with pytest.raises(MismatchError) as caught:
+        open_calibration(path, "e" * 64)
+    assert str(caught.value) == (
+        f"{path}: measured on another model (fingerprint ffffffffffff, this one has eeeeeeeeeeee); "
+        "name another file with --calibration, or delete this one to measure it again."
+    )
+
+
+def test_a_linear_that_was_not_measured(path: Path) -> None:
+    found = open_calibration(path)
+    for load in (found.inputs, found.held_out, found.sharing):
+        with pytest.raises(MismatchError) as caught:
+            load("decoder.0.q")
+        assert str(caught.value) == (
+            f'{path}: has no moments of "decoder.0.q" (has those of 4 linears); {REMEDY}.'
+        )
+
+
+# -------------------------------------------------------------------------------- resources
+
+
+def mapped_kilobytes(path: Path) -> int:
+    """Resident memory of the file's mapping, from the kernel."""
+    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    sizes = [re.search(r"(?m)^Rss:\s+(\d+)", block) for block in blocks if str(path) in block]
+    assert sizes, "the file is not memory-mapped"
+    return sum(int(size[1]) for size in sizes if size)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
+def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    width, count = 512, 8  # 1 MiB for each matrix, 16 MiB in all
+    moments = Gram(torch.eye(width).double(), torch.zeros(width).double(), 3)
+    tokens = {"train": 3, "valid": 3}
+    inputs = [Input((f"l{index}",), width, dict(tokens)) for index in range(count)]
+    pairs = ({"train": moments, "valid": moments} for _ in range(count))
+    write(tmp_path / "big.npy", golden()[0]._replace(inputs=inputs), pairs)
+    found = open_calibration(tmp_path / "big.npy")
+    opened = mapped_kilobytes(tmp_path / "big.npy")
+    assert opened < 512
+    assert_same(found.held_out("l5"), moments)
+    one = mapped_kilobytes(tmp_path / "big.npy") - opened
+    assert 1024 <= one < 1024 + 512
+    load_all(found)
+    assert mapped_kilobytes(tmp_path / "big.npy") >= 16 * 1024, "the measure sees what is read"
