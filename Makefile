@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup lint format test nightly demo pipeline control table control-table clean
+.PHONY: help setup lint format test nightly demo pipeline control table control-table clean bench \
+	bench-gpu
 
 PYTHON3 ?= python3
 VENV ?= .venv
@@ -16,12 +17,15 @@ DATA ?=
 CONFIGS ?=
 OUT ?= out/$(notdir $(patsubst %/,%,$(MODEL)))
 LIMIT ?=
-# Options for the two trainings and the evaluations, e.g. MODEL_ARGS="--epochs 3".
+# Options for pruning, the two fine-tunings and the evaluations, e.g. MODEL_ARGS="--epochs 3".
+PRUNE_ARGS ?=
 BLOCK_ARGS ?=
 MODEL_ARGS ?=
 EVAL_ARGS ?=
 
 DATA_ARGS := $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT))
+CALIBRATION_ARGS = --calibration $(OUT)/calibration.npy $(if $(DATA),--calibration-data $(DATA)) \
+	$(if $(LIMIT),--calibration-samples $(LIMIT))
 # $(call run,NAME,SCRIPT ARGS): run a script and keep its report as OUT/json/NAME.json
 run = @mkdir -p $(OUT)/json && echo "$(2)" >&2 && \
 	$(PYTHON) $(2) > $(OUT)/json/$(1).tmp && mv $(OUT)/json/$(1).tmp $(OUT)/json/$(1).json
@@ -32,6 +36,8 @@ help:
 	@echo "make test      the tests; make nightly: the slower ones; make lint: style and types"
 	@echo "make pipeline  MODEL=google-t5/t5-small DATA=multi30k CONFIGS=conf.json OUT=out/mine"
 	@echo "make control   the same configurations without module-level fine-tuning, for comparison"
+	@echo "make bench     all benchmarks, into docs/benchmarks.md: more than an hour on 2 cores"
+	@echo "make bench-gpu those of interest on a GPU, on a T5-small trained for them"
 
 setup: $(READY)
 
@@ -63,7 +69,7 @@ demo: $(READY)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 pipeline MODEL=embedded OUT=out/demo
 
 # Settings of an earlier run must not be mixed with these: its results would pass for ours.
-SETTINGS := MODEL=$(MODEL) DATA=$(DATA) CONFIGS=$(CONFIGS) LIMIT=$(LIMIT) BLOCK_ARGS=$(BLOCK_ARGS) \
+SETTINGS := MODEL=$(MODEL) DATA=$(DATA) CONFIGS=$(CONFIGS) LIMIT=$(LIMIT) PRUNE_ARGS=$(PRUNE_ARGS) BLOCK_ARGS=$(BLOCK_ARGS) \
 	MODEL_ARGS=$(MODEL_ARGS) EVAL_ARGS=$(EVAL_ARGS)
 $(OUT)/.settings:
 	@mkdir -p $(OUT) && echo '$(SETTINGS)' > $@
@@ -102,13 +108,14 @@ $(OUT)/conf_prune.json: $(OUT)/conf.json
 	$(call run,scheme,prune_scheme_generator.py -i $< -o $@)
 
 $(OUT)/modules.npy: $(OUT)/dense.pth $(OUT)/conf_prune.json
-	$(call run,prune,prune.py -m $< -c $(OUT)/conf_prune.json -o $@)
+	$(call run,prune,prune.py -m $< -c $(OUT)/conf_prune.json -o $@ $(CALIBRATION_ARGS) $(PRUNE_ARGS))
 
 control: | $(if $(filter pipeline,$(MAKECMDGOALS)),pipeline)
 
 $(OUT)/modules_finetuned.npy: $(OUT)/dense.pth $(OUT)/modules.npy
 	$(call run,block,block_level_finetuning.py -m $< -p $(OUT)/modules.npy -o $@ \
-		--stats $(OUT)/stats_block.csv --checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) $(BLOCK_ARGS))
+		--stats $(OUT)/stats_block.csv --plot $(OUT)/block_errors.png --checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) \
+		$(CALIBRATION_ARGS) $(BLOCK_ARGS))
 
 $(OUT)/pruned_%.pth: $(OUT)/dense.pth $(OUT)/modules.npy $(OUT)/conf.json
 	$(call run,pruned_$*,compose_model.py -m $< -p $(OUT)/modules.npy -c $(OUT)/conf.json -n $* -o $@)
@@ -138,3 +145,15 @@ $(OUT)/loss_control.png: $(foreach i,$(INDICES),$(OUT)/model_$(i).pth $(OUT)/eva
 
 clean:
 	rm -rf out checkpoints build composable.egg-info
+
+# BENCH: names of benchmarks, all of them by default; BENCH_ARGS: further options of run.py.
+BENCH ?=
+BENCH_ARGS ?=
+bench: $(READY)
+	$(PYTHON) benchmarks/run.py $(BENCH) $(BENCH_ARGS)
+
+out/bench/t5_small.pth: | $(READY)
+	$(PYTHON) benchmarks/train_t5_small.py -o $@ --device cuda
+
+bench-gpu: out/bench/t5_small.pth
+	$(PYTHON) benchmarks/run.py $(BENCH) --device cuda --model $< $(BENCH_ARGS)

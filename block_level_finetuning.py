@@ -2,9 +2,14 @@
 """Fine-tune every variant once, beside its dense module: its input in, its output as the target.
 
 python block_level_finetuning.py -p modules.npy -o modules_finetuned.npy
+python block_level_finetuning.py --solver ls --plot block_errors.png
+python block_level_finetuning.py --solver grad --epochs 4
 """
 
 from pathlib import Path
+from typing import Any
+
+import click
 
 from composable import cli
 
@@ -14,16 +19,36 @@ from composable import cli
 @cli.bundle_option("modules.npy")
 @cli.path_option("-o", "--output", default="modules_finetuned.npy", text="Bundle to write.")
 @cli.path_option("--stats", default="stats_block.csv", text="Losses per epoch, CSV.")
-@cli.training_options(epochs=4, batch_size=64, lr=4e-2, early_stop=2)
+@cli.path_option("--plot", default=None, text="Heat map of the errors, PNG.")
+@click.option(
+    "--solver",
+    type=click.Choice(["hybrid", "ls", "grad"]),
+    default="hybrid",
+    help="hybrid: least squares, then a short training of pruned attentions; ls: least squares "
+    "alone; grad: all variants by gradient.",
+)
+@click.option(
+    "--linear-solver",
+    type=click.Choice(["pcg", "exact"]),
+    default="pcg",
+    help="Of the least squares: conjugate gradients, or a factorisation per row (slow).",
+)
+@cli.calibration_options
+@cli.training_options(epochs=None, batch_size=None, lr=None, early_stop=2)
 def main(
     model: Path,
     bundles: tuple[Path, ...],
     output: Path,
     stats: Path,
-    training: object,
-    **data: object,
+    plot: Path | None,
+    **options: Any,
 ) -> dict[str, object]:
-    """Train all variants in one pass over the data, each as if it were alone.
+    """Fit all variants to their dense modules' outputs, each as if it were alone.
+
+    The least-squares forms measure the inputs of every module once (--calibration) and solve.
+    --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of pruned
+    attentions on the calibration texts (hybrid: 2 epochs, batches of 16, lr 0.1), or of all
+    variants on the whole training split (grad: 4 epochs, batches of 64, lr 0.04).
 
     Beside the CSV of the summed losses, NAME_variants.csv lists every variant with its relative
     error before and after.
@@ -31,8 +56,8 @@ def main(
     from composable import files, tune
 
     table = stats.with_name(f"{stats.stem}_variants.csv")
-    files.check_writable(output, stats, table)
-    return tune.tune_variants(model, bundles, output, stats, table, training, **data)
+    files.check_writable(output, stats, table, plot)
+    return tune.tune_variants(model, bundles, output, stats, table, plot, **options)
 
 
 if __name__ == "__main__":

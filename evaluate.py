@@ -29,7 +29,7 @@ POSITIVE = click.IntRange(min=1)
     "--split", type=click.Choice(["valid", "test"]), default="test", help="Which split is measured."
 )
 @click.option("--num-beams", type=POSITIVE, default=1, help="1 is greedy.")
-@click.option("--batch-tokens", type=POSITIVE, default=4096, help="Source tokens in a batch.")
+@click.option("--batch-tokens", type=POSITIVE, default=8192, help="Source tokens in a batch.")
 @click.option("--max-length", type=POSITIVE, default=80, help="Most tokens of a translation.")
 @click.option(
     "--output-translations",
@@ -52,6 +52,7 @@ def main(
 
     files.check_writable(output, translations)
     options["device"] = train.select_device(options["device"])
+    options["dtype"] = train.select_dtype(options["dtype"], options["device"], trains=False)
     loaded = checkpoint.load(model)
     task = tasks.by_name(loaded.info["task"])
     data = loaded.info.get("data")

@@ -2,14 +2,18 @@
 """Make every variant that the scheme asks for, once, and write them as one bundle.
 
 python prune.py -m model/t5-small.pth -c conf_prune.json -o modules.npy
+python prune.py --mask alps --heads gram --calibration-data multi30k
 python prune.py --method l1 -p model/test.pth
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from composable import cli
+
+HEADS = {"l1": "head_l1", "gram": "head_gram"}
 
 
 @cli.command()
@@ -20,44 +24,87 @@ from composable import cli
     "-p", "--test-model", default=None, text="Also compose a model of all first variants."
 )
 @click.option(
+    "--mask",
+    type=click.Choice(["l1", "wanda", "obs", "sparsegpt", "alps"]),
+    help="Which weights go at plain rates.  [default: l1]",
+)
+@click.option(
+    "--heads",
+    type=click.Choice(list(HEADS)),
+    help="Which heads go at plain rates.  [default: l1]",
+)
+@click.option(
     "--method",
     "preferred",
     multiple=True,
-    help="Method for plain rates of the kinds it can prune; others keep their default "
-    "(attention: head_l1, linear: l1).",
+    help="Method for plain rates of the kinds it can prune, by its name in conf.json; others "
+    "keep their default (attention: head_l1, linear: l1).",
 )
+@cli.calibration_options
+@cli.device_option
 def main(
-    model: Path, config: Path, output: Path, test_model: Path | None, preferred: tuple[str, ...]
+    model: Path,
+    config: Path,
+    output: Path,
+    test_model: Path | None,
+    preferred: tuple[str, ...],
+    mask: str | None,
+    heads: str | None,
+    **options: Any,
 ) -> dict[str, object]:
-    """Prune every module at every rate of the scheme; attention heads and weights go for good."""
-    from composable import bundle, checkpoint, compose, files, methods, pruning
+    """Prune every module at every rate of the scheme; attention heads and weights go for good.
+
+    All choices but l1 look at the inputs of the modules: they measure them once and write
+    --calibration, or read it where it exists.
+    """
+    from composable import bundle, checkpoint, compose, files, methods, pruning, tune
     from composable.config import read_scheme
 
-    for name in preferred:
-        methods.by_name(name)
+    preferred = _preferred(preferred, mask, HEADS[heads] if heads else None)
     files.check_writable(output, test_model)
     dense = checkpoint.load(model)
     dense.require_dense(model, "pruning")
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
-    variants = pruning.make_variants(dense, scheme, preferred)
+    inputs, facts = None, {}
+    if pruning.uses_inputs(dense, scheme, preferred):
+        calibration, _ = tune.calibrate(dense, **options)
+        inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
+    variants = pruning.make_variants(dense, scheme, preferred, inputs)
     if test_model:
         # a test model that cannot be is refused before anything is written
         first = {variant.module: variant for variant in reversed(variants)}
         chosen = [variant for variant in variants if first[variant.module] is variant]
         test = compose.compose(dense, compose.without_parts(chosen))
-    options = {"preferred": list(preferred), "source": dense.info["source"]}
-    bundle.write(output, bundle.Bundle(dense.fingerprint, variants, options))
+    origin = {"preferred": list(preferred), "source": dense.info["source"]}
+    bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
     report: dict[str, object] = {
         "wrote": str(output),
         "variants": len(variants),
         "modules": len(scheme),
         "bytes": output.stat().st_size,
+        **facts,
     }
     if test_model:
         checkpoint.save(test_model, test)
         report["test_model"] = str(test_model)
     return report
+
+
+def _preferred(preferred: tuple[str, ...], *chosen: str | None) -> tuple[str, ...]:
+    """Join --method with what --mask and --heads stand for; refuse two answers for one kind."""
+    from composable import methods
+    from composable.errors import UserError
+
+    names = tuple(dict.fromkeys((*preferred, *filter(None, chosen))))
+    answers: dict[str, str] = {}
+    for name in names:
+        for kind in methods.by_name(name).kinds:
+            if answers.setdefault(kind, name) != name and name in chosen:
+                raise UserError(
+                    f"{answers[kind]} and {name} are both asked for {kind}s; name one of them."
+                )
+    return names
 
 
 if __name__ == "__main__":

@@ -57,19 +57,8 @@ def main(
         epochs=epochs, batch_size=batch_size, lr=lr, early_stop=0, seed=seed, dtype=dtype,
         device="cpu", warmup=0.06, smoothing=0.1, final_lr=0.02,
     )  # fmt: skip
-    outcome = train.run(
-        model,
-        {},
-        (
-            translation.Pairs(training, tokenizer, ""),
-            translation.Pairs(validation, tokenizer, "", is_sorted=True),
-            translation.Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id),
-        ),
-        translation.training_functions(options.smoothing),
-        options,
-        {"data": [training.sha256, validation.sha256], "width": WIDTH, "vocabulary": vocabulary},
-        label="embedded",
-    )
+    identity = {"width": WIDTH, "vocabulary": vocabulary}
+    outcome = fit(model, tokenizer, (training, validation), options, identity, "embedded")
     write_folder(output, model, tokenizer)
     record = {
         "command": " ".join(["python", *sys.argv]),
@@ -86,6 +75,48 @@ def main(
     (output / "training_record.json").write_text(json.dumps(record, indent=1) + "\n")
     outcome.clean_up()
     return {"wrote": str(output), **{key: record[key] for key in ("parameters", "epochs")}}
+
+
+def fit(
+    model: object,
+    tokenizer: object,
+    corpora: tuple[object, object],
+    options: object,
+    identity: dict[str, object],
+    label: str,
+    prefix: str = "",
+) -> object:
+    """Train a model with random weights to translate; its best epoch is kept.
+
+    Args:
+        model: the model, changed in place.
+        tokenizer: its tokenizer.
+        corpora: training and validation pairs.
+        options: `train.Options`.
+        identity: what else the result depends on, beside options and texts.
+        label: name of the run.
+        prefix: text before every source sentence.
+
+    Returns:
+        The `train.Outcome`.
+    """
+    from composable import train
+    from composable.tasks import translation
+
+    training, validation = corpora
+    return train.run(
+        model,
+        {},
+        (
+            translation.Pairs(training, tokenizer, prefix),
+            translation.Pairs(validation, tokenizer, prefix, is_sorted=True),
+            translation.Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id),
+        ),
+        translation.training_functions(options.smoothing),
+        options,
+        {"data": [training.sha256, validation.sha256], **identity},
+        label=label,
+    )
 
 
 def scores(output: Path, folders: tuple[Path, Path]) -> dict[str, object]:

@@ -21,24 +21,28 @@ from composable.plots import COLUMNS
 from composable.surgery import apply_masks
 
 log = logging.getLogger("composable")
+#: Batches whose sentences are sorted together: more pad less, but meet the same neighbours again.
+POOL = 100
 
 
 class LengthSampler(Sampler[list[int]]):
-    """Batches in random order, the sentences of a batch about equally long.
+    """Batches in random order, the sentences of a batch about equally long on both sides.
 
     The order is a function of (seed, epoch) alone, so that a run continues exactly and all
     processes agree; transformers' group_by_length draws from the global generator instead.
 
     Args:
-        lengths: length of every sample.
+        sizes: lengths of every sample on both sides, such as tokens of the target and the source.
         batch: samples of a batch, over all processes.
         seed: of the order.
         rank, world: which process of how many; each gets an equal share of every batch. Where the
             last batch has no equal shares every process takes all of it: the mean is the same.
     """
 
-    def __init__(self, lengths: list[int], batch: int, seed: int, rank: int = 0, world: int = 1):
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+    def __init__(
+        self, sizes: list[tuple[int, int]], batch: int, seed: int, rank: int = 0, world: int = 1
+    ):
+        self.sizes, self.batch, self.seed, self.epoch = sizes, batch, seed, 0
         self.rank, self.world = rank, world
 
     def set_epoch(self, epoch: int) -> None:
@@ -46,16 +50,16 @@ class LengthSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch)
+        return -(-len(self.sizes) // self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        pool = 50 * self.batch
+        order = torch.randperm(len(self.sizes), generator=generator).tolist()
+        pool = POOL * self.batch
         ordered = [
             index
             for start in range(0, len(order), pool)
-            for index in sorted(order[start : start + pool], key=lambda i: -self.lengths[i])
+            for index in self._by_size(order[start : start + pool])
         ]
         batches = [ordered[i : i + self.batch] for i in range(0, len(ordered), self.batch)]
         full = [batch for batch in batches if len(batch) == self.batch]
@@ -63,6 +67,16 @@ class LengthSampler(Sampler[list[int]]):
         shuffled = [full[i] for i in torch.randperm(len(full), generator=generator).tolist()]
         for batch in shuffled + rest:
             yield batch if len(batch) % self.world else batch[self.rank :: self.world]
+
+    def _by_size(self, pool: list[int]) -> list[int]:
+        """Sort by one side, cut into groups, sort those by the other: so both sides pad little."""
+        first = sorted(pool, key=lambda i: -self.sizes[i][0])
+        group = max(1, round(0.7 * math.sqrt(len(pool) / self.batch))) * self.batch
+        return [
+            index
+            for start in range(0, len(first), group)
+            for index in sorted(first[start : start + group], key=lambda i: -self.sizes[i][1])
+        ]
 
 
 class Stats(TrainerCallback):
@@ -88,7 +102,7 @@ class Stats(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Add the row of this epoch."""
-        epoch = round(state.epoch or 0)
+        epoch = rounded_epoch(state.epoch or 0)
         rows = rows_of(state)
         if metrics is None or (rows and rows[-1]["epoch"] >= epoch):
             return  # a resumed run validates once more before it starts
@@ -113,10 +127,12 @@ class EarlyStop(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Compare the last epochs with the best."""
-        losses = [row["validation_loss"] for row in rows_of(state)]
+        rows = rows_of(state)
+        losses = [row["validation_loss"] for row in rows]
         if losses and not math.isfinite(losses[-1]):
             raise UserError(
-                f"validation loss became {losses[-1]} in epoch {len(losses) - 1}; use a lower --lr."
+                f"validation loss became {losses[-1]} in epoch {rows[-1]['epoch']}; "
+                "use a lower --lr."
             )
         if self.patience and losses and len(losses) - 1 - best_of(losses) >= self.patience:
             control.should_training_stop = True
@@ -175,7 +191,7 @@ class Progress(TrainerCallback):
                 "" if row["training_loss"] is None else f"trained {row['training_loss']:.4f}, "
             )
             log.info(
-                "%s: epoch %d: %svalidation loss %.4f (%.0f s)",
+                "%s: epoch %g: %svalidation loss %.4f (%.0f s)",
                 self.label,
                 row["epoch"],
                 trained,
@@ -207,6 +223,12 @@ class SetEpoch(TrainerCallback):
         """Set it."""
         assert train_dataloader is not None
         train_dataloader.batch_sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
+
+def rounded_epoch(epoch: float) -> float:
+    """Round to 4 digits; a whole epoch is an int, as the stats show it."""
+    rounded = round(epoch, 4)
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def rows_of(state: Any) -> list[dict[str, Any]]:

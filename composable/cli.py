@@ -1,5 +1,6 @@
 """What all scripts share: options, errors as exit codes, the closing JSON report."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -192,11 +193,17 @@ def configuration_options(function: Function) -> Function:
     return config(index(function))
 
 
+_DTYPE = (
+    "Of autocast, not of files. auto: bfloat16 on a GPU that has it, and in trainings on a CPU "
+    "that has it, else float32."
+)
+
+
 def data_options(function: Function) -> Function:
     """Add the options that say what is read and where it runs: --data --limit --device --dtype."""
-    dtypes = click.Choice(["float32", "bfloat16", "float16"])
+    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
     for option in (
-        click.option("--dtype", type=dtypes, default="float32", help="Of autocast, not of files."),
+        click.option("--dtype", type=dtypes, default="auto", help=_DTYPE),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
         click.option(
             "--limit", type=click.IntRange(min=1), help="Read so many pairs of each split only."
@@ -205,6 +212,39 @@ def data_options(function: Function) -> Function:
             "--data",
             help='"embedded", "multi30k" or a folder.  [default: what the model file says, '
             "else multi30k]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def device_option(function: Function) -> Function:
+    """Add --device."""
+    return click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")(function)
+
+
+def calibration_options(function: Function) -> Function:
+    """Add the options of the statistics of the modules' inputs: where they are, of which texts."""
+    for option in (
+        click.option(
+            "--memory-budget",
+            default="4G",
+            help="Memory for statistics and cached inputs; more modules than fit take more passes.",
+        ),
+        click.option(
+            "--calibration-samples",
+            type=click.IntRange(min=1),
+            default=4096,
+            help="How many of the training samples are measured.",
+        ),
+        click.option(
+            "--calibration-data",
+            help="As --data: whose training samples are measured.  [default: as for --data]",
+        ),
+        path_option(
+            "--calibration",
+            default="calibration.npy",
+            text="Statistics of the inputs; read if it exists, else measured and written.",
         ),
     ):
         function = option(function)
@@ -224,10 +264,22 @@ class _Positive(click.FloatRange):
 
 
 def training_options(
-    epochs: int, batch_size: int, lr: float, early_stop: int
+    epochs: int | None,
+    batch_size: int,
+    lr: float | None,
+    early_stop: int,
+    is_whole_model: bool = False,
 ) -> Callable[[Function], Function]:
-    """Add the options of a training, with this script's defaults; they arrive as `training`."""
-    declared = (
+    """Add the options of a training, with this script's defaults; they arrive as `training`.
+
+    Args:
+        epochs: default, as the next three.
+        batch_size: sentences of a step.
+        lr: peak learning rate.
+        early_stop: patience in epochs.
+        is_whole_model: adds `--steps` and `--compile`.
+    """
+    declared: tuple[Any, ...] = (
         click.option("--epochs", type=click.IntRange(min=1), default=epochs, help="At most."),
         click.option(
             "--batch-size",
@@ -263,17 +315,40 @@ def training_options(
             default="none",
             help="Where live curves go.",
         ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            default=0,
+            help="Processes that prepare batches; worth it beside a GPU.",
+        ),
     )
-    names = ("epochs", "batch_size", "lr", "early_stop", "seed", "resume", "checkpoint_dir")
+    of_whole_models = (
+        click.option(
+            "--steps",
+            type=click.IntRange(min=0),
+            default=0,
+            help="End after so many optimizer steps, with the whole schedule laid out over them; "
+            "0: --epochs says when.",
+        ),
+        click.option(
+            "--compile",
+            is_flag=True,
+            help="Compile the model (torch.compile); takes minutes at the start, so it is worth it "
+            "for long trainings on a GPU only.",
+        ),
+    )
+    if is_whole_model:
+        declared += of_whole_models
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def collect(**options: Any) -> Any:
             from composable.train import Options
 
-            training = {name: options.pop(name) for name in (*names, "report_to")}
-            shared = {name: options[name] for name in ("device", "dtype")}
-            return function(training=Options(**training, **shared), **options)
+            names = {field.name for field in dataclasses.fields(Options)} & set(options)
+            training = Options(**{name: options.pop(name) for name in names}).resolved()
+            shared = {"device": training.device, "dtype": training.dtype}
+            return function(training=training, **shared, **options)
 
         wrapped: Function = data_options(collect)
         for option in reversed(declared):

@@ -1,9 +1,6 @@
 """Module-level fine-tuning: every variant beside its dense module, all in one pass, by gradient."""
 
-import copy
-import csv
 import dataclasses
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,52 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from composable import files, train
+from composable import train
 from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
 from composable.errors import UserError
-from composable.families import Family, Module
-from composable.pruning import own_parameters
-from composable.surgery import keep_heads
-
-VARIANTS_HEADER = ("module", "rate", "method", "o_rate", "o_method", "error_before", "error_after")
-
-
-class Student(nn.Module):
-    """A variant that learns to give its dense module's output from its dense module's input.
-
-    Attributes:
-        part: the pruned module as it is now.
-        best: as it was at its lowest validation error.
-        masks: parameter name within `part` -> boolean tensor, True where the weight stays.
-    """
-
-    def __init__(self, variant: Variant, module: Module, family: Family, dense: nn.Module):
-        super().__init__()
-        self.part = copy.deepcopy(dense)
-        if variant.kept_heads is not None:
-            keep_heads(self.part, module, variant.kept_heads)
-            family.adapt_attention(self.part, variant.kept_heads)
-        self.part.requires_grad_(False)
-        self.names = sorted(variant.tensors)
-        own = own_parameters(self.part, module)
-        for name, tensor in variant.tensors.items():
-            own[name].data = tensor.clone()
-            own[name].requires_grad_(True)
-        self.best = copy.deepcopy(self.part).requires_grad_(False)
-        self.masks: dict[str, Tensor] = variant.masks
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the pruned module."""
-        return self.part(*args, **kwargs)
-
-    def keep(self) -> None:
-        """Remember the present weights as the best."""
-        self.best.load_state_dict(self.part.state_dict())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights at the lowest validation error, on the CPU."""
-        return {name: self.best.get_parameter(name).detach().cpu() for name in self.names}
+from composable.students import Student
 
 
 class Classroom(nn.Module):
@@ -254,7 +210,7 @@ class Report(TrainerCallback):
 
 @dataclass
 class Result:
-    """What module-level fine-tuning made.
+    """What module-level fine-tuning by gradient made.
 
     Attributes:
         variants: in the order given, with `error_before` and `error_after` in their stats:
@@ -264,6 +220,34 @@ class Result:
 
     variants: list[Variant]
     outcome: train.Outcome | None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The stats, one per epoch."""
+        return self.outcome.rows if self.outcome else []
+
+    @property
+    def seconds(self) -> list[float]:
+        """Each variant's equal part of the training, for they are trained side by side."""
+        trained = [bool(variant.tensors) for variant in self.variants]
+        total = sum(row["training_seconds"] + row["validation_seconds"] for row in self.rows)
+        return [total / sum(trained) if one else 0.0 for one in trained]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.outcome is None or self.outcome.is_main
+
+    def report(self) -> dict[str, Any]:
+        """Summarise for the closing JSON report."""
+        summary = self.outcome.report() if self.outcome else {}
+        summary.pop("best_epoch", None)  # every variant has its own
+        return summary
+
+    def clean_up(self) -> None:
+        """Remove the checkpoints."""
+        if self.outcome:
+            self.outcome.clean_up()
 
 
 def tune(
@@ -332,24 +316,3 @@ def _collect(variants: list[Variant], pupils: list[Variant], room: Classroom) ->
             tensors[name] = torch.where(mask, tensors[name], 0.0)
         tuned[id(variant)] = dataclasses.replace(variant, tensors=tensors, stats=stats)
     return [tuned.get(id(variant), variant) for variant in variants]
-
-
-def write_variants(path: Path, variants: list[Variant]) -> None:
-    """Write the table of variants: module, rate, method, relative error before and after."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(VARIANTS_HEADER)
-    for variant in variants:
-        o = variant.entry.o
-        writer.writerow(
-            [
-                variant.module,
-                variant.entry.rate,
-                variant.entry.method,
-                "" if o is None else o.rate,
-                "" if o is None else o.method,
-                variant.stats.get("error_before", ""),
-                variant.stats.get("error_after", ""),
-            ]
-        )
-    files.write_text(path, text.getvalue())

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainingArguments
 from transformers.optimization import Adafactor
 
-from composable import files, tasks
+from composable import files, kernels, tasks
 from composable.callbacks import (
     EarlyStop,
     FindBest,
@@ -28,6 +28,7 @@ from composable.callbacks import (
     SetEpoch,
     Stats,
     best_of,
+    rounded_epoch,
     rows_of,
     stats_csv,
 )
@@ -37,6 +38,7 @@ from composable.surgery import apply_masks
 
 log = logging.getLogger("composable")
 #: Files a checkpoint of one process must have; Trainer accepts silently that some are missing.
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_tile")
 COMPLETE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
@@ -51,7 +53,7 @@ class Options:
         early_stop: epochs without a lower validation loss before training stops; 0 never stops.
         seed: of the sampler and of dropout.
         device: auto, cpu, cuda or cuda:N.
-        dtype: of autocast; weights stay float32.
+        dtype: of autocast, or auto, see `select_dtype`; weights stay float32.
         resume: continue from a checkpoint of the same run.
         checkpoint_dir: folder under which the run keeps its checkpoints.
         report_to: none, tensorboard or wandb.
@@ -59,6 +61,9 @@ class Options:
         clip: gradient norm above which gradients are scaled down; 0 never.
         smoothing: label smoothing.
         final_lr: share of `lr` that the last step still has.
+        workers: processes that prepare batches.
+        compile: whether torch compiles the model.
+        steps: optimizer steps after which training ends, and the schedule with it; 0: `epochs` say.
     """
 
     epochs: int
@@ -75,10 +80,18 @@ class Options:
     clip: float = 1.0
     smoothing: float = 0.0
     final_lr: float = 0.0
+    workers: int = 0
+    compile: bool = False
+    steps: int = 0
+
+    def resolved(self) -> "Options":
+        """Name the device and the dtype that auto stands for."""
+        device = select_device(self.device)
+        return replace(self, device=device, dtype=select_dtype(self.dtype, device))
 
     def identity(self) -> dict[str, Any]:
         """Return those options on which the result depends."""
-        free = ("resume", "checkpoint_dir", "report_to")
+        free = ("resume", "checkpoint_dir", "report_to", "workers")
         return {key: value for key, value in asdict(self).items() if key not in free}
 
 
@@ -88,15 +101,16 @@ class Outcome:
 
     Attributes:
         rows: the stats, one per epoch; epoch 0 is the state before training.
-        best_epoch: the epoch whose weights the model has now.
+        best_epoch: the epoch whose weights the model has now; no whole number where `steps` ended
+            in the middle of one.
         resumed_from: epoch of the checkpoint it continued from, or None.
         is_main: whether this process writes the files.
         folder: the run's checkpoints; to be removed when the results are safe.
     """
 
     rows: list[dict[str, Any]]
-    best_epoch: int
-    resumed_from: int | None
+    best_epoch: float
+    resumed_from: float | None
     is_main: bool
     folder: Path
 
@@ -111,7 +125,7 @@ class Outcome:
 
     def report(self) -> dict[str, Any]:
         """Summarise for the closing JSON report."""
-        losses = [row["validation_loss"] for row in self.rows]
+        losses = {row["epoch"]: row["validation_loss"] for row in self.rows}
         return {
             "epochs": self.rows[-1]["epoch"],
             "best_epoch": self.best_epoch,
@@ -130,13 +144,19 @@ class Trainer(transformers.Trainer):
             the loss is the sum of the means.
         measure: (model, batch) -> values and counts of every sample, each (batch, ...).
         options: settings.
-        lengths: length of every training sample.
+        sizes: lengths of every training sample, see `LengthSampler`.
     """
 
     def __init__(
-        self, *, step: Any, measure: Any, options: Options, lengths: list[int], **kwargs: Any
+        self,
+        *,
+        step: Any,
+        measure: Any,
+        options: Options,
+        sizes: list[tuple[int, int]],
+        **kwargs: Any,
     ):
-        self._step, self._measure, self._options, self._lengths = step, measure, options, lengths
+        self._step, self._measure, self._options, self._sizes = step, measure, options, sizes
         super().__init__(**kwargs)
         # T5 ignores num_items_in_batch and Trainer counts labels from the second on: we count
         self.model_accepts_loss_kwargs = False
@@ -147,7 +167,7 @@ class Trainer(transformers.Trainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=LengthSampler(
-                self._lengths,
+                self._sizes,
                 self._options.batch_size,
                 self._options.seed,
                 self.args.process_index,
@@ -155,7 +175,15 @@ class Trainer(transformers.Trainer):
             ),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
+            num_workers=self._options.workers,
+            persistent_workers=self._options.workers > 0,
         )
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """Compute in bfloat16; accelerate would copy what the model returns to float32."""
+        if self._options.dtype == "bfloat16":
+            return kernels.autocast(self._options.device, torch.bfloat16)
+        return super().autocast_smart_context_manager(cache_enabled)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make Adafactor with relative update sizes over everything that has a gradient."""
@@ -231,6 +259,24 @@ def select_device(device: str) -> str:
     return "cuda" if has_gpu and name != "cpu" else "cpu"
 
 
+def select_dtype(dtype: str, device: str, trains: bool = True) -> str:
+    """Turn the `--dtype` option into float32, bfloat16 or float16.
+
+    Args:
+        dtype: auto takes bfloat16 where the hardware computes in it, else float32.
+        device: from `select_device`.
+        trains: on a CPU only a training gains from bfloat16.
+    """
+    if dtype != "auto":
+        return dtype
+    if device == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in NATIVE_BFLOAT16)
+        has_it = trains and any(test() for test in tests if test)
+    return "bfloat16" if has_it else "float32"
+
+
 def _visible_device(index: int) -> str:
     """Name the GPU that is number `index` of those this process may see."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -262,7 +308,7 @@ def run(
     Args:
         model: everything with `requires_grad` is trained.
         masks: parameter name -> boolean tensor, True where the weight stays.
-        data: training set (with `lengths`), validation set, collator.
+        data: training set (with `sizes`), validation set, collator.
         functions: (step, measure), see `Trainer`.
         options: settings.
         identity: what else the result depends on (fingerprints of the inputs); a checkpoint is
@@ -278,7 +324,7 @@ def run(
         UserError: the loss is not finite, the batch does not divide among the processes.
     """
     training, validation, collate = data
-    device = select_device(options.device)
+    options = options.resolved()
     folder = _run_folder(options, identity, label)
     start = {name: t.clone() for name, t in model.state_dict().items()} if keeps_best else {}
     for parameter in model.parameters():
@@ -289,9 +335,9 @@ def run(
             step=functions[0],
             measure=functions[1],
             options=options,
-            lengths=training.lengths,  # type: ignore[attr-defined]
+            sizes=training.sizes,  # type: ignore[attr-defined]
             model=model,
-            args=_arguments(options, folder, device, keeps_best),
+            args=_arguments(options, folder, keeps_best),
             train_dataset=training,
             eval_dataset=validation,
             data_collator=collate,
@@ -308,11 +354,15 @@ def run(
     trainer.accelerator.wait_for_everyone()
     resumed = _epoch_of(latest) if latest else None
     if latest and resumed is not None:
-        log.info("%s: continuing after epoch %d (%s)", label, resumed, latest)
+        log.info("%s: continuing after epoch %g (%s)", label, resumed, latest)
         if _was_stopped(latest):  # Trainer would forget it and take one more step
-            trainer.args.num_train_epochs = resumed
+            trainer.args.num_train_epochs, trainer.args.max_steps = int(resumed), -1
     _silence_remarks()
-    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    with kernels.for_cpu(model, options.device, max(map(max, training.sizes)), trains=True):  # type: ignore[attr-defined]
+        if options.compile:
+            model.compile(dynamic=True)
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+        model._compiled_call_impl = None
     rows = rows_of(trainer.state)
     best = best_of([row["validation_loss"] for row in rows])
     if keeps_best and best == 0:
@@ -320,7 +370,7 @@ def run(
         model.load_state_dict(start)
     model.to("cpu").eval()
     apply_masks(model, masks)
-    return Outcome(rows, best, resumed, trainer.is_world_process_zero(), folder)
+    return Outcome(rows, rows[best]["epoch"], resumed, trainer.is_world_process_zero(), folder)
 
 
 def data_of(model: Checkpoint, corpora: tuple[Any, Any]) -> tuple[Any, Any, Callable[..., Any]]:
@@ -333,13 +383,13 @@ def data_of(model: Checkpoint, corpora: tuple[Any, Any]) -> tuple[Any, Any, Call
     )
 
 
-def _arguments(options: Options, folder: Path, device: str, keeps_best: bool) -> TrainingArguments:
+def _arguments(options: Options, folder: Path, keeps_best: bool) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batch_size % world:
         raise UserError(
             f"--batch-size {options.batch_size} does not divide among {world} processes."
         )
-    if options.dtype == "float16" and device == "cpu":  # accelerate would stay at float32
+    if options.dtype == "float16" and options.device == "cpu":  # accelerate would stay at float32
         raise UserError("--dtype float16 trains on a GPU only; use bfloat16 or float32 on the CPU.")
     if options.report_to == "tensorboard":
         place = options.checkpoint_dir / "runs" / folder.name
@@ -347,14 +397,14 @@ def _arguments(options: Options, folder: Path, device: str, keeps_best: bool) ->
     args = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.epochs,
+        max_steps=options.steps or -1,
         per_device_train_batch_size=options.batch_size // world,
         per_device_eval_batch_size=max(1, options.batch_size // world),
         learning_rate=options.lr,
         max_grad_norm=options.clip,
         seed=options.seed,
-        bf16=options.dtype == "bfloat16",
         fp16=options.dtype == "float16",
-        use_cpu=device == "cpu",
+        use_cpu=options.device == "cpu",
         eval_strategy="epoch",
         eval_on_start=True,
         save_strategy="epoch",
@@ -368,7 +418,8 @@ def _arguments(options: Options, folder: Path, device: str, keeps_best: bool) ->
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=device == "cuda",
+        dataloader_pin_memory=options.device == "cuda",
+        dataloader_num_workers=options.workers,
         # students that stopped; a position bias whose attentions are all gone
         ddp_find_unused_parameters=True,
     )
@@ -416,8 +467,8 @@ def _is_complete(path: Path, world_size: int) -> bool:
     return not best or (path.with_name(f"checkpoint-{best}") / "model.safetensors").is_file()
 
 
-def _epoch_of(path: Path) -> int:
-    return round(_state_of(path)["epoch"])
+def _epoch_of(path: Path) -> float:
+    return rounded_epoch(_state_of(path)["epoch"])
 
 
 def _was_stopped(path: Path) -> bool:

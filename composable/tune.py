@@ -1,13 +1,31 @@
 """The two kinds of fine-tuning from files to files, as the scripts offer them."""
 
+import dataclasses
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from composable import bundle, checkpoint, cost, distill, tasks, train
+from composable import (
+    attention_phase,
+    bundle,
+    callbacks,
+    checkpoint,
+    cost,
+    distill,
+    files,
+    reconstruct,
+    tasks,
+    train,
+    variant_table,
+)
 from composable.bundle import Bundle, Variant
+from composable.calibration import Calibration, obtain, parse_bytes
 from composable.checkpoint import Checkpoint
 from composable.errors import MismatchError
+
+log = logging.getLogger("composable")
 
 
 def tune_model(
@@ -73,10 +91,11 @@ def tune_variants(
     output: Path,
     stats: Path,
     table: Path,
+    plot: Path | None,
     training: train.Options,
-    data: str | None = None,
-    limit: int | None = None,
-    **_: Any,
+    solver: str,
+    linear_solver: str,
+    **texts: Any,
 ) -> dict[str, Any]:
     """Fine-tune all variants of the bundles beside the dense model and write one bundle.
 
@@ -86,37 +105,124 @@ def tune_variants(
         output: bundle to write.
         stats: CSV of the summed losses per epoch.
         table: CSV of the variants' relative errors.
-        training: settings.
-        data: the `--data` option.
-        limit: pairs of each split.
+        plot: heat map of the errors to draw, or None.
+        training: settings; of epochs and lr those may be None that the solver's defaults fill.
+        solver: hybrid, ls or grad.
+        linear_solver: see `solver.refit`.
+        texts: options of the data and of the calibration, see `calibrate`.
 
     Returns:
         The closing report.
     """
+    started = time.perf_counter()
     dense = checkpoint.load(model)
     dense.require_dense(model, "module-level fine-tuning")
     readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
     variants = _union(readers)
-    result = distill.tune(dense, variants, _corpora(dense, data, limit), training, stats)
-    outcome = result.outcome
-    report: dict[str, Any] = {"variants": len(variants), "stats": str(stats), "table": str(table)}
-    if outcome is None or outcome.is_main:
-        options = {**readers[0].options, "tuned": training.identity()}
-        bundle.write(output, Bundle(dense.fingerprint, result.variants, options))
-        distill.write_variants(table, result.variants)
-        if outcome:
-            outcome.write_stats(stats)
-            outcome.clean_up()
+    if solver == "grad":
+        options = _with_defaults(training, epochs=4, batch_size=64, lr=4e-2)
+        corpora = _corpora(dense, texts["data"], texts["limit"])
+        result: Any = distill.tune(dense, variants, corpora, options, stats)
+        facts: dict[str, Any] = {}
+        tuned = options.identity()
+    else:
+        calibration, corpora = calibrate(dense, **texts)
+        facts = {"calibration": str(calibration.path)}
+        facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
+        settings = _settings(training, solver, linear_solver, texts["memory_budget"])
+        folder = training.checkpoint_dir
+        result = reconstruct.tune(
+            dense, variants, calibration, corpora, settings, folder, training.resume
+        )
+        tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
+    rows = variant_table.rows_of(result.variants, result.seconds)
+    report = {
+        **result.report(),
+        **facts,
+        "variants": len(variants),
+        "solver": solver,
+        "stats": str(stats),
+        "table": str(table),
+    }
+    if result.is_main:
+        made = {**readers[0].options, "solver": solver, "tuned": tuned}
+        bundle.write(output, Bundle(dense.fingerprint, result.variants, made))
+        variant_table.write(table, rows)
+        if result.rows:
+            files.write_text(stats, callbacks.stats_csv(result.rows))
+        if plot:
+            variant_table.write_plot(plot, rows)
+            report["plot"] = str(plot)
+        result.clean_up()
+        log.info("%s", variant_table.as_text(rows))
     errors = [v.stats for v in result.variants if "error_after" in v.stats]
-    summary = outcome.report() if outcome else {}
-    summary.pop("best_epoch", None)  # every variant has its own
     return {
         "wrote": str(output),
-        **summary,
         **report,
         "mean_error_before": _mean([stats["error_before"] for stats in errors]),
         "mean_error_after": _mean([stats["error_after"] for stats in errors]),
     }
+
+
+def calibrate(
+    dense: Checkpoint,
+    calibration: Path,
+    calibration_data: str | None,
+    calibration_samples: int,
+    memory_budget: str,
+    device: str,
+    data: str | None = None,
+    limit: int | None = None,
+    **_: Any,
+) -> tuple[Calibration, tuple[Any, Any]]:
+    """Read or measure the statistics of the inputs of every module.
+
+    Args:
+        dense: the dense model.
+        calibration: file that holds them, or will.
+        calibration_data: whose texts, as `--data`.
+        calibration_samples: so many of the training split.
+        memory_budget: such as "4G".
+        device: the `--device` option.
+        data: the `--data` option, where there is one.
+        limit: pairs of each split.
+
+    Returns:
+        The statistics, and the texts: of the training split, and at most as many of the validation
+        split.
+    """
+    samples = min(calibration_samples, limit or calibration_samples)
+    task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
+    name = calibration_data or data
+    corpora = (
+        task.read(name, default, "train", samples),
+        task.read(name, default, "valid", samples),
+    )
+    budget, device = parse_bytes(memory_budget), train.select_device(device)
+    return obtain(dense, corpora, calibration, budget, device), corpora
+
+
+def _settings(
+    training: train.Options, solver: str, linear_solver: str, memory_budget: str
+) -> reconstruct.Settings:
+    """Turn the options of the script into settings of the least-squares forms."""
+    default = attention_phase.Settings()
+    phase = attention_phase.Settings(
+        epochs=training.epochs or default.epochs,
+        batch_size=training.batch_size or default.batch_size,
+        lr=training.lr or default.lr,
+        patience=training.early_stop,
+        seed=training.seed,
+        device=train.select_device(training.device),
+        budget=parse_bytes(memory_budget),
+    )
+    return reconstruct.Settings(solver, linear_solver, device=phase.device, phase=phase)
+
+
+def _with_defaults(training: train.Options, **defaults: Any) -> train.Options:
+    """Fill in the options that were not given."""
+    open_ones = {key: value for key, value in defaults.items() if getattr(training, key) is None}
+    return dataclasses.replace(training, **open_ones)
 
 
 def _corpora(model: Checkpoint, data: str | None, limit: int | None) -> tuple[Any, Any]:

@@ -65,7 +65,8 @@ class Task(ABC):
         """Tokenise a corpus once, as the model wants it.
 
         Returns:
-            A dataset of dicts with an attribute `lengths`; longest first where `is_sorted`.
+            A dataset of dicts, longest first where `is_sorted`, with attributes `lengths` (tokens
+            of every sample) and `sizes` (tokens of its target and its source).
         """
 
     @abstractmethod

@@ -4,20 +4,21 @@ import dataclasses
 import gzip
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from composable import files, hub
+from composable import files, hub, kernels
 from composable.errors import FormatError, UserError
 from composable.tasks import metrics, multi30k
 from composable.tasks.base import Task
-from composable.tasks.translation_decode import autocast, translate
+from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
 SPLITS = {
@@ -126,7 +127,13 @@ def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
 
 
 class Pairs(Dataset[dict[str, Any]]):
-    """A corpus as token ids, tokenised once, longest first where `is_sorted`."""
+    """A corpus as token ids, tokenised once, longest first where `is_sorted`.
+
+    Attributes:
+        items: input_ids and labels of every pair.
+        sizes: tokens of target and source of every pair.
+        lengths: their sums.
+    """
 
     def __init__(self, corpus: Corpus, tokenizer: Any, prefix: str, is_sorted: bool = False):
         source = tokenizer([prefix + text for text in corpus.source], **_TOKENS)["input_ids"]
@@ -136,7 +143,8 @@ class Pairs(Dataset[dict[str, Any]]):
         ]
         if is_sorted:
             self.items.sort(key=lambda item: -(len(item["input_ids"]) + len(item["labels"])))
-        self.lengths = [len(item["input_ids"]) + len(item["labels"]) for item in self.items]
+        self.sizes = [(len(item["labels"]), len(item["input_ids"])) for item in self.items]
+        self.lengths = [sum(pair) for pair in self.sizes]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -179,25 +187,42 @@ def _pad(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every token.
+def token_losses(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:
+    """Run the model on a batch; only tokens that count meet the projection to the vocabulary.
 
     Args:
-        logits: (batch, length, vocabulary).
-        labels: (batch, length), -100 where a token does not count.
+        model: gives logits.
+        batch: of the collator; labels (batch, length) are -100 where a token does not count.
         smoothing: weight of the uniform distribution in the target.
 
     Returns:
-        (batch, length), float32, 0 where the label is -100.
+        Cross-entropies (batch, length), float32, 0 where the label is -100.
     """
-    flat = F.cross_entropy(
-        logits.float().flatten(0, 1),
-        labels.flatten(),
-        ignore_index=-100,
-        reduction="none",
-        label_smoothing=smoothing,
-    )
-    return flat.view(labels.shape)
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch["labels"].flatten()
+    valid = (labels != -100).nonzero()[:, 0]
+    with _only_rows(model, valid):
+        logits = model(**inputs, use_cache=False).logits
+    if logits.dim() == 3:
+        logits = logits.flatten(0, 1)[valid]
+    found = kernels.cross_entropy(logits, labels[valid], smoothing)
+    losses = found.new_zeros(labels.shape).index_put((valid,), found)
+    return losses.view(batch["labels"].shape)
+
+
+@contextmanager
+def _only_rows(model: Any, rows: Tensor) -> Iterator[None]:
+    """Give the projection to the vocabulary some rows only, unless the model is compiled."""
+    model = getattr(model, "module", model)  # of several processes
+    head = model.get_output_embeddings()
+    if head is None or model._compiled_call_impl is not None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[rows],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def sentence_losses(
@@ -208,10 +233,7 @@ def sentence_losses(
     Returns:
         Summed cross-entropy and number of tokens of every sentence, each (batch,).
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False).logits
-    labels = batch["labels"]
-    return token_losses(logits, labels, smoothing).sum(1), (labels != -100).sum(1)
+    return token_losses(model, batch, smoothing).sum(1), (batch["labels"] != -100).sum(1)
 
 
 def cross_entropy(
@@ -222,13 +244,13 @@ def cross_entropy(
     pairs = Pairs(corpus, checkpoint.tokenizer, checkpoint.info["prefix"], is_sorted=True)
     collate = collator_for(checkpoint)
     total, tokens = 0.0, 0
-    for start in range(0, len(pairs), batch_size):
-        items = [pairs[i] for i in range(start, min(start + batch_size, len(pairs)))]
-        batch = {name: tensor.to(device) for name, tensor in collate(items).items()}
-        with torch.inference_mode():
+    with torch.inference_mode(), kernels.for_cpu(model, device, max(map(max, pairs.sizes))):
+        for start in range(0, len(pairs), batch_size):
+            batch = collate(pairs.items[start : start + batch_size])
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
             losses, counts = sentence_losses(model, batch)
-        total += float(losses.double().sum())
-        tokens += int(counts.sum())
+            total += float(losses.double().sum())
+            tokens += int(counts.sum())
     return total / tokens
 
 
@@ -287,7 +309,7 @@ class Translation(Task):
             dtype=dtype,
         )
         seconds = time.perf_counter() - started
-        with autocast(device, dtype):
+        with kernels.autocast(device, dtype):
             loss = cross_entropy(checkpoint, corpus, device=device)
         return lines, {
             "bleu": metrics.sacrebleu_score(lines, corpus.target).to_json(),

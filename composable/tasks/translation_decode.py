@@ -1,18 +1,21 @@
 """Greedy or beam translation of many sentences: sorted by length, batched by tokens."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from composable import kernels
 from composable.cli import shows_progress
+from composable.tasks.greedy import greedy, is_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 8192
+ENCODED_TOKENS = 1024
 MAX_LENGTH = 80
 
 
@@ -48,16 +51,36 @@ def translate(
     rows: list[list[int]] = tokenizer(list(sentences))["input_ids"]
     translations = [""] * len(rows)
     bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=not shows_progress())
-    with bar, torch.inference_mode(), autocast(device, dtype):
-        for chosen in length_batches([len(row) for row in rows], batch_tokens):
-            batch = _pad([rows[i] for i in chosen], model.config.pad_token_id, device)
-            tokens = model.generate(
-                **batch, num_beams=num_beams, do_sample=False, max_new_tokens=max_length
-            )
+    lengths = [len(row) for row in rows]
+    with (
+        bar,
+        torch.inference_mode(),
+        kernels.autocast(device, dtype),
+        kernels.for_cpu(model, device, max(lengths)),
+    ):
+        for chosen in length_batches(lengths, batch_tokens):
+            tokens = _generate(model, [rows[i] for i in chosen], num_beams, max_length, device)
             for i, text in zip(chosen, _decode(tokenizer, tokens), strict=True):
                 translations[i] = text
             bar.update(len(chosen))
     return translations
+
+
+def _generate(
+    model: Any, rows: list[list[int]], num_beams: int, max_length: int, device: Any
+) -> "Tensor":
+    """Translate rows of tokens, longest first."""
+    pad = model.config.pad_token_id
+    if num_beams == 1 and is_plain(model):
+        # encoded in parts that stay in a CPU's cache
+        size = ENCODED_TOKENS if torch.device(device).type == "cpu" else sys.maxsize
+        parts = length_batches([len(row) for row in rows], size)
+        batches = [_pad([rows[i] for i in part], pad, device) for part in parts]
+        return greedy(model, batches, max_length)
+    found: Tensor = model.generate(
+        **_pad(rows, pad, device), num_beams=num_beams, do_sample=False, max_new_tokens=max_length
+    )
+    return found
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -76,13 +99,6 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
         size = max(1, batch_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
-
-
-def autocast(device: str | torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Run matrix products in `dtype`, with the weights as they are; float32 changes nothing."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=dtype)
 
 
 def _pad(rows: list[list[int]], pad: int, device: str | torch.device) -> dict[str, "Tensor"]:

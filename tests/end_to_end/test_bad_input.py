@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "block_level_finetuning.py": {
         "-m": "{model}", "-p": "{modules}", "-o": "{out}/tuned.npy", "--stats": "{out}/stats.csv",
         "--epochs": "1", "--limit": "8", "--checkpoint-dir": "{out}/checkpoints",
+        "--solver": "grad",
     },
     "model_level_finetuning.py": {
         "-m": "{model}", "-p": "{modules}", "-c": "{conf}", "-n": "0", "-o": "{out}/tuned.pth",
@@ -342,7 +343,9 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
     ("config_generator.py", {"--linear": "1"}, ("rate 1",), 1),
     ("config_generator.py", {"--linear": "a"}, ("'a'",), 2),
     ("config_generator.py", {"--linear": "0.5", "--attention": "1"}, ("nothing is left",), 1),
-    ("prune.py", {"--method": "star"}, ('"star"', "l1, head_l1"), 1),
+    ("prune.py", {"--method": "star"}, ('"star"', "l1, wanda"), 1),
+    ("prune.py", {"--method": "obs", "--mask": "l1"}, ("obs and l1", "linear"), 1),
+    ("prune.py", {"--mask": "star"}, ("'star'", "alps"), 2),
     ("plot_loss.py", {"-o": "{out}/loss.pdf"}, ("loss.pdf", ".png"), 1),
     ("evaluate.py", {"--split": "train"}, ("'train'",), 2),
     ("evaluate.py", {"--num-beams": "0"}, ("0 is not in the range",), 2),

@@ -16,7 +16,9 @@ from click.testing import CliRunner, Result
 import evaluate
 import report
 from composable import __version__, checkpoint, cost
-from composable.tasks import translation_decode
+from composable.surgery import apply_structure
+from composable.tasks import greedy, translation_decode
+from composable.tasks.greedy import is_plain
 from composable.tasks.translation_decode import length_batches, translate
 from tests import tiny
 
@@ -147,6 +149,68 @@ def test_greedy_equals_a_loop_over_logits() -> None:
             tokens.append(int(logits[0, -1].argmax()))
     expected = " ".join(model.tokenizer.decode(tokens, skip_special_tokens=True).split())
     assert translate(model.model, model.tokenizer, [text], max_length=10) == [expected]
+
+
+@pytest.mark.parametrize("kind", ["t5", "gated", "pruned"])
+@pytest.mark.parametrize("batch_tokens", [30, 4096])
+def test_greedy_equals_generate(
+    kind: str, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentences that end early leave the batch; the others must not notice."""
+    model = tiny.checkpoint(seed=3, gated=kind == "gated")
+    if kind == "pruned":
+        prune(model)
+    lines = [f"a {' '.join(tiny.WORDS[5 * n : 6 * n + 3])} ." for n in range(8)] * 3
+    torch.manual_seed(2)
+    with torch.no_grad():  # so that the end token comes at times, early and late
+        model.model.lm_head.weight[1] = torch.randn(32)
+    met: list[int] = []
+    hook = model.model.lm_head.register_forward_hook(lambda *call: met.append(len(call[2])))
+    found = translate(model.model, model.tokenizer, lines, 1, batch_tokens, 12)
+    hook.remove()
+    if batch_tokens == 4096:
+        assert met == sorted(met, reverse=True)
+        assert len(set(met)) > 2, "no sentence left early"
+    monkeypatch.setattr(translation_decode, "is_plain", lambda _: False)
+    assert found == translate(model.model, model.tokenizer, lines, 1, batch_tokens, 12)
+    assert len({len(line.split()) for line in found}) > 3
+
+
+def test_a_model_with_settings_of_its_own_goes_through_generate() -> None:
+    model = tiny.checkpoint(seed=3)
+    plain = translate(model.model, model.tokenizer, sentences(), max_length=10)
+    model.model.generation_config.no_repeat_ngram_size = 1
+    found = translate(model.model, model.tokenizer, sentences(), max_length=10)
+    assert found != plain
+    for line in found:
+        assert len(set(line.split())) == len(line.split()), "a word is repeated"
+
+
+@pytest.mark.parametrize(
+    ("change", "plain"),
+    [
+        ({}, True),
+        ({"max_length": 20, "num_beams": 4}, True),
+        ({"eos_token_id": [1, 2]}, False),
+        ({"repetition_penalty": 1.2}, False),
+        ({"forced_bos_token_id": 3}, False),
+        ({"decoder_start_token_id": None}, False),
+    ],
+)
+def test_which_settings_are_plain(change: dict, plain: bool) -> None:
+    model = tiny.t5()
+    for name, value in change.items():
+        setattr(model.generation_config, name, value)
+    assert is_plain(model) == plain
+
+
+@pytest.mark.parametrize("width", [64, 6000, 32128, 997])
+def test_likeliest_token(width: int) -> None:
+    torch.manual_seed(width)
+    logits = torch.randn(50, 1, width)
+    logits[0] = 1.0
+    logits[1, 0, [5, width - 1]] = 9.0
+    assert torch.equal(greedy._likeliest(logits), logits.argmax(-1))
 
 
 def test_bfloat16_runs_and_leaves_the_weights(folder: Path) -> None:
@@ -349,23 +413,27 @@ def test_report_refuses_other_files(out: Path, content: str, message: str) -> No
     assert result.stderr.count("\n") == 1
 
 
-def test_removed_modules_cost_nothing_and_still_translate(folder: Path, tmp_path: Path) -> None:
-    """An attention without heads, one with two, no ffn: through a file and the command."""
-    from composable.surgery import apply_structure
-
-    model = checkpoint.load(folder / "model.pth")
+def prune(model: checkpoint.Checkpoint) -> tuple[str, str, str]:
+    """Take all heads of an attention, two of another one, and an ffn."""
     attention, cross = (
         "encoder.block.0.layer.0.SelfAttention",
         "decoder.block.1.layer.1.EncDecAttention",
     )
     ffn = "decoder.block.0.layer.2.DenseReluDense"
-    dense = cost.macs(model.model, model.family).by_module
     model.structure = {
         "kept_heads": {attention: [], cross: [1, 3]},
         "removed_ffns": [ffn],
         "removed_layers": [],
     }
     apply_structure(model.model, model.family, model.structure)
+    return attention, cross, ffn
+
+
+def test_removed_modules_cost_nothing_and_still_translate(folder: Path, tmp_path: Path) -> None:
+    """An attention without heads, one with two, no ffn: through a file and the command."""
+    model = checkpoint.load(folder / "model.pth")
+    dense = cost.macs(model.model, model.family).by_module
+    attention, cross, ffn = prune(model)
     checkpoint.save(tmp_path / "model.pth", model)
     (tmp_path / "data").symlink_to(folder / "data")
     found = evaluated(tmp_path)

@@ -176,6 +176,27 @@ def test_killed_after_early_stopping(place: Place, script: str) -> None:
         place.tidy()
 
 
+@pytest.mark.parametrize(
+    ("fault", "resumed"),
+    [
+        ({"call": "step", "count": 2 * STEPS + 3}, 2),  # in the epoch that is cut short
+        ({"call": "rotate", "count": 3}, 2.5),  # after its checkpoint
+        ({"call": "output"}, 2.5),
+    ],
+)
+def test_killed_run_of_some_steps(place: Place, fault: dict[str, Any], resumed: float) -> None:
+    script, options = "baseline_finetuning.py", ("--steps", 2 * STEPS + STEPS // 2)
+    whole = place.train(script, *options).report
+    assert whole["epochs"] == 2.5
+    expected = place.result(script)
+    assert [row[0] for row in expected[1][1:]] == ["0", "1", "2", "2.5"]
+    place.tidy()
+    assert place.train(script, *options, **fault).code == -signal.SIGKILL
+    assert place.train(script, *options).report["resumed_from_epoch"] == resumed
+    assert place.result(script) == expected
+    assert place.checkpoints() == []
+
+
 def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
     """At this rate some variants stop before the others; their relative errors are kept too."""
     options = ("--epochs", 6, "--early-stop", 1, "--lr", 0.1)
@@ -212,7 +233,7 @@ def test_another_run_does_not_continue_this_one(place: Place) -> None:
     kill_late(place, script)
     for change in (
         ("--seed", 7), ("--lr", 0.003), ("--epochs", 3), ("--batch-size", 4), ("--limit", 50),
-        ("--early-stop", 5), ("--dtype", "bfloat16"), ("-m", "other.pth"), ("--data", "data2"),
+        ("--early-stop", 5), ("--steps", 20), ("--dtype", "bfloat16"), ("-m", "other.pth"), ("--data", "data2"),
     ):  # fmt: skip
         ended = place.train(script, *change, **begins)
         assert ended.code == -signal.SIGKILL, ended.err

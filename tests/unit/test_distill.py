@@ -388,20 +388,6 @@ def test_dropout_is_off_while_training(corpora: Any) -> None:
     assert torch.equal(room(**batch)[0], first[0])
 
 
-def test_table_of_variants(corpora: Any, tmp_path: Path) -> None:
-    result = tune(corpora, tmp_path, epochs=1)
-    distill.write_variants(tmp_path / "table.csv", result.variants)
-    header, *rows = [line.split(",") for line in (tmp_path / "table.csv").read_text().splitlines()]
-    assert tuple(header) == distill.VARIANTS_HEADER
-    assert len(rows) == len(result.variants)
-    for row, variant in zip(rows, result.variants, strict=True):
-        o = variant.entry.o
-        assert row[:3] == [variant.module, str(variant.entry.rate), str(variant.entry.method)]
-        assert row[3:5] == (["", ""] if o is None else [str(o.rate), str(o.method)])
-        stats = [str(variant.stats[k]) for k in ("error_before", "error_after") if variant.stats]
-        assert row[5:] == (stats or ["", ""])
-
-
 def test_order_of_variants_does_not_matter(corpora: Any, tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     given = list(reversed(variants_of(dense)))

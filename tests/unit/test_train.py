@@ -67,11 +67,11 @@ def tune(
 
 # the order of the data
 
-LENGTHS = [(7 * i) % 23 + 3 for i in range(203)]
+SIZES = [((7 * i) % 23 + 3, (7 * i) % 23 + (5 * i) % 7) for i in range(203)]
 
 
 def order_of(seed: int = 1, epoch: int = 0, **share: int) -> list[list[int]]:
-    sampler = LengthSampler(LENGTHS, 16, seed, **share)
+    sampler = LengthSampler(SIZES, 16, seed, **share)
     sampler.set_epoch(epoch)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 13
@@ -92,16 +92,40 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order_of() == first
     assert order_of(epoch=1) != first
     assert order_of(seed=2) != first
-    sampler = LengthSampler(LENGTHS, 16, 1)
+    sampler = LengthSampler(SIZES, 16, 1)
     assert list(sampler) == list(sampler) == first, "an epoch may be started twice"
 
 
 def test_sentences_of_a_batch_are_about_equally_long() -> None:
-    spread = [max(x) - min(x) for x in ([LENGTHS[i] for i in b] for b in order_of()[:-1])]
-    assert max(spread) <= 4
-    means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in order_of()]
-    assert means != sorted(means), "long batches do not come first"
-    assert means != sorted(means, reverse=True)
+    for side, most in ((0, 7), (1, 7)):
+        lengths = [[SIZES[i][side] for i in batch] for batch in order_of()]
+        spread = [max(batch) - min(batch) for batch in lengths]
+        assert max(spread) <= most, "of 23"
+        means = [sum(batch) / len(batch) for batch in lengths]
+        assert means != sorted(means), "long batches do not come first"
+        assert means != sorted(means, reverse=True)
+
+
+def test_batches_pad_less_than_those_of_one_side_alone() -> None:
+    """6,400 pairs whose sides go together loosely, as those of translations do."""
+    torch.manual_seed(0)
+    source = (torch.randn(6400) * 4 + 16).clamp(4, 40).int()
+    target = (source + torch.randn(6400) * 3).clamp(4, 50).int()
+    sizes = list(zip(target.tolist(), source.tolist(), strict=True))
+
+    def padded(batches: list[list[int]]) -> float:
+        widths = [[max(sizes[i][side] for i in batch) for side in (0, 1)] for batch in batches]
+        wide = sum(len(b) * sum(pair) for b, pair in zip(batches, widths, strict=True))
+        return wide / sum(map(sum, sizes))
+
+    def sorted_by(key: Any) -> list[list[int]]:
+        order = sorted(range(6400), key=key)
+        return [order[i : i + 64] for i in range(0, 6400, 64)]
+
+    found = padded(list(LengthSampler(sizes, 64, 0)))
+    assert found < 1.12
+    assert found < padded(sorted_by(lambda i: sum(sizes[i])))
+    assert found < padded(sorted_by(lambda i: sizes[i]))
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
@@ -129,7 +153,7 @@ def test_training_goes_through_the_epochs(
 
     monkeypatch.setattr(Pairs, "__getitem__", get)
     made, _ = tune(corpora, tmp_path, seed=5)
-    sampler = LengthSampler(Pairs(corpora[0], made.tokenizer, "").lengths, 8, 5)
+    sampler = LengthSampler(Pairs(corpora[0], made.tokenizer, "").sizes, 8, 5)
     expected = []
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -139,7 +163,8 @@ def test_training_goes_through_the_epochs(
 
 
 def test_fewer_samples_than_a_batch() -> None:
-    assert [sorted(batch) for batch in LengthSampler([3, 1, 2], 8, 0)] == [[0, 1, 2]]
+    sampler = LengthSampler([(3, 3), (1, 1), (2, 2)], 8, 0)
+    assert [sorted(batch) for batch in sampler] == [[0, 1, 2]]
 
 
 # collator and loss
@@ -193,15 +218,49 @@ def by_hand(logits: Any, labels: Any, smoothing: float = 0.0) -> tuple[float, in
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_of_tokens(smoothing: float) -> None:
+    """Only tokens that count meet the vocabulary; the model is left as it was."""
+    made = tiny.checkpoint(dropout_rate=0.0)
     torch.manual_seed(0)
-    logits, labels = torch.randn(3, 5, 11) * 3, torch.randint(11, (3, 5))
+    labels = torch.randint(11, (3, 5))
     labels[0, 3:] = labels[2, 1:] = -100
-    found = token_losses(logits, labels, smoothing)
+    ids = torch.randint(1, 11, (3, 5))
+    batch = {"input_ids": ids, "labels": labels, "decoder_input_ids": ids}
+    met: list[torch.Size] = []
+    hook = made.model.lm_head.register_forward_hook(lambda *call: met.append(call[2].shape))
+    found = token_losses(made.model, batch, smoothing)
+    hook.remove()
+    assert met == [(9, 64)]
+    assert not made.model.lm_head._forward_pre_hooks
+    with torch.no_grad():
+        logits = made.model(input_ids=ids, decoder_input_ids=ids).logits
     total, count = by_hand(logits, labels, smoothing)
     assert found.shape == labels.shape
     assert int(found.ne(0).sum()) == count == 9
-    assert float(found.sum()) == pytest.approx(total, rel=1e-6)
+    assert found.sum().item() == pytest.approx(total, rel=1e-6)
     assert not found[labels == -100].any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradients_are_those_of_the_plain_loss(gated: bool, smoothing: float) -> None:
+    """In float64, against all logits and torch's cross-entropy; tied and untied vocabularies."""
+    model = tiny.t5(gated=gated, dropout_rate=0.0).double()
+    torch.manual_seed(0)
+    ids = torch.randint(1, 60, (4, 7))
+    labels = ids.clone()
+    labels[1, 4:] = labels[3, 1:] = -100
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    weight = torch.rand(4)
+    (token_losses(model, inputs | {"labels": labels}, smoothing).sum(1) * weight).sum().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(**inputs).logits.transpose(1, 2)
+    plain = torch.nn.functional.cross_entropy(
+        logits, labels, label_smoothing=smoothing, reduction="none"
+    )
+    (plain.sum(1) * weight).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_losses_of_a_training_are_token_means(corpora: Any, tmp_path: Path) -> None:
@@ -303,7 +362,7 @@ def test_start_is_kept_where_training_makes_it_worse(
 ) -> None:
     good, _ = tune(corpora, tmp_path, epochs=8, lr=0.05)
     before = {name: t.clone() for name, t in good.model.state_dict().items()}
-    made, outcome = tune(corpora, tmp_path, model=good.model, epochs=2, lr=9.0)
+    made, outcome = tune(corpora, tmp_path, model=good.model, epochs=2, lr=3.0)
     assert outcome.best_epoch == 0
     assert outcome.report()["validation_loss"] == outcome.rows[0]["validation_loss"]
     for name, tensor in made.model.state_dict().items():
@@ -353,6 +412,38 @@ def test_learning_rate_warms_up_and_decays(corpora: Any, tmp_path: Path) -> None
     assert rates == pytest.approx([*up, *(0.02 * (0.5 + 0.5 * share) for share in left)])
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs"),
+    [(4, [0, 0.6667]), (12, [0, 1, 2]), (13, [0, 1, 2, 2.1667]), (1, [0, 0.1667])],
+)
+def test_steps_end_a_training_with_its_schedule(
+    corpora: Any, tmp_path: Path, steps: int, epochs: list[float]
+) -> None:
+    """6 steps are an epoch; it may end before or after the one that `epochs` names."""
+    rates: list[float] = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    path = tmp_path / "stats.csv"
+    _, outcome = tune(
+        corpora, tmp_path, None, Rates(), epochs=1, steps=steps, warmup=0.25, stats=path
+    )  # type: ignore[arg-type]
+    warm = max(1, steps // 4)
+    up = [0.02 * (step + 1) / warm for step in range(warm)]
+    down = [0.02 * (steps - step) / max(1, steps - warm) for step in range(warm, steps)]
+    assert rates == pytest.approx([*up, *down])
+    assert [row["epoch"] for row in outcome.rows] == epochs
+    lines = list(csv.DictReader(io.StringIO(path.read_text())))
+    assert [row["epoch"] for row in lines] == [str(epoch) for epoch in epochs]
+    assert float(lines[-1]["training_loss"]) > 0
+    losses = [row["validation_loss"] for row in outcome.rows]
+    assert outcome.best_epoch == epochs[losses.index(min(losses))] > 0
+    assert outcome.report()["validation_loss"] == min(losses)
+    assert outcome.report()["epochs"] == epochs[-1]
+
+
 def test_autocast_leaves_float32_weights(corpora: Any, tmp_path: Path) -> None:
     met: set[torch.dtype] = set()
     model = tiny.t5(dropout_rate=0.0)
@@ -364,6 +455,18 @@ def test_autocast_leaves_float32_weights(corpora: Any, tmp_path: Path) -> None:
     assert outcome.rows[-1]["validation_loss"] < outcome.rows[0]["validation_loss"]
     _, plain = tune(corpora, tmp_path)
     assert plain.rows[-1]["validation_loss"] != outcome.rows[-1]["validation_loss"]
+
+
+def test_workers_and_compilation_change_no_more_than_rounding(corpora: Any, tmp_path: Path) -> None:
+    """Batches that other processes prepare are the same; compiled code rounds otherwise."""
+    changes: tuple[dict[str, Any], ...] = ({}, {"workers": 2}, {"compile": True})
+    losses = []
+    for change in changes:
+        made, outcome = tune(corpora, tmp_path, epochs=2, smoothing=0.1, **change)
+        losses.append([row["validation_loss"] for row in outcome.rows])
+        assert made.model._compiled_call_impl is None
+    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
 
 
 def test_same_seed_same_weights(corpora: Any, tmp_path: Path) -> None:
@@ -420,6 +523,30 @@ def test_device_counts_among_those_that_are_visible(monkeypatch: pytest.MonkeyPa
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
 
 
+@pytest.mark.parametrize("native", [(), ("avx512_bf16",), ("amx_tile",)])
+def test_auto_is_bfloat16_where_the_processor_has_it(
+    native: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in native)
+    expected = "bfloat16" if native else "float32"
+    assert train.select_dtype("auto", "cpu") == expected
+    assert train.select_dtype("auto", "cpu", trains=False) == "float32"
+    for dtype in ("float32", "bfloat16", "float16"):
+        assert train.select_dtype(dtype, "cpu") == train.select_dtype(dtype, "cuda") == dtype
+    options = train.Options(epochs=1, batch_size=2, lr=1, early_stop=0, dtype="auto").resolved()
+    assert (options.device, options.dtype) == ("cpu", expected)
+    assert options.resolved() == options
+
+
+def test_auto_asks_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_it in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, **_: has_it)
+        for trains in (True, False):
+            found = train.select_dtype("auto", "cuda", trains)
+            assert found == ("bfloat16" if has_it else "float32")
+
+
 def test_batch_that_does_not_divide(
     corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,12 +589,13 @@ def test_tensorboard_gets_the_losses(
 def test_identity_is_all_but_where_and_how_it_reports(tmp_path: Path) -> None:
     options = train.Options(epochs=1, batch_size=2, lr=0.1, early_stop=0)
     same = dataclasses.replace(
-        options, resume=False, checkpoint_dir=tmp_path, report_to="tensorboard"
+        options, resume=False, checkpoint_dir=tmp_path, report_to="tensorboard", workers=2
     )
     assert options.identity() == same.identity()
     for change in (
         {"epochs": 2}, {"batch_size": 1}, {"lr": 0.2}, {"early_stop": 1}, {"seed": 1},
         {"device": "cpu"}, {"dtype": "bfloat16"}, {"warmup": 0.0}, {"clip": 0.0},
-        {"smoothing": 0.1}, {"final_lr": 0.1},
+        {"smoothing": 0.1}, {"final_lr": 0.1}, {"steps": 5},
+        {"compile": True},
     ):  # fmt: skip
         assert dataclasses.replace(options, **change).identity() != options.identity(), change

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from composable import distill, tasks, train
 from composable.errors import FormatError, UserError
@@ -67,17 +66,6 @@ def test_refused_with_one_line(
     with pytest.raises(error, match=message) as caught:
         translation.read_corpus(folder_of(tmp_path / "x", **contents), "test")
     assert "\n" not in str(caught.value)
-
-
-def test_smoothing_is_that_of_torch_and_spares_padding() -> None:
-    logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, 2, -100], [4, -100, -100]])
-    for smoothing in (0.0, 0.1):
-        expected = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing, reduction="sum"
-        )
-        found = translation.token_losses(logits, labels, smoothing)
-        assert torch.allclose(found.sum(), expected)
-        assert (found[labels == -100] == 0).all()
 
 
 def test_an_unknown_task_names_the_known_ones() -> None:

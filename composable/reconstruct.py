@@ -1,0 +1,494 @@
+"""Module-level fine-tuning by least squares, and a short gradient phase for pruned attentions."""
+
+import dataclasses
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from composable import attention_phase, cli, files, solver
+from composable.attention_phase import Trained
+from composable.bundle import Variant
+from composable.calibration import Calibration
+from composable.checkpoint import Checkpoint
+from composable.config import Entry
+from composable.errors import MismatchError
+from composable.families import Module
+from composable.pruning import own_parameters
+from composable.solver import Gram
+from composable.store import Fit, Store
+from composable.surgery import head_rows
+
+log = logging.getLogger("composable")
+SOLVERS = ("hybrid", "ls")
+#: An attention that has lost heads: its name, and the heads it has.
+Heads = tuple[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How variants are refitted.
+
+    Attributes:
+        solver: "hybrid" trains head-pruned attentions after their refit, "ls" does not.
+        linear_solver: "pcg" or "exact", see `solver.refit`.
+        ridge: pull toward the dense weights, relative to the mean squares of the inputs.
+        device: where the solves run.
+        phase: settings of the attentions' gradient phase.
+    """
+
+    solver: str = "hybrid"
+    linear_solver: str = "pcg"
+    ridge: float = 1e-2
+    device: str = "cpu"
+    phase: attention_phase.Settings = dataclasses.field(default_factory=attention_phase.Settings)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A linear of one variant, to be refitted on its inputs in the dense model.
+
+    Attributes:
+        start: weight as pruned, (rows, columns of the dense linear), 0 where nothing is left.
+        mask: of the same shape, True where a weight stays.
+    """
+
+    start: Tensor
+    mask: Tensor
+
+
+@dataclass
+class Result:
+    """What least squares made of the variants.
+
+    Attributes:
+        variants: in the order given, with `error_before` and `error_after` in their stats.
+        seconds: of each variant; a solve for several counts in equal parts.
+        rows: the stats: 0 as pruned, 1 solved, 2 after the attentions' gradient phase.
+        is_main: whether this process writes the files.
+        folder: finished parts, to be removed when the results are safe.
+    """
+
+    variants: list[Variant]
+    seconds: list[float]
+    rows: list[dict[str, Any]]
+    is_main: bool
+    folder: Path
+
+    def report(self) -> dict[str, Any]:
+        """Summarise for the closing JSON report."""
+        report = {
+            "validation_loss_start": self.rows[0]["validation_loss"],
+            "validation_loss": self.rows[-1]["validation_loss"],
+            "solve_seconds": self.rows[1]["training_seconds"],
+        }
+        if len(self.rows) > 2:
+            report["attention_seconds"] = self.rows[2]["training_seconds"]
+        return report
+
+    def clean_up(self) -> None:
+        """Remove the finished parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def tune(
+    dense: Checkpoint,
+    variants: list[Variant],
+    calibration: Calibration,
+    corpora: tuple[Any, Any],
+    settings: Settings,
+    checkpoints: Path = Path("checkpoints"),
+    resume: bool = True,
+) -> Result:
+    """Refit all variants to the outputs of their dense modules, each as if it were alone.
+
+    With several processes each takes its share of the modules; no result depends on the split.
+
+    Args:
+        dense: the dense model; left as it is.
+        variants: as `pruning.make_variants` makes them; those that are removed pass through.
+        calibration: statistics of the model's inputs.
+        corpora: calibration and held-out texts, for the attentions' gradient phase.
+        settings: how.
+        checkpoints: where finished parts are kept, in a folder of this very run.
+        resume: go on where an interrupted run stopped.
+
+    Raises:
+        MismatchError: an attention was changed by more than the removal of heads.
+    """
+    run = _Run(dense, variants, calibration, settings)
+    run.open_store(checkpoints, resume)
+    run.solve_linears()
+    if settings.solver == "hybrid":
+        run.train_attentions(corpora)
+    return run.collect()
+
+
+class _Run:
+    """One run of `tune`."""
+
+    def __init__(
+        self,
+        dense: Checkpoint,
+        variants: list[Variant],
+        calibration: Calibration,
+        settings: Settings,
+    ):
+        self.dense, self.variants = dense, variants
+        self.calibration, self.settings = calibration, settings
+        self.modules = {module.name: module for module in dense.family.modules(dense.model)}
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        for variant in variants:
+            if variant.kind == "attention" and variant.tensors:
+                self._check_attention(variant)
+
+    def open_store(self, checkpoints: Path, resume: bool) -> None:
+        """Find what an earlier run of the same inputs has finished."""
+        identity = {
+            "model": self.dense.fingerprint,
+            "variants": [variant.digest for variant in self.variants],
+            "calibration": self.calibration.info,
+            "settings": dataclasses.asdict(self.settings),
+            "torch": torch.__version__,
+        }
+        folder = checkpoints / f"{self.settings.solver}-{files.digest_of(identity)[:16]}"
+        if not resume and self.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._wait()
+        self.store = Store(folder)
+
+    def solve_linears(self) -> None:
+        """Refit every linear at all its rates: this process's share of those not done yet."""
+        self.problems = self._problems()
+        mine = sorted(self.problems)[self.rank :: self.world]
+        bar = tqdm(mine, "solve", unit="linear", disable=not self._shows_progress())
+        for name in bar:
+            if self.store.load(name) is None:
+                self.store.save(name, self._solve(name, self.problems[name]))
+        self._wait()
+        self.solved = {name: self._loaded(name) for name in self.problems}
+
+    def train_attentions(self, corpora: tuple[Any, Any]) -> None:
+        """Train q, k, v and o of every pruned attention, starting from its refitted o."""
+        starts = {heads: self._start(heads) for heads in sorted(self._heads().values())}
+        modules = sorted({module for module, _ in starts})[self.rank :: self.world]
+        mine = {heads: start for heads, start in starts.items() if heads[0] in modules}
+        paired = {heads for i, heads in self._heads().items() if self.variants[i].masks}
+        attention_phase.run(
+            self.dense,
+            mine,
+            corpora,
+            self.settings.phase,
+            wants_moments=paired,
+            on_done=lambda heads, trained: self.store.save(heads, self._finish(heads, trained)),
+            skip={heads for heads in mine if self.store.load(heads) is not None},
+        )
+        self._wait()
+
+    def collect(self) -> Result:
+        """Put the fits into copies of the variants."""
+        fits = [self._fits_of(index) for index in range(len(self.variants))]
+        variants = [_tuned(v, some) for v, some in zip(self.variants, fits, strict=True)]
+        seconds = [sum(fit.facts["seconds"] for fit in some) for some in fits]
+        return Result(variants, seconds, self._rows(fits), self.rank == 0, self.store.folder)
+
+    def _wait(self) -> None:
+        """Let all processes come to this point."""
+        if self.world > 1:
+            PartialState(cpu=self.settings.device == "cpu").wait_for_everyone()
+
+    def _shows_progress(self) -> bool:
+        return cli.shows_progress() and self.rank == 0
+
+    def _loaded(self, name: Any) -> dict[str, Fit]:
+        fits = self.store.load(name)
+        assert fits is not None, name
+        return fits
+
+    def _output(self, module: str) -> str:
+        """Path of the linear that is refitted for a module: itself, or an attention's `o`."""
+        known = self.modules[module]
+        return f"{module}.{known.part('o')}" if known.kind == "attention" else module
+
+    def _columns(self, heads: Heads) -> Tensor:
+        return head_rows(list(heads[1]), self.modules[heads[0]].head_size)
+
+    def _heads(self) -> dict[int, Heads]:
+        """Index of every variant that has lost heads -> what is left."""
+        return {
+            index: (variant.module, tuple(variant.kept_heads))
+            for index, variant in enumerate(self.variants)
+            if variant.tensors
+            and variant.kept_heads is not None
+            and len(variant.kept_heads) < self.modules[variant.module].heads
+        }
+
+    def _check_attention(self, variant: Variant) -> None:
+        """Refuse an attention whose `o` sees other inputs than the dense one's kept columns."""
+        module = self.modules[variant.module]
+        part = self.dense.model.get_submodule(module.name)
+        kept = range(module.heads) if variant.kept_heads is None else variant.kept_heads
+        rows = head_rows(list(kept), module.head_size)
+        for name, dense in own_parameters(part, module).items():
+            is_output = name.startswith(f"{module.part('o')}.")
+            if not is_output and not torch.equal(variant.tensors[name], dense.detach()[rows]):
+                raise MismatchError(
+                    f'"{variant.module}" at {variant.entry}: its {name} is not that of the dense '
+                    "model, so it was tuned before; give the bundle that prune.py wrote, or use "
+                    "--solver grad."
+                )
+
+    def _problems(self) -> dict[str, dict[str, Problem]]:
+        """Linear -> name of a problem -> problem; those of heads alone are starts, too."""
+        found: dict[str, dict[str, Problem]] = {}
+        for index, variant in enumerate(self.variants):
+            if not variant.tensors:
+                continue
+            problems = found.setdefault(self._output(variant.module), {})
+            heads = self._heads().get(index)
+            if heads and (self.settings.solver == "hybrid" or not variant.masks):
+                problems.setdefault(_name_of(heads), self._heads_problem(heads))
+            if not heads or variant.masks:
+                problems[str(index)] = self._problem(variant)
+        return found
+
+    def _heads_problem(self, heads: Heads) -> Problem:
+        weight = self.dense.model.get_parameter(f"{self._output(heads[0])}.weight").detach()
+        mask = torch.zeros(weight.shape, dtype=torch.bool)
+        mask[:, self._columns(heads)] = True
+        return Problem(torch.where(mask, weight, 0.0), mask)
+
+    def _problem(self, variant: Variant) -> Problem:
+        """Spread a variant's weight and mask over the columns of its dense linear."""
+        name = f"{self._output(variant.module)}.weight"
+        own = name.removeprefix(f"{variant.module}.")
+        weight = variant.tensors[own]
+        mask = variant.masks.get(own, torch.ones(weight.shape, dtype=torch.bool))
+        if variant.kept_heads is None:
+            return Problem(weight, mask)
+        columns = self._columns((variant.module, tuple(variant.kept_heads)))
+        width = self.dense.model.get_parameter(name).shape[1]
+        wide = torch.zeros(len(weight), width), torch.zeros(len(mask), width, dtype=torch.bool)
+        for target, source in zip(wide, (weight, mask), strict=True):
+            target[:, columns] = source
+        return Problem(*wide)
+
+    def _solve(self, name: str, problems: dict[str, Problem]) -> dict[str, Fit]:
+        """Refit one linear for all its problems together."""
+        started = time.perf_counter()
+        linear = self.dense.model.get_submodule(name)
+        train, held_out = self.calibration.inputs(name), self.calibration.held_out(name)
+        weight = _with_bias(linear.get_parameter("weight").detach(), linear)
+        starts = [_with_bias(problem.start, linear) for problem in problems.values()]
+        masks = [_pad(problem.mask, weight.shape[1]) for problem in problems.values()]
+        matrices = [_matrix(gram, linear) for gram in (train, held_out)]
+        if solver.tells_nothing(matrices[0]):
+            log.warning("%s: its inputs never vary; the weights stay as pruned.", name)
+            fitted = starts
+        else:
+            fitted = solver.refit(
+                matrices[0],
+                weight,
+                masks,
+                self.settings.ridge,
+                self.settings.linear_solver,
+                device=self.settings.device,
+            )
+        errors = [
+            [solver.squared_error(matrix, w - weight) / (gram.count * len(weight)) for w in weights]
+            for weights in (starts, fitted)
+            for matrix, gram in zip(matrices, (train, held_out), strict=True)
+        ]
+        norm = solver.squared_output(matrices[1], weight) / (held_out.count * len(weight))
+        seconds = (time.perf_counter() - started) / len(problems)
+        names = ("train_before", "before", "train", "after")
+        columns = problems[next(iter(problems))].mask.shape[1]
+        return {
+            key: Fit(
+                _split(fitted[i], columns),
+                {"norm": norm, "seconds": seconds}
+                | {what: values[i] for what, values in zip(names, errors, strict=True)},
+            )
+            for i, key in enumerate(problems)
+        }
+
+    def _start(self, heads: Heads) -> Variant:
+        """The variant without those heads, its `o` refitted."""
+        module = self.modules[heads[0]]
+        rows = self._columns(heads)
+        part = self.dense.model.get_submodule(module.name)
+        o = f"{module.part('o')}."
+        tensors = {
+            name: weight.detach()[rows].clone()
+            for name, weight in own_parameters(part, module).items()
+            if not name.startswith(o)
+        }
+        fit = self.solved[self._output(module.name)][_name_of(heads)]
+        tensors.update(self._own_tensors(module, fit, rows))
+        rate = 1 - len(heads[1]) / module.heads
+        return Variant(
+            module.name, module.kind, Entry(rate), False, list(heads[1]), tensors=tensors
+        )
+
+    def _own_tensors(self, module: Module, fit: Fit, columns: Tensor | None) -> dict[str, Tensor]:
+        """Name a problem's tensors as the variant does, without the columns it has not."""
+        prefix = f"{module.part('o')}." if module.kind == "attention" else ""
+        tensors = {f"{prefix}{name}": tensor for name, tensor in fit.tensors.items()}
+        if columns is not None:
+            tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"][:, columns].contiguous()
+        return tensors
+
+    def _finish(self, heads: Heads, trained: Trained) -> dict[str, Fit]:
+        """Make the fits of all variants of one trained attention; masked `o`s are solved anew."""
+        norm = self.solved[self._output(heads[0])][_name_of(heads)].facts["norm"]
+        indices = [index for index, known in self._heads().items() if known == heads]
+        facts = {"norm": norm, "seconds": trained.seconds / len(indices)}
+        fits = {}
+        for index in indices:
+            variant = self.variants[index]
+            tensors = trained.tensors
+            errors = {"train": trained.training_loss, "after": trained.error_after * norm}
+            if variant.masks:
+                tensors, errors = self._refit_output(variant, trained)
+            fits[str(index)] = Fit(tensors, {**facts, **errors})
+        return fits
+
+    def _refit_output(
+        self, variant: Variant, trained: Trained
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Solve for a masked `o` on the inputs that the trained heads give it."""
+        assert trained.moments is not None
+        module = self.modules[variant.module]
+        o = module.part("o")
+        linear = self.dense.model.get_submodule(self._output(module.name))
+        weight, mask = trained.tensors[f"{o}.weight"], variant.masks[f"{o}.weight"]
+        columns = weight.shape[1]
+        if f"{o}.bias" in trained.tensors:
+            weight = torch.cat([weight, trained.tensors[f"{o}.bias"][:, None]], 1)
+        train, held_out = trained.moments
+        fitted, *_ = solver.refit(
+            _matrix(train.inputs, linear),
+            weight,
+            [_pad(mask, weight.shape[1])],
+            self.settings.ridge,
+            self.settings.linear_solver,
+            cross=train.augmented_cross() if _has_bias(linear) else train.cross,
+            device=self.settings.device,
+        )
+        split = _split(fitted, columns)
+        errors = [
+            solver.regression_error(moments, split["weight"], split.get("bias"))
+            / (moments.inputs.count * len(weight))
+            for moments in (train, held_out)
+        ]
+        tensors = {**trained.tensors, **{f"{o}.{name}": value for name, value in split.items()}}
+        return tensors, dict(zip(("train", "after"), errors, strict=True))
+
+    def _fits_of(self, index: int) -> list[Fit]:
+        """A variant's fits: solved, then, where it was, trained; none for a removed module."""
+        variant = self.variants[index]
+        if not variant.tensors:
+            return []
+        module, heads = self.modules[variant.module], self._heads().get(index)
+        key = _name_of(heads) if heads and not variant.masks else str(index)
+        solved = self.solved[self._output(module.name)][key]
+        columns = None
+        if module.kind == "attention" and variant.kept_heads is not None:
+            columns = self._columns((module.name, tuple(variant.kept_heads)))
+        fits = [Fit(self._own_tensors(module, solved, columns), solved.facts)]
+        if heads and self.settings.solver == "hybrid":
+            fits.append(self._loaded(heads)[str(index)])
+        return fits
+
+    def _rows(self, fits: list[list[Fit]]) -> list[dict[str, Any]]:
+        """The stats: sums over the variants, as the gradient form has them."""
+        first = [some[0].facts for some in fits if some]
+        rows = [
+            _row(0, None, sum(facts["before"] for facts in first), 0.0, 0.0),
+            _row(
+                1,
+                sum(facts["train"] for facts in first),
+                sum(facts["after"] for facts in first),
+                sum(facts["seconds"] for facts in first),
+                0.0,
+            ),
+        ]
+        trained = [some[1].facts["seconds"] for some in fits if len(some) > 1]
+        if trained:
+            best = [_best(some).facts for some in fits if some]
+            training, validation = (sum(facts[key] for facts in best) for key in ("train", "after"))
+            rows.append(_row(2, training, validation, sum(trained), self.settings.phase.lr))
+        return rows
+
+
+def _row(
+    epoch: int, training: float | None, validation: float, seconds: float, lr: float
+) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "training_loss": training,
+        "validation_loss": validation,
+        "training_seconds": round(seconds, 3),
+        "validation_seconds": 0.0,
+        "learning_rate": lr,
+    }
+
+
+def _best(fits: list[Fit]) -> Fit:
+    """Choose by the error on held-out texts, as the gradient form chooses its epoch."""
+    return min(fits, key=lambda fit: fit.facts["after"])
+
+
+def _tuned(variant: Variant, fits: list[Fit]) -> Variant:
+    if not fits:
+        return variant
+    best, norm = _best(fits), max(fits[0].facts["norm"], 1e-30)
+    stats = {
+        **variant.stats,
+        "error_before": fits[0].facts["before"] / norm,
+        "error_after": best.facts["after"] / norm,
+    }
+    return dataclasses.replace(variant, tensors={**variant.tensors, **best.tensors}, stats=stats)
+
+
+def _name_of(heads: Heads) -> str:
+    return "heads " + ",".join(map(str, heads[1]))
+
+
+def _has_bias(linear: nn.Module) -> bool:
+    return getattr(linear, "bias", None) is not None
+
+
+def _matrix(gram: Gram, linear: nn.Module) -> Tensor:
+    """Second moments of the inputs, with a last column of ones where there is a bias."""
+    return gram.augmented() if _has_bias(linear) else gram.matrix
+
+
+def _with_bias(weight: Tensor, linear: nn.Module) -> Tensor:
+    """Append the bias as a last column."""
+    if not _has_bias(linear):
+        return weight
+    return torch.cat([weight, linear.get_parameter("bias").detach()[:, None]], 1)
+
+
+def _pad(mask: Tensor, width: int) -> Tensor:
+    """Widen a mask by the bias, which always stays."""
+    extra = torch.ones(len(mask), width - mask.shape[1], dtype=torch.bool)
+    return torch.cat([mask, extra], 1)
+
+
+def _split(weight: Tensor, columns: int) -> dict[str, Tensor]:
+    """Undo `_with_bias`."""
+    tensors = {"weight": weight[:, :columns].contiguous()}
+    if weight.shape[1] > columns:
+        tensors["bias"] = weight[:, columns].contiguous()
+    return tensors

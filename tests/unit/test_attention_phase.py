@@ -1,0 +1,546 @@
+"""attention_phase: recorded calls and trained variants, against the dense model itself.
+
+Grouped queries are not tested: no family here has them.
+"""
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from composable import attention_phase, solver
+from composable.attention_cache import Call, Recorder, Valid, groups, mean_error
+from composable.attention_phase import Settings, Trained
+from composable.bundle import Variant
+from composable.checkpoint import Checkpoint
+from composable.config import Entry
+from composable.distill import Classroom
+from composable.families import Module
+from composable.moments import valid_tokens
+from composable.pruning import make_variants, own_parameters
+from composable.students import Student
+from composable.tasks import translation
+from composable.tasks.translation import Corpus, Pairs, collator_for
+from tests import tiny
+
+FIRST = "encoder.block.0.layer.0.SelfAttention"
+ENCODER = "encoder.block.1.layer.0.SelfAttention"
+DECODER = "decoder.block.1.layer.0.SelfAttention"
+CROSS = "decoder.block.0.layer.1.EncDecAttention"
+LAST = "decoder.block.1.layer.1.EncDecAttention"
+NAMES = (FIRST, ENCODER, DECODER, CROSS, LAST)
+SETTINGS = Settings(batch_size=8, epochs=3, lr=0.05)
+Key = tuple[str, float]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
+    """Sentences of different length on both sides, so that batches with and without padding."""
+    folder = tiny.corpus(tmp_path_factory.mktemp("corpus"), pairs=90)
+    cut = []
+    for split in ("train", "valid"):
+        whole = translation.read_corpus(folder, split)
+        short = {
+            side: [
+                " ".join(line.split()[: 2 + (index * step) % 6])
+                for index, line in enumerate(getattr(whole, side))
+            ]
+            for side, step in (("source", 1), ("target", 5))
+        }
+        cut.append(dataclasses.replace(whole, **short))
+    return cut[0], cut[1]
+
+
+def module_of(dense: Checkpoint, name: str) -> Module:
+    return next(m for m in dense.family.modules(dense.model) if m.name == name)
+
+
+def starts_of(
+    dense: Checkpoint, names: tuple[str, ...] = NAMES, rates: tuple[float, ...] = (0.25, 0.5)
+) -> dict[Key, Variant]:
+    scheme = {name: [Entry(rate) for rate in rates] for name in names}
+    return {(v.module, v.entry.rate): v for v in make_variants(dense, scheme)}
+
+
+def run(texts: Any, names: tuple[str, ...] = NAMES, **changes: Any) -> dict[Key, Trained]:
+    dense = tiny.checkpoint()
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return attention_phase.run(dense, starts_of(dense, names), texts, settings)
+
+
+def batches_of(dense: Checkpoint, corpus: Corpus, size: int = 7) -> list[dict[str, Tensor]]:
+    pairs, collate = Pairs(corpus, dense.tokenizer, ""), collator_for(dense)
+    starts = range(0, len(pairs), size)
+    return [collate([pairs[i] for i in range(s, min(s + size, len(pairs)))]) for s in starts]
+
+
+def record(
+    dense: Checkpoint, corpus: Corpus, names: tuple[str, ...] = NAMES, dtype: Any = torch.float32,
+    size: int = 7,
+) -> list[dict[str, Call]]:  # fmt: skip
+    modules = [module_of(dense, name) for name in names]
+    recorder = Recorder(dense.model, dense.family, modules, dtype)
+    return [recorder.record(b, valid_tokens(b)) for b in batches_of(dense, corpus, size)]
+
+
+def student_of(dense: Checkpoint, name: str, kept: list[int]) -> Student:
+    """A student with the dense weights of some heads."""
+    part, module = dense.model.get_submodule(name), module_of(dense, name)
+    rows = torch.cat([torch.arange(8) + 8 * head for head in kept])
+    tensors = {
+        key: (weight[:, rows] if key.startswith("o.") else weight[rows]).detach().clone()
+        for key, weight in own_parameters(part, module).items()
+    }
+    variant = Variant(name, "attention", Entry(0.5), False, kept, tensors=tensors)
+    return Student(variant, module, dense.family, part).eval()
+
+
+def classroom_errors(variants: list[Variant], corpus: Corpus) -> list[tuple[float, float]]:
+    """Mean squared error and relative error of each, by the gradient form's own measure."""
+    dense = tiny.checkpoint()
+    room = Classroom(dense, variants)
+    with torch.no_grad():
+        sums = [[t.double().sum(0) for t in room(**b)] for b in batches_of(dense, corpus, 11)]
+    errors, norms, counts = (sum(column) for column in zip(*sums, strict=True))
+    return list(zip((errors / counts).tolist(), (errors / norms).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_removed_is_the_dense_module(texts: Any, attention: str, name: str) -> None:
+    dense = tiny.checkpoint(attention=attention)
+    calls = [call[name] for size in (1, 7) for call in record(dense, texts[0], size=size)]
+    assert {call.valid.padding is None for call in calls} == {True, False}
+    whole, pruned = (student_of(dense, name, kept) for kept in ([0, 1, 2, 3], [0, 2, 3]))
+    assert mean_error(whole.part, calls) == 0.0
+    assert mean_error(pruned.part, calls) > 1e-3 * mean_error(None, calls) > 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_calls_are_those_of_the_whole_model(texts: Any, attention: str) -> None:
+    """Against hooks on another dense model that runs as its users run it."""
+    dense, twin = (tiny.checkpoint(attention=attention) for _ in range(2))
+    met: list[Any] = []
+    for name in NAMES:
+        part = twin.model.get_submodule(name)
+        part.register_forward_hook(lambda _, *call: met.append(call), with_kwargs=True)
+    for calls, batch in zip(record(dense, texts[0]), batches_of(dense, texts[0]), strict=True):
+        met.clear()
+        with torch.no_grad():
+            twin.model(**batch, use_cache=False)
+        by_place = {id(call): name for name, call in calls.items()}
+        assert len(by_place) == len(met) == len(NAMES)
+        order = sorted(NAMES, key=[n for n, _ in twin.model.named_modules()].index)
+        for name, (args, kwargs, output) in zip(order, met, strict=True):
+            call, (inputs, named) = calls[name], calls[name].inputs()
+            assert torch.equal(inputs[0], args[0])
+            assert torch.equal(call.target, output[0])
+            assert torch.equal(named["position_bias"], output[1])
+            if name in (CROSS, LAST):
+                assert torch.equal(named["key_value_states"], kwargs["key_value_states"])
+            mask = batch["attention_mask"] > 0
+            if name.startswith("decoder"):
+                mask = batch["labels"] != -100
+            assert call.valid.tokens == int(mask.sum())
+            assert torch.equal(call.valid.rows(call.target), output[0][mask])
+
+
+def test_bfloat16_halves_the_states_and_spares_the_masks(texts: Any) -> None:
+    dense = tiny.checkpoint(attention="eager")
+    wide, narrow = (
+        record(dense, texts[0], dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    for name in NAMES:
+        for one, other in zip(wide, narrow, strict=True):
+            assert other[name].target.dtype == torch.bfloat16
+            assert other[name].inputs()[0][0].dtype == torch.float32
+            masks = one[name].kwargs["mask"], other[name].kwargs["mask"]
+            assert all(m is None for m in masks) or torch.equal(*masks)
+        student = student_of(dense, name, [0, 1, 3])
+        errors = [mean_error(student.part, [c[name] for c in some]) for some in (wide, narrow)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.02)
+        assert errors[0] != errors[1]
+
+
+def test_shared_tensors_are_stored_once(texts: Any) -> None:
+    for calls in record(tiny.checkpoint(), texts[0]):
+        for one, other, key in (
+            (CROSS, LAST, "key_value_states"), (CROSS, LAST, "mask"),
+            (FIRST, ENCODER, "mask"), (FIRST, ENCODER, "position_bias"),
+        ):  # fmt: skip
+            assert calls[one].kwargs[key] is calls[other].kwargs[key]
+        assert calls[FIRST].args[0] is not calls[ENCODER].args[0]
+
+
+class Once(nn.Module):
+    """Returns a tuple, as attentions do."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x * 10,)
+
+
+class InPlace(nn.Module):
+    """Gives one tensor to two parts, and changes it and what they return in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Once(), Once()
+
+    def forward(self, x: Tensor) -> None:
+        for part in (self.one, self.two):
+            (output,) = part(x)
+            output.zero_()
+            x += 1
+
+
+class InPlaceFamily:
+    @staticmethod
+    def replay(args: Any, kwargs: Any, output: Any) -> Any:
+        return args, kwargs
+
+    @staticmethod
+    def run_trunk(model: Any, batch: Any) -> None:
+        model(batch["x"])
+
+
+def test_tensors_that_change_in_place_are_stored_as_they_were() -> None:
+    modules = [Module(name, "attention", "encoder") for name in ("one", "two")]
+    family: Any = InPlaceFamily
+    recorder = Recorder(InPlace(), family, modules, torch.float32)
+    calls = recorder.record({"x": torch.ones(1, 2, 3)}, {"encoder": torch.ones(1, 2).bool()})
+    assert [float(calls[name].args[0].mean()) for name in ("one", "two")] == [1, 2]
+    assert [float(calls[name].target.mean()) for name in ("one", "two")] == [10, 20]
+
+
+def test_errors_are_those_of_the_classroom(texts: Any) -> None:
+    dense = tiny.checkpoint()
+    calls = record(dense, texts[0])
+    starts = starts_of(dense)
+    wanted = classroom_errors(list(starts.values()), texts[0])
+    for variant, (error, relative) in zip(starts.values(), wanted, strict=True):
+        name = variant.module
+        part = dense.model.get_submodule(name)
+        student = Student(variant, module_of(dense, name), dense.family, part).eval()
+        own = [call[name] for call in calls]
+        assert mean_error(student.part, own) == pytest.approx(error, rel=1e-5)
+        norm = mean_error(None, own)
+        assert mean_error(student.part, own) / norm == pytest.approx(relative, rel=1e-5)
+
+
+def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
+    """Against autograd on the loss, written out."""
+    dense = tiny.checkpoint()
+    for name in NAMES:
+        for calls in record(dense, texts[0])[:3]:
+            call, pupil = calls[name], attention_phase._Pupil(student_of(dense, name, [1, 2]))
+            square = pupil.learn(call.inputs(), call)
+            weights = [pupil.student.part.get_parameter(name) for name in pupil.student.names]
+            found = [weight.grad for weight in weights]
+            inputs = call.inputs()
+            rows = call.valid.rows(pupil.student(*inputs[0], **inputs[1])[0])
+            loss = (rows - call.valid.rows(call.target)).square().mean()
+            assert float(square) == pytest.approx(loss.item() * rows.numel(), rel=1e-5)
+            for one, other in zip(found, torch.autograd.grad(loss, weights), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_training_lowers_every_error(texts: Any) -> None:
+    dense = tiny.checkpoint()
+    starts = starts_of(dense)
+    trained = attention_phase.run(dense, starts, texts, SETTINGS)
+    assert set(trained) == set(starts)
+    ends = [
+        dataclasses.replace(start, tensors=trained[key].tensors) for key, start in starts.items()
+    ]
+    before, after, training = (
+        classroom_errors(some, corpus)
+        for some, corpus in (
+            (list(starts.values()), texts[1]), (ends, texts[1]), (ends, texts[0])
+        )
+    )  # fmt: skip
+    for index, (key, start) in enumerate(starts.items()):
+        result = trained[key]
+        assert result.error_before == pytest.approx(before[index][1], rel=1e-5)
+        assert result.error_after == pytest.approx(after[index][1], rel=1e-5)
+        assert result.error_after < 0.9 * result.error_before
+        assert len(result.history) == 1 + SETTINGS.epochs
+        assert result.history[0] == pytest.approx(before[index][0], rel=1e-5)
+        assert min(result.history) == pytest.approx(after[index][0], rel=1e-5)
+        # measured while the weights still moved
+        assert result.training_loss == pytest.approx(training[index][0], rel=0.3)
+        assert result.seconds > 0
+        assert result.moments is None
+        for name, tensor in start.tensors.items():
+            assert tensor.shape == result.tensors[name].shape
+            assert not torch.equal(tensor, result.tensors[name])
+
+
+def test_a_step_is_relative_to_the_weights(texts: Any) -> None:
+    """Adam's first step is as long as the learning rate, whatever the gradient."""
+    dense = tiny.checkpoint()
+    with torch.no_grad():
+        for name in NAMES:
+            dense.model.get_submodule(name).q.weight.mul_(0.1)
+    starts = starts_of(dense)
+    settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=1000, lr=1e-3)
+    for (name, rate), trained in attention_phase.run(dense, starts, texts, settings).items():
+        for key, tensor in trained.tensors.items():
+            weight = dense.model.get_submodule(name).get_parameter(key)
+            step = 1e-3 * weight.square().mean().sqrt().item()
+            moved = (tensor - starts[name, rate].tensors[key]).abs()
+            assert float(moved.median()) == pytest.approx(step, rel=0.01)
+
+
+def test_neither_company_nor_order_nor_budget_matters(
+    texts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    real = Recorder.record
+
+    def counted(self: Recorder, *args: Any) -> Any:
+        passes.append(len(self.modules))
+        return real(self, *args)
+
+    monkeypatch.setattr(Recorder, "record", counted)
+    together = run(texts)
+    batches = math.ceil(len(texts[0].source) / 8) + math.ceil(len(texts[1].source) / 64)
+    assert passes == [len(NAMES)] * (1 + batches), "one more to see how much they take"
+    passes.clear()
+    others = [run(texts, budget=1)]
+    assert passes == [len(NAMES)] + [1] * batches * len(NAMES)
+    dense = tiny.checkpoint()
+    starts = starts_of(dense)
+    backwards = dict(reversed(starts.items()))
+    others.append(attention_phase.run(dense, backwards, texts, SETTINGS))
+    others.append({})
+    for key, start in starts.items():
+        others[-1] |= attention_phase.run(tiny.checkpoint(), {key: start}, texts, SETTINGS)
+    for other in others:
+        assert set(other) == set(together)
+        for key, result in together.items():
+            assert result.history == other[key].history
+            assert result.training_loss == other[key].training_loss
+            for name, tensor in result.tensors.items():
+                assert torch.equal(tensor, other[key].tensors[name])
+
+
+def test_the_seed_matters(texts: Any) -> None:
+    first, second = (run(texts, (ENCODER,), seed=seed) for seed in (1, 2))
+    assert first[ENCODER, 0.5].history[0] == second[ENCODER, 0.5].history[0]
+    assert first[ENCODER, 0.5].history[1] != second[ENCODER, 0.5].history[1]
+
+
+def test_schedule_and_order(texts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear up, linear down; every epoch in an order of its own."""
+    rates: list[float] = []
+    seeds: list[Any] = []
+    step, order = torch.optim.AdamW.step, attention_phase._order
+
+    def noted(self: Any, *args: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)
+
+    def told(count: int, seed: Any) -> list[int]:
+        seeds.append(seed)
+        return order(count, seed)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    monkeypatch.setattr(attention_phase, "_order", told)
+    run(texts, (CROSS,))
+    total = SETTINGS.epochs * math.ceil(len(texts[0].source) / 8)
+    warm = int(0.125 * total)
+    shares = [rate / max(rates) for rate in rates]
+    assert shares[:warm] == pytest.approx([(s + 1) / warm for s in range(warm)])
+    assert shares[warm:] == pytest.approx([1 - s / (total - warm) for s in range(total - warm)])
+    assert len(set(seeds)) == len(seeds) == SETTINGS.epochs
+
+
+def test_orders_differ_by_epoch_and_module() -> None:
+    orders = [attention_phase._order(50, (42, name, e)) for name in NAMES for e in range(2)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == len(orders)
+    assert orders[0] == attention_phase._order(50, (42, NAMES[0], 0))
+
+
+def test_patience_and_best_epoch_of_each() -> None:
+    """The bookkeeping, on errors that are written here."""
+    dense = tiny.checkpoint()
+    for errors, stopped, best in (
+        ([4, 3, 2, 1, 0.5, 9], [0, 0, 0, 0, 0, 0], 4),
+        ([4, 5, 6], [0, 0, 1], 0),
+        ([4, 3, 3, 2, 2.5, 2.7], [0, 0, 0, 0, 0, 1], 3),
+        ([4, 3, math.nan], [0, 0, 1], 1),
+        ([math.nan], [1], 0),
+        ([math.inf], [1], 0),
+    ):
+        pupil = attention_phase._Pupil(student_of(dense, ENCODER, [0]))
+        for epoch, (error, is_stopped) in enumerate(zip(errors, stopped, strict=True)):
+            with torch.no_grad():
+                pupil.student.part.get_parameter("q.weight").fill_(epoch)
+            pupil.note(error, 2)
+            assert pupil.is_stopped == bool(is_stopped)
+        assert pupil.best_epoch() == best
+        assert float(pupil.student.tensors()["q.weight"][0, 0]) == best
+    patient = attention_phase._Pupil(student_of(dense, ENCODER, [0]))
+    for error in (1, 2, 3, 4, 5):
+        patient.note(error, 0)
+    assert not patient.is_stopped
+
+
+def test_each_stops_by_itself(texts: Any) -> None:
+    """At this rate the variants run out of patience at different epochs, as they do alone."""
+    changes = {"epochs": 6, "lr": 0.15, "patience": 1}
+    together = run(texts, **changes)
+    assert len({len(result.history) for result in together.values()}) > 1
+    for key, result in together.items():
+        dense = tiny.checkpoint()
+        settings = dataclasses.replace(SETTINGS, **changes)
+        alone = attention_phase.run(dense, {key: starts_of(dense)[key]}, texts, settings)[key]
+        assert result.history == alone.history
+        assert all(torch.equal(t, alone.tensors[name]) for name, t in result.tensors.items())
+
+
+def test_what_gets_worse_keeps_its_start(texts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    starts = starts_of(tiny.checkpoint())
+    for lr, epochs in ((30.0, 2), (1e38, 1)):
+        with caplog.at_level(logging.WARNING, "composable"):
+            caplog.clear()
+            results = run(texts, lr=lr, patience=1, epochs=4)
+        assert ("diverged" in caplog.text) == (lr > 1e30)
+        wanted = classroom_errors(list(starts.values()), texts[0])
+        for (key, start), (error, _) in zip(starts.items(), wanted, strict=True):
+            result = results[key]
+            assert len(result.history) == 2, epochs
+            assert result.error_after == result.error_before
+            assert result.training_loss == pytest.approx(error, rel=1e-5)
+            assert all(torch.equal(t, start.tensors[name]) for name, t in result.tensors.items())
+
+
+def test_a_broken_variant_harms_nobody(texts: Any) -> None:
+    dense = tiny.checkpoint()
+    starts = starts_of(dense, (ENCODER,))
+    alone = attention_phase.run(dense, starts, texts, SETTINGS)
+    broken = {name: tensor.clone() for name, tensor in starts[ENCODER, 0.5].tensors.items()}
+    broken["v.weight"][0, 0] = math.nan
+    bad = dataclasses.replace(starts[ENCODER, 0.5], tensors=broken)
+    results = attention_phase.run(dense, {"bad": bad, **starts}, texts, SETTINGS)
+    assert math.isnan(results["bad"].error_after)
+    assert len(results["bad"].history) == 1
+    assert torch.equal(results["bad"].tensors["q.weight"], broken["q.weight"])
+    for key, result in alone.items():
+        assert result.history == results[key].history
+        assert all(torch.equal(t, results[key].tensors[name]) for name, t in result.tensors.items())
+
+
+@pytest.mark.parametrize("name", [ENCODER, CROSS])
+def test_moments_are_of_the_trained_heads(texts: Any, name: str) -> None:
+    """Sums over sentences that run alone, in float64; and the errors that follow from them."""
+    dense = tiny.checkpoint()
+    starts = starts_of(dense, (name,))
+    results = attention_phase.run(dense, starts, texts, SETTINGS, wants_moments=[(name, 0.5)])
+    assert results[name, 0.25].moments is None
+    result = results[name, 0.5]
+    assert result.moments is not None
+    tuned = dataclasses.replace(starts[name, 0.5], tensors=result.tensors)
+    student = Student(
+        tuned, module_of(dense, name), dense.family, dense.model.get_submodule(name)
+    ).eval()
+    inputs: list[Tensor] = []
+    student.part.get_submodule("o").register_forward_pre_hook(lambda _, a: inputs.append(a[0]))
+    wanted = classroom_errors([tuned], texts[0]) + classroom_errors([tuned], texts[1])
+    for corpus, moments, (error, _) in zip(texts, result.moments, wanted, strict=True):
+        inputs.clear()
+        targets = []
+        for batch in batches_of(dense, corpus, 1):
+            modules = [module_of(dense, name)]
+            recorder = Recorder(dense.model, dense.family, modules, torch.float32)
+            call = recorder.record(batch, valid_tokens(batch))[name]
+            args, kwargs = call.inputs()
+            with torch.no_grad():
+                student(*args, **kwargs)
+            targets.append(call.target[0].double())
+        x, y = torch.cat([rows[0] for rows in inputs]).double(), torch.cat(targets)
+        torch.testing.assert_close(moments.inputs.matrix, x.T @ x, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(moments.cross, y.T @ x, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(moments.target_total, y.sum(0), rtol=1e-5, atol=1e-3)
+        assert moments.inputs.count == len(x)
+        assert moments.target_square == pytest.approx(float(y.square().sum()), rel=1e-5)
+        squared = solver.regression_error(moments, result.tensors["o.weight"])
+        assert squared / y.numel() == pytest.approx(error, rel=1e-4)
+
+
+def test_done_and_skipped(texts: Any) -> None:
+    dense = tiny.checkpoint()
+    starts = starts_of(dense)
+    done: list[Key] = []
+    skip = {(FIRST, 0.25), (FIRST, 0.5), (CROSS, 0.5)}
+    results = attention_phase.run(
+        dense, starts, texts, SETTINGS, on_done=lambda key, _: done.append(key), skip=skip
+    )
+    assert done == list(results)
+    assert set(done) == set(starts) - skip
+    order = [m.name for m in dense.family.modules(dense.model)]
+    assert [order.index(name) for name, _ in done] == sorted(order.index(n) for n, _ in done)
+    assert attention_phase.run(dense, starts, texts, SETTINGS, skip=set(starts)) == {}
+    everything = run(texts)
+    for key, result in results.items():
+        assert result.history == everything[key].history
+
+
+def test_an_interrupted_run_has_told_what_was_done(texts: Any) -> None:
+    dense, done = tiny.checkpoint(), []
+
+    def stop(key: Key, trained: Trained) -> None:
+        done.append(key)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attention_phase.run(dense, starts_of(dense), texts, SETTINGS, on_done=stop)
+    assert len(done) == 3
+    assert all(not part._forward_hooks for part in dense.model.modules())
+
+
+def test_the_dense_model_is_left_as_it_is_and_dropout_is_off(texts: Any) -> None:
+    plain = run(texts)
+    dense, untouched = tiny.checkpoint(dropout_rate=0.5), tiny.checkpoint()
+    dense.model.train()
+    results = attention_phase.run(dense, starts_of(dense), texts, SETTINGS)
+    for key, result in results.items():
+        assert result.history == plain[key].history
+    assert dense.model.training
+    for name, tensor in untouched.model.state_dict().items():
+        assert torch.equal(dense.model.state_dict()[name], tensor)
+    assert all(parameter.requires_grad for parameter in dense.model.parameters())
+    assert all(parameter.grad is None for parameter in dense.model.parameters())
+    assert all(not part._forward_hooks for part in dense.model.modules())
+
+
+def test_starts_are_left_as_they_are_and_have_no_masks(texts: Any) -> None:
+    dense = tiny.checkpoint()
+    starts = starts_of(dense, (CROSS,))
+    digests = {key: start.digest for key, start in starts.items()}
+    attention_phase.run(dense, starts, texts, SETTINGS)
+    assert digests == {key: start.digest for key, start in starts.items()}
+    (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, Entry(0.5))]})
+    with pytest.raises(AssertionError, match="masks"):
+        attention_phase.run(dense, {0: pair}, texts, SETTINGS)
+
+
+def test_groups_fit_into_the_budget() -> None:
+    shared, valid = torch.zeros(1, 5, 4), Valid(None, 5)
+    first = {
+        name: Call((torch.zeros(1, 5, 4),), {"states": shared}, torch.zeros(1, 5, 4), valid)
+        for name in "abcd"
+    }
+    size = 5 * 4 * 4
+    for budget, wanted in (
+        (9 * size, ["abcd"]), (9 * size - 1, ["abc", "d"]), (5 * size, ["ab", "cd"]),
+        (4 * size, ["a", "b", "c", "d"]), (1, ["a", "b", "c", "d"]),
+    ):  # fmt: skip
+        assert groups(first, "abcd", 1.0, budget) == [list(group) for group in wanted]
+        assert groups(first, "abcd", 10.0, 10 * budget) == [list(group) for group in wanted]

@@ -1,0 +1,291 @@
+"""reconstruct: least-squares variants against what running them beside the dense modules says."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from composable import attention_phase, calibration, distill, reconstruct, solver, train
+from composable.bundle import Variant
+from composable.checkpoint import Checkpoint
+from composable.compose import compose
+from composable.config import Entry
+from composable.distill import Classroom
+from composable.errors import MismatchError
+from composable.pruning import make_variants
+from composable.reconstruct import Settings
+from composable.tasks import translation
+from tests import tiny
+
+FIRST = "encoder.block.0.layer.0.SelfAttention"
+SELF = "decoder.block.1.layer.0.SelfAttention"
+CROSS = "decoder.block.0.layer.1.EncDecAttention"
+WI = "encoder.block.0.layer.1.DenseReluDense.wi"
+WO = "decoder.block.1.layer.2.DenseReluDense.wo"
+CROSS_O = "decoder.block.1.layer.1.EncDecAttention.o"
+FFN = "decoder.block.0.layer.2.DenseReluDense"
+SCHEME = {
+    FIRST: [Entry(0.25), Entry(0.5), Entry(0.5, None, Entry(0.3)), Entry(0.5, None, Entry(0.6))],
+    SELF: [Entry(0.25, None, Entry(0.5))],
+    CROSS: [Entry(0.5)],
+    WI: [Entry(0.3), Entry(0.7)],
+    WO: [Entry(0.5)],
+    CROSS_O: [Entry(0.5)],
+    FFN: [Entry(1.0)],
+}
+PHASE = attention_phase.Settings(epochs=2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tiny.corpus(tmp_path_factory.mktemp("corpus"), pairs=200)
+    return translation.read_corpus(folder, "train"), translation.read_corpus(folder, "valid")
+
+
+@pytest.fixture(scope="module")
+def statistics(corpora: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("calibration") / "calibration.npy"
+    return calibration.measure(tiny.checkpoint(), corpora, path, 1 << 30)
+
+
+def tune(
+    statistics: Any, corpora: Any, folder: Path, solver: str = "ls", scheme: Any = SCHEME,
+    **changes: Any,
+) -> reconstruct.Result:  # fmt: skip
+    dense = tiny.checkpoint()
+    settings = Settings(solver=solver, phase=PHASE, **changes)
+    return reconstruct.tune(
+        dense, make_variants(dense, scheme), statistics, corpora, settings, folder
+    )
+
+
+def measured(variants: list[Variant], corpus: Any) -> list[tuple[float, float]]:
+    """Mean squared error and relative error of every variant, run beside the dense model."""
+    dense = tiny.checkpoint()
+    pupils = [variant for variant in variants if variant.tensors]
+    room = Classroom(dense, pupils)
+    task = translation.TRANSLATION
+    pairs = task.dataset(corpus, dense)
+    with torch.no_grad():
+        batches = [
+            room(**task.collator(dense)([pairs[i] for i in range(s, min(s + 16, len(pairs)))]))
+            for s in range(0, len(pairs), 16)
+        ]
+    errors, norms, counts = (
+        sum(batch[part].double().sum(0) for batch in batches) for part in range(3)
+    )
+    return list(zip((errors / counts).tolist(), (errors / norms).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("solver_name", ["ls", "hybrid"])
+def test_errors_are_those_of_running_the_variants(
+    statistics: Any, corpora: Any, tmp_path: Path, solver_name: str
+) -> None:
+    before = make_variants(tiny.checkpoint(), SCHEME)
+    result = tune(statistics, corpora, tmp_path, solver_name)
+    assert [v.module for v in result.variants] == [v.module for v in before]
+    starts, ends = (measured(some, corpora[1]) for some in (before, result.variants))
+    tuned = [variant for variant in result.variants if variant.tensors]
+    for variant, start, end in zip(tuned, starts, ends, strict=True):
+        assert variant.stats["error_before"] == pytest.approx(start[1], rel=1e-4)
+        assert variant.stats["error_after"] == pytest.approx(end[1], rel=1e-3, abs=1e-7)
+        assert end[1] < start[1], variant
+    assert result.rows[0]["validation_loss"] == pytest.approx(sum(s for s, _ in starts), rel=1e-4)
+    assert result.rows[-1]["validation_loss"] == pytest.approx(sum(e for e, _ in ends), rel=1e-3)
+    on_training = sum(error for error, _ in measured(result.variants, corpora[0]))
+    if solver_name == "ls":  # the training loss of the last steps is another thing
+        assert result.rows[-1]["training_loss"] == pytest.approx(on_training, rel=1e-3)
+    assert len(result.rows) == {"ls": 2, "hybrid": 3}[solver_name]
+
+
+def test_masks_and_shapes_stay(statistics: Any, corpora: Any, tmp_path: Path) -> None:
+    before = make_variants(tiny.checkpoint(), SCHEME)
+    for old, new in zip(
+        before, tune(statistics, corpora, tmp_path, "hybrid").variants, strict=True
+    ):
+        assert old.facts() | {"stats": 0} == new.facts() | {"stats": 0}
+        assert old.tensors.keys() == new.tensors.keys()
+        for name, tensor in new.tensors.items():
+            assert tensor.shape == old.tensors[name].shape
+            if name in old.masks:
+                assert torch.equal(old.masks[name], new.masks[name])
+                assert not tensor[~new.masks[name]].any()
+                assert tensor[new.masks[name]].all()
+
+
+def test_hybrid_improves_on_least_squares_for_heads(
+    statistics: Any, corpora: Any, tmp_path: Path
+) -> None:
+    ls, hybrid = (tune(statistics, corpora, tmp_path, name) for name in ("ls", "hybrid"))
+    gains = []
+    for a, b in zip(ls.variants, hybrid.variants, strict=True):
+        if a.kind == "linear":
+            assert a.digest == b.digest
+        elif a.tensors:
+            gains.append(b.stats["error_after"] / a.stats["error_after"])
+    assert max(gains) <= 1 + 1e-9
+    assert sum(gains) / len(gains) < 0.97
+
+
+def test_a_variant_depends_on_nothing_but_itself(
+    statistics: Any, corpora: Any, tmp_path: Path
+) -> None:
+    together = tune(statistics, corpora, tmp_path, "hybrid")
+    backwards = {name: entries[::-1] for name, entries in reversed(SCHEME.items())}
+    other = tune(statistics, corpora, tmp_path, "hybrid", backwards)
+    found = {(v.module, v.entry): v for v in other.variants}
+    alone = tune(statistics, corpora, tmp_path, "hybrid", {FIRST: [Entry(0.5)]}).variants[0]
+    for variant in together.variants:
+        twin = found[variant.module, variant.entry]
+        assert variant.tensors.keys() == twin.tensors.keys()
+        for name, tensor in variant.tensors.items():
+            torch.testing.assert_close(tensor, twin.tensors[name], rtol=1e-3, atol=2e-3)
+        if variant.tensors:
+            assert variant.stats["error_after"] == pytest.approx(twin.stats["error_after"], 1e-3)
+    same = next(v for v in together.variants if v.module == FIRST and v.entry == alone.entry)
+    assert same.stats["error_after"] == pytest.approx(alone.stats["error_after"], 1e-3)
+
+
+def test_an_interrupted_run_goes_on(
+    statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tune(statistics, corpora, tmp_path / "whole", "hybrid")
+    finish, calls = reconstruct._Run._finish, []
+
+    def stumble(self: Any, heads: Any, trained: Any) -> Any:
+        calls.append(heads)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return finish(self, heads, trained)
+
+    monkeypatch.setattr(reconstruct._Run, "_finish", stumble)
+    with pytest.raises(KeyboardInterrupt):
+        tune(statistics, corpora, tmp_path / "cut", "hybrid")
+    monkeypatch.setattr(reconstruct._Run, "_solve", None)  # the linears are all done
+    again = tune(statistics, corpora, tmp_path / "cut", "hybrid")
+    assert len(calls) == len(set(calls)) + 1  # only the one that was cut off is done again
+    assert [v.digest for v in again.variants] == [v.digest for v in whole.variants]
+    assert again.folder.is_dir()
+    again.clean_up()
+    assert not again.folder.exists()
+
+
+def test_another_input_is_another_run(statistics: Any, corpora: Any, tmp_path: Path) -> None:
+    scheme = {WI: [Entry(0.5)]}
+    folders = {tune(statistics, corpora, tmp_path, "ls", scheme, ridge=r).folder for r in (0.1, 1)}
+    folders.add(tune(statistics, corpora, tmp_path, "ls", {WI: [Entry(0.3)]}).folder)
+    assert len(folders) == 3
+
+
+def test_exact_is_at_least_as_good(statistics: Any, corpora: Any, tmp_path: Path) -> None:
+    pcg, exact = (
+        tune(statistics, corpora, tmp_path, linear_solver=name) for name in ("pcg", "exact")
+    )
+    assert exact.rows[1]["training_loss"] <= pcg.rows[1]["training_loss"] * 1.001
+    assert pcg.rows[1]["training_loss"] <= exact.rows[1]["training_loss"] * 1.01
+
+
+def test_a_tuned_attention_is_refused(statistics: Any, corpora: Any, tmp_path: Path) -> None:
+    dense = tiny.checkpoint()
+    variants = tune(statistics, corpora, tmp_path, "hybrid", {FIRST: [Entry(0.5)]}).variants
+    with pytest.raises(MismatchError, match=r"its q\.weight is not that of the dense model.*grad"):
+        reconstruct.tune(dense, variants, statistics, corpora, Settings(), tmp_path)
+
+
+class Constant:
+    """Statistics of inputs that never change."""
+
+    info: ClassVar[dict[str, Any]] = {"constant": True}
+
+    def inputs(self, name: str) -> solver.Gram:
+        gram = solver.Gram.zeros(48 if name.endswith("wo") else 32)
+        gram.add(torch.linspace(-1, 1, len(gram.total)).expand(100, -1))
+        return gram
+
+    held_out = inputs
+
+
+def test_constant_inputs_leave_the_weights_as_pruned(
+    corpora: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense = tiny.checkpoint()
+    variants = make_variants(dense, {WO: [Entry(0.5)]})
+    constant: Any = Constant()
+    with caplog.at_level(logging.WARNING, "composable"):
+        result = reconstruct.tune(
+            dense, variants, constant, corpora, Settings(solver="ls"), tmp_path
+        )
+    assert "its inputs never vary" in caplog.text
+    assert result.variants[0].digest == variants[0].digest
+
+
+def gradient(
+    variants: list[Variant], corpora: Any, folder: Path, epochs: int, lr: float
+) -> list[Variant]:
+    options = train.Options(
+        epochs=epochs, batch_size=16, lr=lr, early_stop=0, device="cpu", checkpoint_dir=folder
+    )
+    result = distill.tune(tiny.checkpoint(), variants, corpora, options)
+    result.clean_up()
+    return result.variants
+
+
+def test_gradient_training_finds_no_better_linears(
+    statistics: Any, corpora: Any, tmp_path: Path
+) -> None:
+    """From the solution one epoch gains next to nothing; from the pruned start it stays above."""
+    scheme = {WI: [Entry(0.5)], WO: [Entry(0.5)], CROSS_O: [Entry(0.3)]}
+    solved = tune(statistics, corpora, tmp_path, scheme=scheme).variants
+    further = gradient(solved, corpora, tmp_path, 1, 0.01)
+    pruned = make_variants(tiny.checkpoint(), scheme)
+    short, long = (gradient(pruned, corpora, tmp_path, epochs, 0.05) for epochs in (2, 30))
+    for best, after, early, late in zip(solved, further, short, long, strict=True):
+        floor = best.stats["error_after"]
+        assert after.stats["error_after"] > 0.98 * floor
+        assert early.stats["error_after"] > late.stats["error_after"] > 0.98 * floor
+        assert late.stats["error_after"] < 1.5 * floor
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Checkpoint:
+    from composable.checkpoint import import_pretrained
+    from composable.hub import resolve_model
+
+    folder, revision = resolve_model("embedded")
+    return import_pretrained(folder, "embedded", revision)
+
+
+def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_path: Path) -> None:
+    """A trained model: its composed cross-entropy on held-out text, heads and linears pruned."""
+    task = translation.TRANSLATION
+    corpora = (
+        task.read("embedded", None, "train", 400),
+        task.read("embedded", None, "valid", None),
+    )
+    statistics = calibration.measure(embedded, corpora, tmp_path / "calibration.npy", 1 << 30)
+    modules = [
+        m for m in embedded.family.modules(embedded.model) if m.kind in ("attention", "linear")
+    ]
+    scheme = {
+        m.name: [Entry(0.33, None, Entry(0.5)) if m.kind == "attention" else Entry(0.5)]
+        for m in modules
+        if not m.name.endswith(".o")
+    }
+    pruned = make_variants(embedded, scheme)
+    solved = reconstruct.tune(
+        embedded, pruned, statistics, corpora, Settings(solver="ls"), tmp_path
+    ).variants
+    losses = []
+    for variants in (pruned, solved):
+        dense = dataclasses.replace(embedded, model=_copy(embedded))
+        losses.append(translation.cross_entropy(compose(dense, variants), corpora[1]))
+    assert losses[1] < losses[0] - 0.05, losses
+
+
+def _copy(dense: Checkpoint) -> Any:
+    import copy
+
+    return copy.deepcopy(dense.model)
