@@ -1,0 +1,252 @@
+"""What N configurations cost: individual training against shared variants, at equal loss."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from benchmarks import spread
+from benchmarks.composability_picture import draw
+from benchmarks.composability_runs import (
+    COMPOSED,
+    EARLY,
+    REPEATS,
+    STEPS,
+    Family,
+    Path,
+    Point,
+    follow,
+)
+from benchmarks.context import Context
+from benchmarks.levels import MILD, STRONG
+from benchmarks.page import Section, Table
+from benchmarks.spread import EXTRAPOLATED, Crossing, number
+
+#: sets of configurations, and how many of each are trained by themselves until early stop
+EARLY_STOPS = ((MILD, REPEATS), (STRONG, 2))
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a composed model still needs to a loss: steps, their seconds, those of the command."""
+
+    crossing: Crossing
+    seconds: float
+    command: float
+
+
+def needed(points: list[Point], level: float) -> Needed | None:
+    """Find the steps after which a composed model is at a loss, and what they cost.
+
+    Between two measured numbers of steps loss, seconds and the command's seconds are taken to run
+    straight.
+    """
+    crossing = spread.crossing([(point.steps, point.loss) for point in points], level)
+    if crossing is None:
+        return None
+    seconds, command = (
+        _between([(p.steps, getattr(p, key)) for p in points], crossing.place)
+        for key in ("seconds", "command")
+    )
+    return Needed(crossing, seconds, command)
+
+
+def _between(points: list[tuple[float, float]], place: float) -> float:
+    for (left, low), (right, high) in pairwise(points):
+        if left <= place <= right:
+            return low + (high - low) * (place - left) / (right - left)
+    return points[0][1]
+
+
+def ratio(family: Family, path: Path, label: str, count: int, whole: bool) -> float | None:
+    """How many times cheaper N configurations of this path's kind are with shared variants.
+
+    Args:
+        family: what is shared.
+        path: the configuration that stands for all N.
+        label: which individual training gives the loss to reach.
+        count: N.
+        whole: count whole commands, else the trainings' steps alone.
+
+    Returns:
+        None where the composed model does not reach the loss, or nothing was trained.
+    """
+    point = path.alone[label]
+    found = needed(path.composed, point.loss)
+    if found is None:
+        return None
+    one = point.command if whole else point.seconds
+    other = found.command if whole else found.seconds
+    return count * one / (family.shared[count] + count * other)
+
+
+def cost_table(context: Context, family: Family, whole: bool) -> Table:
+    """Individual against shared seconds at every loss L(s)."""
+    labels = [str(steps) for steps in STEPS] + [EARLY]
+    rows = []
+    for label in labels:
+        paths = [path for path in family.paths if label in path.alone]
+        if not paths:
+            continue
+        points = [path.alone[label] for path in paths]
+        rows.append(
+            [
+                label,
+                str(len(paths)),
+                spread.of([point.loss for point in points]).text(4),
+                spread.of([p.command if whole else p.seconds for p in points]).text(),
+                _steps(paths, label),
+                *(_cell(family, paths, label, count, whole) for count in family.shared),
+            ]
+        )
+    return Table(
+        ["s", "configurations", "L(s)", "individual, s each", "steps the composed model needs",
+         *(f"N = {count}" for count in family.shared)],
+        rows,
+        title=_title(context, family, whole),
+    )  # fmt: skip
+
+
+def _title(context: Context, family: Family, whole: bool) -> str:
+    shared = ", ".join(
+        f"{number(seconds)} s for N = {count} ({family.variants[count]} variants)"
+        for count, seconds in family.shared.items()
+    )
+    what = (
+        f"Rates {family.levels.title}: how many times fewer {context.clock} N configurations take "
+        "with shared variants. "
+    )
+    if whole:
+        return what + (
+            "Whole commands, composing included: each starts Python, reads data and model, "
+            "measures the validation split before and after, and writes a model."
+        )
+    return what + (
+        f"Shared once: pruning, calibration, solve and attention phase, whole commands: {shared}. "
+        "Of the trainings on both sides their steps, without what the same command takes for one "
+        "step."
+    )
+
+
+def _steps(paths: list[Path], label: str) -> str:
+    found = [needed(path.composed, path.alone[label].loss) for path in paths]
+    places = [one.crossing.place for one in found if one]
+    if not places:
+        return "not reached"
+    mark = EXTRAPOLATED if any(one.crossing.is_between for one in found if one) else ""
+    missing = len(found) - len(places)
+    rest = f", {missing} not reached" if missing else ""
+    return spread.of(places).text(3, mark) + rest
+
+
+def _cell(family: Family, paths: list[Path], label: str, count: int, whole: bool) -> str:
+    values = [ratio(family, path, label, count, whole) for path in paths]
+    reached = [value for value in values if value is not None]
+    if not reached:
+        return "not reached"
+    mark = EXTRAPOLATED if count > len(paths) else ""
+    rest = f", {len(values) - len(reached)} not reached" if len(reached) < len(values) else ""
+    return spread.of(reached).text(3, mark) + rest
+
+
+def curve_table(family: Family) -> Table:
+    """Loss and BLEU after so many steps, individual and composed."""
+    rows = []
+    for label in ["0", *(str(steps) for steps in STEPS), EARLY]:
+        points = [path.alone[label] for path in family.paths if label in path.alone]
+        if points:
+            rows.append([f"individual, {label}", str(len(points)), *_quality(points)])
+    for index, steps in enumerate(COMPOSED):
+        points = [path.composed[index] for path in family.paths if index < len(path.composed)]
+        if points:
+            rows.append([f"composed, {steps}", str(len(points)), *_quality(points)])
+    return Table(
+        ["steps", "configurations", "validation loss", "BLEU", "seconds of the steps"],
+        rows,
+        title=f"Rates {family.levels.title}: the curves, median and spread over configurations.",
+    )
+
+
+def _quality(points: list[Point]) -> list[str]:
+    scores = [point.bleu for point in points if point.bleu is not None]
+    return [
+        spread.of([point.loss for point in points]).text(4),
+        spread.of(scores).text(4) if scores else "",
+        spread.of([point.seconds for point in points]).text(),
+    ]
+
+
+def failures(family: Family) -> str:
+    """Say at which losses composed models fail, in how many configurations."""
+    labels = [str(steps) for steps in STEPS] + [EARLY]
+    missed = []
+    for label in labels:
+        paths = [path for path in family.paths if label in path.alone]
+        count = sum(needed(path.composed, path.alone[label].loss) is None for path in paths)
+        if count:
+            missed.append(f"at L({label}) in {count} of {len(paths)} configurations")
+    if not missed:
+        return f"Rates {family.levels.title}: composed models reached every individual loss."
+    return (
+        f"Rates {family.levels.title}: within {COMPOSED[-1]:,} steps composed models did not "
+        f"reach the individual loss {', '.join(missed)}."
+    )
+
+
+def measure(context: Context) -> Section:
+    """Fill the tables and draw the picture, for mild and for strong rates."""
+    count = context.few(REPEATS, 1)
+    families = follow(context, EARLY_STOPS[: context.few(2, 1)])
+    tables = [
+        table
+        for family in families
+        for table in (
+            cost_table(context, family, False),
+            cost_table(context, family, True),
+            curve_table(family),
+        )
+    ]  # fmt: skip
+    notes = [
+        f"{count} configurations of each set were trained, drawn with seed 0: every attention and "
+        "every linear draws one of three rates ("
+        + "; ".join(
+            f"{family.levels.title}: attentions {_rates(family.levels.attention)}, linears "
+            f"{_rates(family.levels.linear)}"
+            for family in families
+        )
+        + "). An attention and its output projection form a pair.",
+        "L(s) is the validation cross-entropy after s individual model-level steps from the "
+        "pruned-only model (batches of 64, its own schedule for every s); early stop: at most 10 "
+        "epochs, patience 2. Every training is one run.",
+        "A composed model gets more steps as long as its loss is above all individual ones.",
+        f"{EXTRAPOLATED}: a ratio for more configurations than were trained takes the shared "
+        "seconds of the variants that N configurations need as measured, and each trained "
+        "configuration's seconds N times. Steps with the mark lie between two measured numbers "
+        "of steps.",
+        *(failures(family) for family in families),
+    ]
+    return Section(
+        "Does composing pay?", tables, notes, figures(families), draw(families, context.clock),
+        "Validation loss and BLEU against the seconds spent, individual and composed",
+    )  # fmt: skip
+
+
+def _rates(rates: tuple[float, ...]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def figures(families: list[Family]) -> dict[str, Any]:
+    """Return all that was measured."""
+    return {
+        family.levels.title: {
+            "shared": {str(count): value for count, value in family.shared.items()},
+            "variants": {str(count): value for count, value in family.variants.items()},
+            "paths": [
+                {
+                    "alone": {label: point.__dict__ for label, point in path.alone.items()},
+                    "composed": [point.__dict__ for point in path.composed],
+                }
+                for path in family.paths
+            ],
+        }
+        for family in families
+    }

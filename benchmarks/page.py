@@ -1,0 +1,156 @@
+"""docs/benchmarks.md: sections, tables and pictures; one section is replaced at a time."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from benchmarks import machine
+
+INTRO = """# Benchmarks
+
+Written by `python benchmarks/run.py` (`make bench`, `make bench-gpu`); do not edit. Each section
+has the machine, the versions and the day of its own runs: running one benchmark replaces its
+section only.
+
+- A ratio is the median over pairs of runs made in turns, or over configurations or variants where a
+  run is a training; behind it stands the spread, smallest to largest.
+- Seconds on a CPU are CPU seconds of the whole process, imports and reading included, with one
+  thread, unless something else is said: they hardly depend on what else the machine does. Seconds
+  on a GPU are wall seconds.
+- `~` marks a figure that was extrapolated; what from is said below its table.
+- A rate is the fraction that is removed. Losses are cross-entropies in nats per target token on the
+  validation split.
+"""
+
+
+@dataclass
+class Table:
+    """Rows of ready texts.
+
+    Attributes:
+        header: names of the columns.
+        rows: as many texts in each.
+        title: a sentence above it.
+        note: a sentence below it.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    title: str = ""
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Write it as Markdown."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        if len({len(line) for line in lines}) != 1:
+            raise ValueError(f"table {self.title!r}: rows of unequal length")
+        table = "\n".join(f"| {' | '.join(cell or ' ' for cell in line)} |" for line in lines)
+        return "\n\n".join(part for part in (self.title, table, self.note) if part)
+
+
+@dataclass
+class Section:
+    """What one benchmark found.
+
+    Attributes:
+        title: heading.
+        tables: in order.
+        notes: how it was measured, and what does not hold.
+        figures: the raw numbers, for programs.
+        picture: a PNG, written beside the page.
+        picture_text: what it shows.
+        facts: `machine.describe` of its runs (several where they were made at several commits).
+        seconds: of all its runs together.
+    """
+
+    title: str
+    tables: list[Table]
+    notes: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    picture: bytes | None = None
+    picture_text: str = ""
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self, picture_name: str | None) -> dict[str, Any]:
+        """Return what is kept; the picture lies beside the page."""
+        return {**asdict(self), "picture": picture_name}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "tuple[Section, str | None]":
+        """Return a section without its picture, and the picture's name."""
+        stored = dict(value)
+        name = stored.pop("picture")
+        stored["tables"] = [Table(**table) for table in stored["tables"]]
+        return cls(**stored), name
+
+
+def markdown(key: str, section: Section, caption: str, picture: str | None) -> str:
+    """Write a section, between the marks by which it is found again.
+
+    Args:
+        key: name of the benchmark, with `_cuda` where a GPU did it.
+        section: its content.
+        caption: first line of the benchmark's file.
+        picture: file name of its picture.
+    """
+    parts = [
+        f"## {section.title}",
+        f"`python benchmarks/run.py {command(key)}`: {caption}",
+        *(f"*{line}*" for line in origin(section)),
+        *(table.markdown() for table in section.tables),
+    ]
+    if picture:
+        parts.append(f"![{section.picture_text}]({picture})")
+    if section.notes:
+        parts.append("\n".join(f"- {note}" for note in section.notes))
+    return _marked(key, "\n\n".join(parts))
+
+
+def command(key: str) -> str:
+    """Turn a section's key into the words that make it."""
+    name, gpu, _ = key.partition("_cuda")
+    return f"{name} --device cuda" if gpu else name
+
+
+def origin(section: Section) -> list[str]:
+    """Say what a section's figures come from, one line for each machine or state of the code."""
+    lines: dict[str, set[str]] = {}
+    for facts in section.facts:
+        versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+        lines.setdefault(f"{machine.name(facts)}; {versions}{_state(facts)}", set()).add(
+            facts["date"]
+        )
+    minutes = section.seconds / 60
+    return [
+        f"{line}; {' and '.join(sorted(dates))}; {minutes:.1f} minutes of runs in all."
+        for line, dates in lines.items()
+    ]
+
+
+def _state(facts: dict[str, Any]) -> str:
+    if facts["commit"] is None:
+        return ""
+    return f" at {facts['commit']}{' with changes' if facts['is_changed'] else ''}"
+
+
+def _marked(key: str, text: str) -> str:
+    return f"<!-- benchmark {key} -->\n{text}\n<!-- /benchmark {key} -->\n"
+
+
+def split(page: str) -> dict[str, str]:
+    """Find the sections of a page by their keys, marks included."""
+    found = re.finditer(r"<!-- benchmark (\w+) -->\n.*?<!-- /benchmark \1 -->\n", page, re.S)
+    return {match[1]: match[0] for match in found}
+
+
+def replace(page: str, new: dict[str, str], order: list[str]) -> str:
+    """Put new sections into a page; the others stay as they are.
+
+    Args:
+        page: the present text, empty where there is none.
+        new: key -> section, as `markdown` writes it.
+        order: all keys, in the order of the page; a section of another key is dropped.
+    """
+    sections = {**split(page), **new}
+    return "\n".join([INTRO, *(sections[key] for key in order if key in sections)])

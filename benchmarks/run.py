@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Run benchmarks, keep their results as JSON and write them into docs/benchmarks.md.
+
+python benchmarks/run.py                        # all of them
+python benchmarks/run.py bundle growth          # two; the other sections stay as they are
+python benchmarks/run.py module_level --quick   # does it work? The figures mean nothing
+python benchmarks/run.py --device cuda --model out/bench/t5_small.pth
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import machine, page
+from benchmarks.context import Context
+from benchmarks.runs import Runner, print_step
+from composable import cli, files
+
+#: in the order of the page
+#: file of each benchmark where it has another name
+FILES = {"throughput": "throughput_page"}
+NAMES = ("module_level", "composed_quality", "composability", "throughput", "bundle", "growth")
+#: those that a GPU is of interest for
+ON_GPU = NAMES[:4]
+PAGE = machine.ROOT / "docs" / "benchmarks.md"
+
+
+def keys() -> list[str]:
+    """All sections that the page may have, in its order."""
+    return [*NAMES, *(f"{name}_cuda" for name in ON_GPU)]
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option("--quick", "is_quick", is_flag=True, help="Very little data; no page is written.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
+@click.option("--model", default="embedded", help="As of download_model.py, or a model file.")
+@click.option("--data", default="multi30k", help="As of the scripts.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16",
+    help="Autocast of all trainings.",
+)  # fmt: skip
+@click.option("--jobs", default=2, help="Trainings side by side, one thread each.")
+@click.option("--fresh", "is_fresh", is_flag=True, help="Measure again what is there already.")
+@click.option("--page", "target", type=click.Path(path_type=Path), default=PAGE)
+@cli.path_option("-o", "--out", default="out/bench", text="Results, and the runs behind them.")
+def main(
+    names: tuple[str, ...], is_quick: bool, device: str, model: str, data: str, dtype: str,
+    jobs: int, is_fresh: bool, target: Path, out: Path,
+) -> dict[str, object]:  # fmt: skip
+    """Run benchmarks by NAME, all of them by default.
+
+    An interrupted benchmark goes on where it was: every finished run of a script is kept.
+    """
+    chosen = names or (NAMES if device == "cpu" else ON_GPU)
+    check_names(chosen)
+    # relative to the caller; the scripts run in the repository's root
+    out = out.resolve() / "quick" if is_quick else out.resolve()
+    target = out / "benchmarks.md" if is_quick else target
+    model = str(Path(model).resolve()) if Path(model).is_file() else model
+    written = []
+    for name in chosen:
+        runner = Runner(out / "runs", jobs, device, is_fresh)
+        context = Context(runner, model, data, device, dtype, is_quick)
+        print_step(name)
+        section = module_of(name).measure(context)
+        section.facts, section.seconds = runner.facts(), runner.seconds()
+        key = f"{name}_cuda" if device == "cuda" else name
+        keep(out, key, section, target)
+        written.append(key)
+    return {"page": target.name, "sections": written}
+
+
+def check_names(names: tuple[str, ...]) -> None:
+    """Refuse names of benchmarks that do not exist."""
+    for name in names:
+        if name not in NAMES:
+            raise click.UsageError(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}.")
+
+
+def keep(out: Path, key: str, section: page.Section, target: Path) -> None:
+    """Write a result: its JSON, its picture, and its section of the page."""
+    picture = f"benchmark_{key}.png" if section.picture else None
+    if section.picture:
+        with files.atomic_write(target.with_name(str(picture))) as file:
+            file.write(section.picture)
+    files.write_json(out / f"{key}.json", section.to_json(picture))
+    stored, picture = page.Section.from_json(json.loads((out / f"{key}.json").read_text()))
+    text = page.markdown(key, stored, caption(key), picture)
+    present = target.read_text(encoding="utf-8") if target.is_file() else ""
+    files.write_text(target, page.replace(present, {key: text}, keys()))
+
+
+def caption(key: str) -> str:
+    """Return the first line of a benchmark's file."""
+    return (module_of(key.removesuffix("_cuda")).__doc__ or "").split("\n", 1)[0]
+
+
+def module_of(name: str) -> Any:
+    """Import the file of a benchmark."""
+    return importlib.import_module(f"benchmarks.{FILES.get(name, name)}")
+
+
+if __name__ == "__main__":
+    main()
