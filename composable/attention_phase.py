@@ -23,6 +23,7 @@ from composable.attention_cache import (
 )
 from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
+from composable.errors import UserError
 from composable.families import Module
 from composable.moments import eval_mode, valid_tokens
 from composable.solver import Regression
@@ -33,6 +34,7 @@ Key = TypeVar("Key", bound=Hashable)
 BETAS = (0.8, 0.99)  # a few hundred steps are too short for Adam's usual long memory
 WARMUP = 0.125  # share of all steps
 SMALLEST = 1e-3  # mean size of weights below which steps do not get smaller; as Adafactor's
+DTYPES = ("float32", "bfloat16")
 HELD_OUT_BATCH = 64  # samples; of no influence on the result
 
 
@@ -117,7 +119,15 @@ def run(
 
     Returns:
         The variants that were trained, in the order of the modules.
+
+    Raises:
+        UserError: states cannot be recorded in that type.
     """
+    if settings.dtype not in DTYPES:
+        raise UserError(
+            f"--dtype {settings.dtype}: attentions are trained on states that were recorded in "
+            f"{' or '.join(DTYPES)}; use one of them."
+        )
     wanted: dict[str, dict[Key, Variant]] = {}
     for key, start in starts.items():
         assert not start.masks, "masks would not be kept"

@@ -91,6 +91,8 @@ class Stats(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock before validation."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.started
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -139,23 +141,29 @@ class EarlyStop(TrainerCallback):
 
 
 class Masks(TrainerCallback):
-    """Keeps pruned weights exactly zero through every optimizer step."""
+    """Keeps pruned weights exactly zero.
+
+    Where the gradient is zero Adafactor takes no step: it has neither momentum nor weight decay. So
+    the gradients are masked, before their norm is taken and any statistic sees them; the weights
+    once an epoch, to be safe.
+    """
 
     def __init__(self, masks: dict[str, Tensor]):
         self.masks = masks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mask the gradients too, so that no statistic of the optimizer sees a pruned weight."""
+        """Mask the weights, and the gradients from now on."""
         parameters = dict(kwargs["model"].named_parameters())
         device = next(iter(parameters.values())).device
         self.masks = {name: mask.to(device) for name, mask in self.masks.items()}
         for name, mask in self.masks.items():
             if parameters[name].requires_grad:
-                parameters[name].register_hook(lambda grad, mask=mask: torch.where(mask, grad, 0.0))
+                # a product: where takes 6 times as long on a CPU
+                parameters[name].register_hook(lambda grad, mask=mask: grad * mask)
         apply_masks(kwargs["model"], self.masks)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Undo what the step did to pruned weights."""
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mask the weights before they are measured and written."""
         apply_masks(kwargs["model"], self.masks)
 
 

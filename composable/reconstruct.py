@@ -4,14 +4,13 @@ import dataclasses
 import logging
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from composable import attention_phase, cli, files, solver
@@ -22,8 +21,8 @@ from composable.checkpoint import Checkpoint
 from composable.config import Entry
 from composable.errors import MismatchError
 from composable.families import Module
+from composable.linear_fit import How, Problem, fit_linear, fit_output
 from composable.pruning import own_parameters
-from composable.solver import Gram
 from composable.store import Fit, Store
 from composable.surgery import head_rows
 
@@ -51,18 +50,10 @@ class Settings:
     device: str = "cpu"
     phase: attention_phase.Settings = dataclasses.field(default_factory=attention_phase.Settings)
 
-
-@dataclass(frozen=True)
-class Problem:
-    """A linear of one variant, to be refitted on its inputs in the dense model.
-
-    Attributes:
-        start: weight as pruned, (rows, columns of the dense linear), 0 where nothing is left.
-        mask: of the same shape, True where a weight stays.
-    """
-
-    start: Tensor
-    mask: Tensor
+    @property
+    def how(self) -> How:
+        """The part that the solves need."""
+        return How(self.ridge, self.linear_solver, self.device)
 
 
 @dataclass
@@ -284,42 +275,11 @@ class _Run:
 
     def _solve(self, name: str, problems: dict[str, Problem]) -> dict[str, Fit]:
         """Refit one linear for all its problems together."""
-        started = time.perf_counter()
         linear = self.dense.model.get_submodule(name)
-        train, held_out = self.calibration.inputs(name), self.calibration.held_out(name)
-        weight = _with_bias(linear.get_parameter("weight").detach(), linear)
-        starts = [_with_bias(problem.start, linear) for problem in problems.values()]
-        masks = [_pad(problem.mask, weight.shape[1]) for problem in problems.values()]
-        matrices = [_matrix(gram, linear) for gram in (train, held_out)]
-        if solver.tells_nothing(matrices[0]):
+        texts = self.calibration.inputs(name), self.calibration.held_out(name)
+        if solver.tells_nothing(texts[0].matrix):
             log.warning("%s: its inputs never vary; the weights stay as pruned.", name)
-            fitted = starts
-        else:
-            fitted = solver.refit(
-                matrices[0],
-                weight,
-                masks,
-                self.settings.ridge,
-                self.settings.linear_solver,
-                device=self.settings.device,
-            )
-        errors = [
-            [solver.squared_error(matrix, w - weight) / (gram.count * len(weight)) for w in weights]
-            for weights in (starts, fitted)
-            for matrix, gram in zip(matrices, (train, held_out), strict=True)
-        ]
-        norm = solver.squared_output(matrices[1], weight) / (held_out.count * len(weight))
-        seconds = (time.perf_counter() - started) / len(problems)
-        names = ("train_before", "before", "train", "after")
-        columns = problems[next(iter(problems))].mask.shape[1]
-        return {
-            key: Fit(
-                _split(fitted[i], columns),
-                {"norm": norm, "seconds": seconds}
-                | {what: values[i] for what, values in zip(names, errors, strict=True)},
-            )
-            for i, key in enumerate(problems)
-        }
+        return fit_linear(linear, problems, texts, self.settings.how)
 
     def _start(self, heads: Heads) -> Variant:
         """The variant without those heads, its `o` refitted."""
@@ -367,31 +327,11 @@ class _Run:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Solve for a masked `o` on the inputs that the trained heads give it."""
         assert trained.moments is not None
-        module = self.modules[variant.module]
-        o = module.part("o")
-        linear = self.dense.model.get_submodule(self._output(module.name))
-        weight, mask = trained.tensors[f"{o}.weight"], variant.masks[f"{o}.weight"]
-        columns = weight.shape[1]
-        if f"{o}.bias" in trained.tensors:
-            weight = torch.cat([weight, trained.tensors[f"{o}.bias"][:, None]], 1)
-        train, held_out = trained.moments
-        fitted, *_ = solver.refit(
-            _matrix(train.inputs, linear),
-            weight,
-            [_pad(mask, weight.shape[1])],
-            self.settings.ridge,
-            self.settings.linear_solver,
-            cross=train.augmented_cross() if _has_bias(linear) else train.cross,
-            device=self.settings.device,
-        )
-        split = _split(fitted, columns)
-        errors = [
-            solver.regression_error(moments, split["weight"], split.get("bias"))
-            / (moments.inputs.count * len(weight))
-            for moments in (train, held_out)
-        ]
-        tensors = {**trained.tensors, **{f"{o}.{name}": value for name, value in split.items()}}
-        return tensors, dict(zip(("train", "after"), errors, strict=True))
+        o, tuned = self.modules[variant.module].part("o"), trained.tensors
+        own = {name: tuned[f"{o}.{name}"] for name in ("weight", "bias") if f"{o}.{name}" in tuned}
+        fit = fit_output(own, variant.masks[f"{o}.weight"], trained.moments, self.settings.how)
+        tensors = {**tuned, **{f"{o}.{name}": t for name, t in fit.tensors.items()}}
+        return tensors, fit.facts
 
     def _fits_of(self, index: int) -> list[Fit]:
         """A variant's fits: solved, then, where it was, trained; none for a removed module."""
@@ -462,33 +402,3 @@ def _tuned(variant: Variant, fits: list[Fit]) -> Variant:
 
 def _name_of(heads: Heads) -> str:
     return "heads " + ",".join(map(str, heads[1]))
-
-
-def _has_bias(linear: nn.Module) -> bool:
-    return getattr(linear, "bias", None) is not None
-
-
-def _matrix(gram: Gram, linear: nn.Module) -> Tensor:
-    """Second moments of the inputs, with a last column of ones where there is a bias."""
-    return gram.augmented() if _has_bias(linear) else gram.matrix
-
-
-def _with_bias(weight: Tensor, linear: nn.Module) -> Tensor:
-    """Append the bias as a last column."""
-    if not _has_bias(linear):
-        return weight
-    return torch.cat([weight, linear.get_parameter("bias").detach()[:, None]], 1)
-
-
-def _pad(mask: Tensor, width: int) -> Tensor:
-    """Widen a mask by the bias, which always stays."""
-    extra = torch.ones(len(mask), width - mask.shape[1], dtype=torch.bool)
-    return torch.cat([mask, extra], 1)
-
-
-def _split(weight: Tensor, columns: int) -> dict[str, Tensor]:
-    """Undo `_with_bias`."""
-    tensors = {"weight": weight[:, :columns].contiguous()}
-    if weight.shape[1] > columns:
-        tensors["bias"] = weight[:, columns].contiguous()
-    return tensors

@@ -19,6 +19,7 @@ from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
 from composable.config import Entry
 from composable.distill import Classroom
+from composable.errors import UserError
 from composable.families import Module
 from composable.moments import valid_tokens
 from composable.pruning import make_variants, own_parameters
@@ -118,6 +119,22 @@ def test_nothing_removed_is_the_dense_module(texts: Any, attention: str, name: s
     whole, pruned = (student_of(dense, name, kept) for kept in ([0, 1, 2, 3], [0, 2, 3]))
     assert mean_error(whole.part, calls) == 0.0
     assert mean_error(pruned.part, calls) > 1e-3 * mean_error(None, calls) > 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_nothing_removed_has_nothing_to_learn(texts: Any, attention: str) -> None:
+    """As above, in the run itself; the dense weights stay, for nothing is better."""
+    dense = tiny.checkpoint(attention=attention)
+    students = {name: student_of(dense, name, [0, 1, 2, 3]) for name in NAMES}
+    starts = {
+        name: Variant(name, "attention", Entry(0.1), False, [0, 1, 2, 3], tensors=some.tensors())
+        for name, some in students.items()
+    }
+    results = attention_phase.run(dense, starts, texts, dataclasses.replace(SETTINGS, epochs=1))
+    for name, result in results.items():
+        assert result.history[0] == result.error_before == result.error_after == 0.0
+        for key, tensor in result.tensors.items():
+            assert torch.equal(tensor, starts[name].tensors[key])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -529,6 +546,12 @@ def test_starts_are_left_as_they_are_and_have_no_masks(texts: Any) -> None:
     (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, Entry(0.5))]})
     with pytest.raises(AssertionError, match="masks"):
         attention_phase.run(dense, {0: pair}, texts, SETTINGS)
+
+
+def test_float16_is_refused(texts: Any) -> None:
+    with pytest.raises(UserError, match=r"--dtype float16: .* float32 or bfloat16; use one"):
+        run(texts, dtype="float16")
+    assert set(run(texts, (CROSS,), dtype="bfloat16")) == {(CROSS, 0.25), (CROSS, 0.5)}
 
 
 def test_groups_fit_into_the_budget() -> None:
