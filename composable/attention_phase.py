@@ -109,8 +109,7 @@ def run(
 
     Args:
         dense: the dense model; left as it is.
-        starts: any key -> variant of an attention, without masks (a masked `o` is refitted
-            afterwards, from `moments`).
+        starts: any key -> variant of an attention; what its masks leave out stays 0.
         corpora: training and held-out texts of the model's task.
         settings: how.
         wants_moments: keys of those that get `moments`.
@@ -130,7 +129,6 @@ def run(
         )
     wanted: dict[str, dict[Key, Variant]] = {}
     for key, start in starts.items():
-        assert not start.masks, "masks would not be kept"
         if key not in skip:
             wanted.setdefault(start.module, {})[key] = start
     modules = [m for m in dense.family.modules(dense.model) if m.name in wanted]
@@ -318,6 +316,8 @@ def _train(
         key: _Pupil(Student(start, module, dense.family, part).to(settings.device).eval())
         for key, start in starts.items()
     }
+    for pupil in pupils.values():
+        pupil.student.mask_gradients()
     optimizer, schedule = _optimizer(pupils.values(), part, len(calls[0]), settings)
     values = output_values(calls[0])
     for pupil in pupils.values():

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import shutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,19 +170,38 @@ class _Run:
         self.solved = {name: self._loaded(name) for name in self.problems}
 
     def train_attentions(self, corpora: tuple[Any, Any]) -> None:
-        """Train q, k, v and o of every pruned attention, starting from its refitted o."""
-        starts = {heads: self._start(heads) for heads in sorted(self._heads().values())}
-        modules = sorted({module for module, _ in starts})[self.rank :: self.world]
-        mine = {heads: start for heads, start in starts.items() if heads[0] in modules}
-        paired = {heads for i, heads in self._heads().items() if self.variants[i].masks}
+        """Train q, k, v and o of every pruned attention, starting from its refitted o.
+
+        Heads first, for all variants that have them; then each pair with its masked `o`, which was
+        refitted to the trained heads, for half as long with half the steps' size.
+        """
+        phase, heads_of = self.settings.phase, self._heads()
+        paired = {index: heads for index, heads in heads_of.items() if self.variants[index].masks}
+        starts = {heads: self._start(heads) for heads in sorted(set(heads_of.values()))}
+        self._train(starts, corpora, phase, self._finish, set(paired.values()))
+        half = dataclasses.replace(phase, epochs=-(-phase.epochs // 2), lr=phase.lr / 2)
+        pairs = {index: self._tuned_pair(index, heads) for index, heads in paired.items()}
+        self._train(pairs, corpora, half, self._finish_pair)
+
+    def _train(
+        self,
+        starts: Mapping[Any, Variant],
+        corpora: tuple[Any, Any],
+        phase: attention_phase.Settings,
+        finish: Callable[[Any, Trained], dict[str, Fit]],
+        wants_moments: Collection[Any] = (),
+    ) -> None:
+        """Train this process's share of attentions, and store what `finish` makes of each."""
+        modules = sorted({start.module for start in starts.values()})[self.rank :: self.world]
+        mine = {key: start for key, start in starts.items() if start.module in modules}
         attention_phase.run(
             self.dense,
             mine,
             corpora,
-            self.settings.phase,
-            wants_moments=paired,
-            on_done=lambda heads, trained: self.store.save(heads, self._finish(heads, trained)),
-            skip={heads for heads in mine if self.store.load(heads) is not None},
+            phase,
+            wants_moments=wants_moments,
+            on_done=lambda key, trained: self.store.save(key, finish(key, trained)),
+            skip={key for key in mine if self.store.load(key) is not None},
         )
         self._wait()
 
@@ -322,6 +342,16 @@ class _Run:
             fits[str(index)] = Fit(tensors, {**facts, **errors})
         return fits
 
+    def _tuned_pair(self, index: int, heads: Heads) -> Variant:
+        variant, fit = self.variants[index], self._loaded(heads)[str(index)]
+        return dataclasses.replace(variant, tensors={**variant.tensors, **fit.tensors})
+
+    def _finish_pair(self, index: int, trained: Trained) -> dict[str, Fit]:
+        """Make the fit of a pair that was trained with its mask."""
+        norm = self._fits_of(index)[0].facts["norm"]
+        facts = {"train": trained.training_loss, "after": trained.error_after * norm}
+        return {str(index): Fit(trained.tensors, {**facts, "seconds": trained.seconds})}
+
     def _refit_output(
         self, variant: Variant, trained: Trained
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -334,7 +364,10 @@ class _Run:
         return tensors, fit.facts
 
     def _fits_of(self, index: int) -> list[Fit]:
-        """A variant's fits: solved, then, where it was, trained; none for a removed module."""
+        """A variant's fits: solved, then, where it was, trained; none for a removed module.
+
+        A pair that was not trained with its mask yet has the fit of its heads' training last.
+        """
         variant = self.variants[index]
         if not variant.tensors:
             return []
@@ -347,6 +380,7 @@ class _Run:
         fits = [Fit(self._own_tensors(module, solved, columns), solved.facts)]
         if heads and self.settings.solver == "hybrid":
             fits.append(self._loaded(heads)[str(index)])
+            fits.extend((self.store.load(index) or {}).values())
         return fits
 
     def _rows(self, fits: list[list[Fit]]) -> list[dict[str, Any]]:
@@ -362,7 +396,7 @@ class _Run:
                 0.0,
             ),
         ]
-        trained = [some[1].facts["seconds"] for some in fits if len(some) > 1]
+        trained = [fit.facts["seconds"] for some in fits for fit in some[1:]]
         if trained:
             best = [_best(some).facts for some in fits if some]
             training, validation = (sum(facts[key] for facts in best) for key in ("train", "after"))

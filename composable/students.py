@@ -3,6 +3,7 @@
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from composable.surgery import keep_heads
@@ -36,6 +37,13 @@ class Student(nn.Module):
             parameter.requires_grad_(True)
         self.best = copy.deepcopy(self.part).requires_grad_(False)
         self.masks: dict[str, Tensor] = variant.masks
+
+    def mask_gradients(self) -> None:
+        """Leave masked weights out of the training: without decay a zero without gradient stays."""
+        for name, mask in self.masks.items():
+            weight = self.part.get_parameter(name)
+            kept = mask.to(weight.device)
+            weight.register_hook(lambda grad, kept=kept: torch.where(kept, grad, 0.0))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pruned module."""

@@ -537,15 +537,26 @@ def test_the_dense_model_is_left_as_it_is_and_dropout_is_off(texts: Any) -> None
     assert all(not part._forward_hooks for part in dense.model.modules())
 
 
-def test_starts_are_left_as_they_are_and_have_no_masks(texts: Any) -> None:
+def test_starts_are_left_as_they_are(texts: Any) -> None:
     dense = tiny.checkpoint()
     starts = starts_of(dense, (CROSS,))
     digests = {key: start.digest for key, start in starts.items()}
     attention_phase.run(dense, starts, texts, SETTINGS)
     assert digests == {key: start.digest for key, start in starts.items()}
+
+
+def test_masked_weights_stay_zero_and_the_others_learn(texts: Any) -> None:
+    dense = tiny.checkpoint()
     (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, Entry(0.5))]})
-    with pytest.raises(AssertionError, match="masks"):
-        attention_phase.run(dense, {0: pair}, texts, SETTINGS)
+    trained = attention_phase.run(dense, {0: pair}, texts, SETTINGS)[0]
+    mask = pair.masks["o.weight"]
+    assert not trained.tensors["o.weight"][~mask].view(torch.int32).any()
+    assert (trained.tensors["o.weight"] != pair.tensors["o.weight"])[mask].all()
+    assert trained.error_after < 0.9 * trained.error_before
+    tuned = dataclasses.replace(pair, tensors=trained.tensors)
+    before, after = (classroom_errors([variant], texts[1])[0][1] for variant in (pair, tuned))
+    assert trained.error_before == pytest.approx(before, rel=1e-4)
+    assert trained.error_after == pytest.approx(after, rel=1e-4)
 
 
 def test_float16_is_refused(texts: Any) -> None:
