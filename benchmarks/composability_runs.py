@@ -17,7 +17,6 @@ EARLY_OPTIONS = ("--epochs", "10", "--early-stop", "2")
 COMPOSED = (0, 1, 25, 50, 100, 300, 1000)
 COMPOSED_BLEU = (0, 100, 300, 1000)
 FAMILIES = (4, 16, 64)
-REPEATS = 5
 
 
 @dataclass
@@ -150,28 +149,28 @@ def composed(
     return points
 
 
-def follow(context: Context, wanted: Sequence[tuple[Levels, int]]) -> list[Family]:
+def follow(context: Context, wanted: Sequence[tuple[Levels, int, int]]) -> list[Family]:
     """Measure sets of configurations.
 
     Args:
         context: settings.
-        wanted: what each set is drawn from, and how many of its configurations are trained by
-            themselves until early stop.
+        wanted: what each set is drawn from, how many of its configurations are trained, and how
+            many of these by themselves until early stop.
     """
     sizes = FAMILIES[: context.few(len(FAMILIES), 1)]
-    drawings = [draw_configurations(context, levels)[: sizes[-1]] for levels, _ in wanted]
+    drawings = [draw_configurations(context, levels)[: sizes[-1]] for levels, *_ in wanted]
     shares = context.runner.parallel(
         [partial(share, context, found, count) for found in drawings for count in sizes]
     )
     families = []
-    for place, (levels, _) in enumerate(wanted):
+    for place, (levels, repeats, _) in enumerate(wanted):
         mine = dict(zip(sizes, shares[place * len(sizes) :], strict=False))
         families.append(
             Family(
                 levels,
                 {n: sum(map(context.seconds, runs)) for n, runs in mine.items()},
                 {n: tuned.report["variants"] for n, (_, tuned) in mine.items()},
-                [Path() for _ in range(context.few(REPEATS, 1))],
+                [Path() for _ in range(context.few(repeats, 1))],
             )
         )
 
@@ -180,7 +179,7 @@ def follow(context: Context, wanted: Sequence[tuple[Levels, int]]) -> list[Famil
         configurations = context.write("drawn", drawings[place])
         composing = context.compose([pruned.output(PRUNED)], configurations, index)
         path = families[place].paths[index]
-        path.alone = alone(context, composing, index < wanted[place][1])
+        path.alone = alone(context, composing, index < wanted[place][2])
         lowest = min(point.loss for point in path.alone.values())
         path.composed = composed(context, tuned.output(TUNED), configurations, index, lowest)
 

@@ -1,5 +1,6 @@
 """What every benchmark is given: settings, the runner, and the scripts of the chain as calls."""
 
+import functools
 import json
 import statistics
 from collections.abc import Sequence
@@ -7,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
 from benchmarks.runs import Argument, Artifact, Out, Run, Runner
 from composable import files
 
@@ -85,10 +85,15 @@ class Context:
         """Options of the calibration set."""
         return ["--calibration-samples", str(self.few(4096, 64))]
 
+    @functools.cached_property
+    def model_file(self) -> Artifact | None:
+        """The dense model where it was given as a file, read once for its hash."""
+        return Artifact.of(Path(self.model)) if Path(self.model).is_file() else None
+
     def dense(self) -> Artifact:
         """Return the dense model."""
-        if Path(self.model).is_file():
-            return Artifact.of(Path(self.model))
+        if self.model_file:
+            return self.model_file
         run = self.runner.run("download_model.py", "-m", self.model, "-o", Out(MODEL))
         return run.output(MODEL)
 
@@ -182,13 +187,3 @@ class Context:
         """Run evaluate.py, greedy; the report has bleu and loss."""
         run = self.runner.run("evaluate.py", "-m", model, "--split", split, *self.reading)
         return run.report
-
-
-def embedded_or_file(model: str) -> str:
-    """Name a model in a heading without a path of this machine."""
-    return model if not Path(model).is_file() else Path(model).stem
-
-
-def root() -> Path:
-    """Return the repository's root."""
-    return machine.ROOT

@@ -13,10 +13,10 @@ from benchmarks.spread import EXTRAPOLATED, number
 
 #: what is measured: geometry -> sentences, first layers of either stack or None for all, budget
 MEASURED: dict[str, tuple[int, int | None, str]] = {
-    "small": (512, None, "2G"),
-    "small, in groups": (512, None, "256M"),
-    "base": (160, None, "2G"),
-    "large": (80, 3, "2G"),
+    "small": (320, None, "2G"),
+    "small, in groups": (160, None, "256M"),
+    "base": (64, None, "2G"),
+    "large": (40, 3, "2G"),
 }
 #: sentences of the default calibration set and of Multi30K's validation split
 DEFAULT_SENTENCES = 4096 + 1014
@@ -215,11 +215,12 @@ def measure(context: Context) -> Section:
         rows,
         title="Calibration: CPU seconds of one thread, and memory.",
         note="Tokens count in both stacks, calibration and held-out texts together. The moments "
-        "are float64, both splits; what does not fit into the budget takes another pass. Beside the "
-        "tokens: what does not grow with the texts, above all writing the file; both from two "
-        f"numbers of sentences. Minutes: for {DEFAULT_SENTENCES:,} sentences (4,096 and Multi30K's "
-        f"validation split). large: the moments of {MEASURED['large'][1]} of its 24 + 24 layers, "
-        "about as much as fits into the budget, in one pass of the whole model.",
+        "are float64, both splits; what does not fit into the budget takes another pass. "
+        "Beside the tokens: what does not grow with the texts, above all writing the file; "
+        f"both from two numbers of sentences. Minutes: for {DEFAULT_SENTENCES:,} sentences "
+        "(4,096 and Multi30K's validation split). large: the moments of "
+        f"{MEASURED['large'][1]} of its 24 + 24 layers, about as much as fits into the "
+        "budget, in one pass of the whole model.",
     )  # fmt: skip
     solves = Table(
         ["geometry", "one linear at three rates, CPU s", "all of them, minutes"],
@@ -233,9 +234,9 @@ def measure(context: Context) -> Section:
 NOTES = [
     "T5's geometries with random weights, the original tokenizer where it is at hand, captions "
     "of Multi30K; one process each, one run.",
-    "3B (d 1024, 24 + 24 layers, 32 heads of 128, ffn 16384) was not run: its calibration is that "
-    "of large times the multiply-accumulates of a token, its solves follow a x rows x columns^2 + "
-    "b x columns^3 with both factors fitted to the measured shapes.",
+    "3B (d 1024, 24 + 24 layers, 32 heads of 128, ffn 16384) was not run: its calibration is "
+    "that of large times the multiply-accumulates of a token, its solves follow a x rows x "
+    "columns^2 + b x columns^3 with both factors fitted to the measured shapes.",
     "The gradient phase of attentions is not in these tables; see the first benchmark for its "
     "share.",
 ]

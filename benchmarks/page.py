@@ -114,18 +114,15 @@ def command(key: str) -> str:
 
 
 def origin(section: Section) -> list[str]:
-    """Say what a section's figures come from, one line for each machine or state of the code."""
+    """Say what a section's figures come from: each machine or state of the code, and how long."""
     lines: dict[str, set[str]] = {}
     for facts in section.facts:
         versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
         lines.setdefault(f"{machine.name(facts)}; {versions}{_state(facts)}", set()).add(
             facts["date"]
         )
-    minutes = section.seconds / 60
-    return [
-        f"{line}; {' and '.join(sorted(dates))}; {minutes:.1f} minutes of runs in all."
-        for line, dates in lines.items()
-    ]
+    found = [f"{line}; {' and '.join(sorted(dates))}." for line, dates in lines.items()]
+    return [*found, f"All of its runs together took {section.seconds / 60:.1f} minutes."]
 
 
 def _state(facts: dict[str, Any]) -> str:

@@ -46,13 +46,16 @@ def keys() -> list[str]:
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16",
     help="Autocast of all trainings.",
 )  # fmt: skip
-@click.option("--jobs", default=2, help="Trainings side by side, one thread each.")
+@click.option("--jobs", type=int, help="Side by side.  [default: 2 on a CPU, 1 on a GPU]")
 @click.option("--fresh", "is_fresh", is_flag=True, help="Measure again what is there already.")
-@click.option("--page", "target", type=click.Path(path_type=Path), default=PAGE)
+@click.option(
+    "--page", "target", type=click.Path(path_type=Path), default=PAGE,
+    show_default="docs/benchmarks.md",
+)  # fmt: skip
 @cli.path_option("-o", "--out", default="out/bench", text="Results, and the runs behind them.")
 def main(
     names: tuple[str, ...], is_quick: bool, device: str, model: str, data: str, dtype: str,
-    jobs: int, is_fresh: bool, target: Path, out: Path,
+    jobs: int | None, is_fresh: bool, target: Path, out: Path,
 ) -> dict[str, object]:  # fmt: skip
     """Run benchmarks by NAME, all of them by default.
 
@@ -64,9 +67,11 @@ def main(
     out = out.resolve() / "quick" if is_quick else out.resolve()
     target = out / "benchmarks.md" if is_quick else target
     model = str(Path(model).resolve()) if Path(model).is_file() else model
+    made: set[str] | None = set() if is_fresh else None
+    jobs = jobs or (2 if device == "cpu" else 1)
     written = []
     for name in chosen:
-        runner = Runner(out / "runs", jobs, device, is_fresh)
+        runner = Runner(out / "runs", jobs, device, made)
         context = Context(runner, model, data, device, dtype, is_quick)
         print_step(name)
         section = module_of(name).measure(context)

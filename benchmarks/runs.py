@@ -86,11 +86,14 @@ class Runner:
         folder: of the cache.
         jobs: how many run side by side in `parallel`.
         device: cpu or cuda; the GPU's name belongs to a run's identity.
-        is_fresh: make every run once more, cached or not.
+        made: identities of the runs that may be recalled; it grows with those that are made.
+            None: all of them.
     """
 
-    def __init__(self, folder: Path, jobs: int = 2, device: str = "cpu", is_fresh: bool = False):
-        self.folder, self.jobs, self.device, self.is_fresh = folder, jobs, device, is_fresh
+    def __init__(
+        self, folder: Path, jobs: int = 2, device: str = "cpu", made: set[str] | None = None
+    ):
+        self.folder, self.jobs, self.device, self.made = folder, jobs, device, made
         self.used: dict[str, Run] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
@@ -118,8 +121,11 @@ class Runner:
                 raise UserError("left out, since another run failed.")
             if key not in self.used:
                 folder = self.folder / f"{Path(script.split()[-1]).stem}-{key[:16]}"
-                found = None if self.is_fresh else self._recall(folder, command)
+                is_old = self.made is not None and key not in self.made
+                found = None if is_old else self._recall(folder, command)
                 self.used[key] = found or self._make(folder, command)
+                if self.made is not None:
+                    self.made.add(key)
             return self.used[key]
 
     def parallel(self, calls: Iterable[Callable[[], Any]]) -> list[Any]:

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ os.environ.setdefault("COMPOSABLE_PROGRESS", "0")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 BATCH, MAX_LENGTH, LR = 64, 80, 1e-3
-#: what is timed: target tokens or sentences, of how many there are, per second
-Rate = Callable[[], float]
 
 
 def batches(items: list[Any]) -> Iterator[list[Any]]:
@@ -38,19 +36,15 @@ def batches(items: list[Any]) -> Iterator[list[Any]]:
         yield items[start : start + BATCH]
 
 
-def plain_training(model: Any, tokenizer: Any, corpus: Any) -> tuple[float, float]:
-    """One epoch as a user would write it.
-
-    Returns:
-        Target tokens and seconds.
-    """
+def plain_training(model: Any, tokenizer: Any, corpus: Any, device: str = "cpu") -> float:
+    """Train for an epoch as a user would write it, and return the seconds."""
     from transformers.optimization import Adafactor
 
-    model.train()
+    model.to(device).train()
     optimizer = Adafactor(model.parameters(), lr=LR, scale_parameter=True, relative_step=False)
-    tokens, started = 0, time.perf_counter()
+    started = time.perf_counter()
     for source, target in zip(batches(corpus.source), batches(corpus.target), strict=True):
-        batch = tokenizer(source, text_target=target, padding=True, return_tensors="pt")
+        batch = tokenizer(source, text_target=target, padding=True, return_tensors="pt").to(device)
         labels = batch["labels"].masked_fill(batch["labels"] == tokenizer.pad_token_id, -100)
         loss = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
@@ -58,19 +52,21 @@ def plain_training(model: Any, tokenizer: Any, corpus: Any) -> tuple[float, floa
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        tokens += int((labels != -100).sum())
-    return tokens, time.perf_counter() - started
+    loss.item()  # a GPU may still be at work
+    return time.perf_counter() - started
 
 
-def plain_evaluation(model: Any, tokenizer: Any, sentences: list[str]) -> list[str]:
+def plain_evaluation(
+    model: Any, tokenizer: Any, sentences: list[str], device: str = "cpu"
+) -> list[str]:
     """Translate greedily as a user would write it."""
     import torch
 
-    model.eval()
+    model.to(device).eval()
     lines: list[str] = []
     with torch.no_grad():
         for source in batches(sentences):
-            batch = tokenizer(source, padding=True, return_tensors="pt")
+            batch = tokenizer(source, padding=True, return_tensors="pt").to(device)
             found = model.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
@@ -82,155 +78,174 @@ def plain_evaluation(model: Any, tokenizer: Any, sentences: list[str]) -> list[s
     return lines
 
 
-def our_training(
-    made: Any, corpora: tuple[Any, Any], dtype: str, folder: str
-) -> tuple[float, float]:
-    """One epoch of `train.run` as the scripts call it, tokenising included."""
+def our_training(made: Any, corpora: tuple[Any, Any], dtype: str, device: str = "cpu") -> float:
+    """Train for an epoch as the scripts do; the seconds of the steps and of tokenising."""
     from composable import tasks, train
 
-    options = train.Options(
-        epochs=1, batch_size=BATCH, lr=LR, early_stop=0, device="cpu", dtype=dtype, clip=1.0,
-        resume=False, checkpoint_dir=Path(folder),
-    )  # fmt: skip
-    started = time.perf_counter()
-    data = train.data_of(made, corpora)
-    tokenising = time.perf_counter() - started
-    functions = tasks.by_name(made.info["task"]).functions()
-    outcome = train.run(made.model, {}, data, functions, options, {})
-    outcome.clean_up()
-    tokens = sum(len(item["labels"]) for item in data[0].items)
-    return tokens, tokenising + outcome.rows[-1]["training_seconds"]
+    with tempfile.TemporaryDirectory() as folder:
+        options = train.Options(
+            epochs=1, batch_size=BATCH, lr=LR, early_stop=0, device=device, dtype=dtype,
+            resume=False, checkpoint_dir=Path(folder),
+        )  # fmt: skip
+        started = time.perf_counter()
+        data = train.data_of(made, corpora)
+        tokenising = time.perf_counter() - started
+        functions = tasks.by_name(made.info["task"]).functions()
+        outcome = train.run(made.model, {}, data, functions, options, {})
+    seconds: float = outcome.rows[-1]["training_seconds"]
+    return tokenising + seconds
 
 
-def our_evaluation(made: Any, sentences: list[str], dtype: Any) -> list[str]:
+def our_evaluation(made: Any, sentences: list[str], dtype: str, device: str = "cpu") -> list[str]:
     """Translate greedily as `evaluate.py` does."""
+    import torch
+
     from composable.tasks.translation_decode import translate
 
-    return translate(made.model, made.tokenizer, sentences, max_length=MAX_LENGTH, dtype=dtype)
+    return translate(
+        made.model,
+        made.tokenizer,
+        sentences,
+        max_length=MAX_LENGTH,
+        device=device,
+        dtype=getattr(torch, dtype),
+    )
 
 
-def embedded() -> Any:
-    """The model that comes along: d 192, 3+3 layers, 6,000 tokens."""
+def load(model: Path | None = None) -> Any:
+    """Load a model file; without one the embedded model: d 192, 3+3 layers, 6,000 tokens."""
     from composable import checkpoint, files
 
+    if model:
+        return checkpoint.load(model)
     return checkpoint.import_pretrained(files.assets("embedded"), "embedded")
 
 
-def row(name: str, ours: list[float], theirs: list[float], unit: str) -> dict[str, Any]:
-    """One comparison: medians per second, the their ratio, the smallest and largest ratio."""
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    medians = statistics.median(ours), statistics.median(theirs)
-    return {
-        "name": name,
-        "unit": unit,
-        "ours": round(medians[0], 1),
-        "theirs": round(medians[1], 1),
-        "ratio": round(medians[0] / medians[1], 2),
-        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
-    }
-
-
 def measure(
-    threads: tuple[int, ...] = (1, 2),
+    threads: Sequence[int] = (1, 2),
     repetitions: int = 5,
     pairs: int = 640,
-    sentences: int = 320,
+    sentences: int = 1000,
     data: str = "embedded",
-    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    model: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Compare throughput.
 
     Args:
         threads: numbers of CPU threads to measure with.
-        repetitions: of each side, in turns; the first turn of both is thrown away.
+        repetitions: of each side, in turns, after a turn that does not count.
         pairs: training pairs of an epoch.
-        sentences: to translate.
+        sentences: to translate, at most.
         data: the `--data` option.
-        dtypes: of our side; theirs is float32.
+        model: model file; the embedded model without.
+        device: cpu or cuda.
 
     Returns:
-        `rows`, a list of dicts with name, unit, ours, theirs, ratio, spread (of the ratio,
-        pair by pair); and the settings.
+        `rows`, a list of dicts with name, unit, ours, theirs (medians), ratio (of the medians),
+        spread (smallest and largest ratio of a turn); and `settings`.
     """
     import torch
 
     from composable import tasks
 
-    made = embedded()
+    made = load(model)
     task = tasks.by_name(made.info["task"])
-    corpora = tuple(
-        task.read(data, None, split, n) for split, n in (("train", pairs), ("valid", 8))
-    )
+    corpora = task.read(data, None, "train", pairs), task.read(data, None, "valid", BATCH)
     texts = task.read(data, None, "test", sentences).source
     before = torch.get_num_threads()
     rows: list[dict[str, Any]] = []
     try:
         for count in threads:
             torch.set_num_threads(count)
-            rows += _training_rows(made, corpora, dtypes, repetitions, count)
-            rows += _evaluation_rows(made, texts, dtypes, repetitions, count)
+            for dtype in ("float32", "bfloat16"):
+                name = f"{dtype}, {count} thread{'s' * (count > 1)}"
+                rows.append(_training(made, corpora, dtype, device, repetitions, name))
+                rows.append(_evaluation(made, texts, dtype, device, repetitions, name))
     finally:
         torch.set_num_threads(before)
     settings = {
-        "repetitions": repetitions, "pairs": len(corpora[0].source), "sentences": len(texts),
-        "batch": BATCH, "max_length": MAX_LENGTH, "data": corpora[0].name,
-        "versions": {"torch": torch.__version__},
+        "model": str(model or "embedded"), "device": device, "data": corpora[0].name,
+        "training_pairs": len(corpora[0].source), "sentences": len(texts), "batch": BATCH,
+        "max_length": MAX_LENGTH, "repetitions": repetitions, "torch": torch.__version__,
     }  # fmt: skip
+    rows.sort(key=lambda row: row["name"].startswith("evaluation"))
     return {"rows": rows, "settings": settings}
 
 
-def _training_rows(
-    made: Any, corpora: Any, dtypes: tuple[str, ...], repetitions: int, threads: int
-) -> list[dict[str, Any]]:
-    rates: dict[str, list[float]] = {side: [] for side in ("theirs", *dtypes)}
-    with tempfile.TemporaryDirectory() as folder:
-        for repetition in range(repetitions + 1):
-            for side in rates:
-                mine = copy.copy(made)
-                mine.model = copy.deepcopy(made.model)
-                if side == "theirs":
-                    tokens, seconds = plain_training(mine.model, made.tokenizer, corpora[0])
-                else:
-                    tokens, seconds = our_training(mine, corpora, side, folder)
-                if repetition:
-                    rates[side].append(tokens / seconds)
-    unit = "target tokens per second"
-    return [
-        row(f"training, {dtype}, {threads} threads", rates[dtype], rates["theirs"], unit)
-        for dtype in dtypes
-    ]
+def _training(
+    made: Any, corpora: Any, dtype: str, device: str, repetitions: int, name: str
+) -> dict[str, Any]:
+    def copied() -> Any:
+        mine = copy.copy(made)
+        mine.model = copy.deepcopy(made.model)
+        return mine
+
+    ours, theirs = in_turns(
+        lambda: our_training(copied(), corpora, dtype, device),
+        lambda: plain_training(copied().model, made.tokenizer, corpora[0], device),
+        repetitions,
+    )
+    tokens = sum(map(len, made.tokenizer(text_target=corpora[0].target)["input_ids"]))
+    return row(f"training, {name}", "target tokens per second", tokens, ours, theirs)
 
 
-def _evaluation_rows(
-    made: Any, texts: list[str], dtypes: tuple[str, ...], repetitions: int, threads: int
-) -> list[dict[str, Any]]:
-    import torch
+def _evaluation(
+    made: Any, texts: list[str], dtype: str, device: str, repetitions: int, name: str
+) -> dict[str, Any]:
+    lines: dict[str, list[str]] = {}
 
-    rates: dict[str, list[float]] = {side: [] for side in ("theirs", *dtypes)}
-    lines = {}
-    for repetition in range(repetitions + 1):
-        for side in rates:
-            started = time.perf_counter()
-            if side == "theirs":
-                lines[side] = plain_evaluation(made.model, made.tokenizer, texts)
-            else:
-                lines[side] = our_evaluation(made, texts, getattr(torch, side))
-            if repetition:
-                rates[side].append(len(texts) / (time.perf_counter() - started))
-    return [
-        row(f"evaluation, {dtype}, {threads} threads", rates[dtype], rates["theirs"],
-            "sentences per second")
-        | {"equal_lines": sum(a == b for a, b in zip(lines[dtype], lines["theirs"], strict=True))}
-        for dtype in dtypes
-    ]  # fmt: skip
+    def timed(side: str, translate: Callable[[], list[str]]) -> float:
+        started = time.perf_counter()
+        lines[side] = translate()
+        return time.perf_counter() - started
+
+    ours, theirs = in_turns(
+        lambda: timed("ours", lambda: our_evaluation(made, texts, dtype, device)),
+        lambda: timed(
+            "theirs", lambda: plain_evaluation(made.model, made.tokenizer, texts, device)
+        ),
+        repetitions,
+    )
+    equal = sum(
+        a == " ".join(b.split()) for a, b in zip(lines["ours"], lines["theirs"], strict=True)
+    )
+    found = row(f"evaluation, {name}", "sentences per second", len(texts), ours, theirs)
+    return found | {"equal_translations": f"{equal} of {len(texts)}"}
+
+
+def in_turns(
+    first: Callable[[], float], second: Callable[[], float], repetitions: int
+) -> tuple[list[float], list[float]]:
+    """Take the seconds of two things in turns, after a turn that does not count."""
+    turns = [(first(), second()) for _ in range(repetitions + 1)][1:]
+    return [turn[0] for turn in turns], [turn[1] for turn in turns]
+
+
+def row(
+    name: str, unit: str, amount: int, ours: list[float], theirs: list[float]
+) -> dict[str, Any]:
+    """Make a row out of the seconds that two sides took for an amount."""
+    ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
+    medians = statistics.median(ours), statistics.median(theirs)
+    return {
+        "name": name,
+        "unit": unit,
+        "ours": round(amount / medians[0], 1),
+        "theirs": round(amount / medians[1], 1),
+        "ratio": round(medians[1] / medians[0], 2),
+        "spread": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
 
 
 @click.command()
 @click.option("--threads", type=int, multiple=True, default=(1, 2), help="Numbers of CPU threads.")
 @click.option("--repetitions", default=5, help="Of each side, in turns.")
 @click.option("--pairs", default=640, help="Training pairs.")
-@click.option("--sentences", default=320, help="Sentences to translate.")
+@click.option("--sentences", default=1000, help="Sentences to translate, at most.")
 @click.option("--data", default="embedded", help="As of the scripts.")
+@click.option("--model", type=click.Path(path_type=Path), help="Model file.  [default: embedded]")
+@click.option("--device", default="cpu", help="cpu or cuda.")
 def main(**options: Any) -> None:
     """Print the comparison as JSON."""
     click.echo(json.dumps(measure(**options), indent=1))

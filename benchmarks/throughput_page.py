@@ -1,19 +1,21 @@
 """Training and evaluation against plain loops with transformers: how much per second."""
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.context import Context
 from benchmarks.page import Section, Table
+from benchmarks.runs import Argument
 from benchmarks.spread import number
 
 
 def measure(context: Context) -> Section:
     """Run throughput.py and lay its rows out."""
-    options = ["--data", context.data]
+    options: list[Argument] = ["--data", context.data]
     if context.is_quick:
         options += ["--threads", "1", "--repetitions", "2", "--pairs", "64", "--sentences", "32"]
     if context.device == "cuda":
-        options += ["--device", "cuda", "--model", context.dense().path.name]
+        options += ["--device", "cuda", "--model", context.dense()]
     report = context.runner.run("benchmarks/throughput.py", *options, threads=2).report
     return Section("Throughput", [table(report["rows"])], notes(report), report)
 
@@ -41,7 +43,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     """Say how it was measured."""
     settings = report.get("settings", {})
     shown = ", ".join(
-        f"{key.replace('_', ' ')} {value}"
+        f"{key.replace('_', ' ')} {Path(value).name if key == 'model' else value}"
         for key, value in settings.items()
         if not isinstance(value, dict | list)
     )
