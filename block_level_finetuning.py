@@ -47,7 +47,7 @@ def main(
 
     The least-squares forms measure the inputs of every module once (--calibration) and solve.
     --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of pruned
-    attentions on the calibration texts (hybrid: 2 epochs, batches of 16, lr 0.08), or of all
+    attentions on the calibration texts (hybrid: 4 epochs, batches of 16, lr 0.08), or of all
     variants on the whole training split (grad: 4 epochs, batches of 64, lr 0.04).
 
     Beside the CSV of the summed losses, NAME_variants.csv lists every variant with its relative

@@ -57,7 +57,7 @@ class Settings:
             pass of the dense model.
     """
 
-    epochs: int = 2
+    epochs: int = 4
     batch_size: int = 16
     lr: float = 0.08
     patience: int = 2

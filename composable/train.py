@@ -416,7 +416,7 @@ def _arguments(options: Options, folder: Path, keeps_best: bool) -> TrainingArgu
         logging_nan_inf_filter=False,
         save_total_limit=1,
         load_best_model_at_end=keeps_best,
-        metric_for_best_model="loss",
+        metric_for_best_model="loss" if keeps_best else None,
         greater_is_better=False,
         report_to=options.report_to,
         disable_tqdm=True,

@@ -52,7 +52,7 @@ def tune_model(
     Returns:
         The closing report.
     """
-    corpora = _corpora(composed, data, limit)
+    training, corpora = training.resolved(), _corpora(composed, data, limit)
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
         "masks": checkpoint.fingerprint_of({}, composed.masks),
@@ -70,7 +70,12 @@ def tune_model(
         stats,
         label=label,
     )
-    report = {**outcome.report(), "stats": str(stats), "data": corpora[0].name}
+    report = {
+        **outcome.report(),
+        "stats": str(stats),
+        "data": corpora[0].name,
+        "dtype": training.dtype,
+    }
     composed.info["history"].append({label: {**training.identity(), **report}})
     if outcome.is_main:
         _forget_seconds(composed.info["history"][-1][label])

@@ -72,6 +72,8 @@ def test_report_is_complete(folder: Path, tmp_path: Path) -> None:
     assert found["versions"]["composable"] == __version__
     assert set(found["versions"]) == {"composable", "torch", "transformers", "sacrebleu"}
     assert found["settings"]["num_beams"] == 1
+    dtypes = {"cpu": "float32", "cuda": "bfloat16"}
+    assert found["settings"]["dtype"] == dtypes[found["settings"]["device"]]
     written = json.loads(output.read_text(encoding="utf-8"))
     found.pop("seconds")
     assert written == found

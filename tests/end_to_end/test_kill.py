@@ -23,14 +23,17 @@ SCRIPTS = {
         ("-m", "composed.pth"), "tuned.pth", "stats_baseline.csv", "output"
     ),
     "block_level_finetuning.py": (
-        ("-m", "model.pth"), "tuned.npy", "stats_block.csv", "bundle"
+        ("-m", "model.pth", "--solver", "grad"), "tuned.npy", "stats_block.csv", "bundle"
     ),
     "model_level_finetuning.py": (
         ("-m", "model.pth", "-p", "modules.npy"), "tuned.pth", "stats_model.csv", "output"
     ),
 }  # fmt: skip
 BATCH, STEPS, EPOCHS = 8, 8, 4  # 60 pairs: 8 steps an epoch, the last batch has 4 pairs
-OPTIONS = ("--data", "data", "--batch-size", BATCH, "--epochs", EPOCHS, "--device", "cpu")
+OPTIONS = (
+    *("--data", "data", "--batch-size", BATCH, "--epochs", EPOCHS),
+    *("--device", "cpu", "--dtype", "float32"),
+)
 BLOCK = "block_level_finetuning.py"
 ONE_BY_DAY = [
     BLOCK if script == BLOCK else pytest.param(script, marks=pytest.mark.nightly)
@@ -158,7 +161,7 @@ def check_killed(
 @pytest.mark.parametrize("script", [BLOCK, "baseline_finetuning.py"])
 def test_killed_after_early_stopping(place: Place, script: str) -> None:
     """Some variants have stopped, or all: the rerun must not take one more step."""
-    options = ("--epochs", 8, "--early-stop", 1, "--lr", 0.3)
+    options = ("--epochs", 8, "--early-stop", 1, "--lr", 0.2)
     whole = place.train(script, *options).report
     expected = place.result(script)
     assert 0 < whole["epochs"] < 8
@@ -185,9 +188,11 @@ def test_killed_after_early_stopping(place: Place, script: str) -> None:
     ],
 )
 def test_killed_run_of_some_steps(place: Place, fault: dict[str, Any], resumed: float) -> None:
-    script, options = "baseline_finetuning.py", ("--steps", 2 * STEPS + STEPS // 2)
+    """In bfloat16, which a default run has where the processor has it."""
+    script = "baseline_finetuning.py"
+    options = ("--steps", 2 * STEPS + STEPS // 2, "--dtype", "bfloat16")
     whole = place.train(script, *options).report
-    assert whole["epochs"] == 2.5
+    assert (whole["epochs"], whole["dtype"]) == (2.5, "bfloat16")
     expected = place.result(script)
     assert [row[0] for row in expected[1][1:]] == ["0", "1", "2", "2.5"]
     place.tidy()
@@ -202,14 +207,21 @@ def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
     options = ("--epochs", 6, "--early-stop", 1, "--lr", 0.1)
     place.train(BLOCK, *options)
     expected = place.result(BLOCK)
-    table = (place.folder / "stats_block_variants.csv").read_text()
+    table = errors_in(place)
     place.tidy()
     assert place.train(BLOCK, *options, call="step", count=4 * STEPS + 2).code < 0
     state = load_file(place.checkpoints()[-1] / "model.safetensors")
     assert set(state["bad_epochs"].tolist()) == {0, 1}
     assert place.train(BLOCK, *options).report["resumed_from_epoch"] == 4
     assert place.result(BLOCK) == expected
-    assert (place.folder / "stats_block_variants.csv").read_text() == table
+    assert errors_in(place) == table
+
+
+def errors_in(place: Place) -> list[list[str]]:
+    """The table of the variants without its last column, the seconds."""
+    lines = (place.folder / "stats_block_variants.csv").read_text().splitlines()
+    assert lines[0].endswith(",seconds")
+    return [line.split(",")[:-1] for line in lines]
 
 
 def kill_late(place: Place, script: str = BLOCK, *args: object) -> None:
@@ -233,7 +245,8 @@ def test_another_run_does_not_continue_this_one(place: Place) -> None:
     kill_late(place, script)
     for change in (
         ("--seed", 7), ("--lr", 0.003), ("--epochs", 3), ("--batch-size", 4), ("--limit", 50),
-        ("--early-stop", 5), ("--steps", 20), ("--dtype", "bfloat16"), ("-m", "other.pth"), ("--data", "data2"),
+        ("--early-stop", 5), ("--steps", 20), ("--dtype", "bfloat16"), ("-m", "other.pth"),
+        ("--data", "data2"),
     ):  # fmt: skip
         ended = place.train(script, *change, **begins)
         assert ended.code == -signal.SIGKILL, ended.err
@@ -285,7 +298,7 @@ def test_incomplete_checkpoint_is_left_out(
 def test_checkpoints_may_move(place: Place) -> None:
     """The best epoch lies before the last: its weights are found where the folder is now."""
     script = "baseline_finetuning.py"
-    options = ("--epochs", 8, "--lr", 0.3, "--early-stop", 1)
+    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
     whole = place.train(script, *options).report
     expected = place.result(script)
     assert whole["best_epoch"] < whole["epochs"] < 8, "choose another --lr"

@@ -59,8 +59,8 @@ COMMON = " --data data --batch-size 8 --epochs 3 --device cpu --dtype float32"
 RUNS = {
     "model": (MODEL, "-m model.pth -p modules.npy" + COMMON),
     "removed": (MODEL, "-m model.pth -p removed.npy -c removed.json" + COMMON),
-    "block": (BLOCK, "-m model.pth -p modules.npy" + COMMON),
-    "stops": (BLOCK, "-m model.pth -p modules.npy --lr 0.1 --early-stop 1" + COMMON),
+    "block": (BLOCK, "-m model.pth -p modules.npy --solver grad" + COMMON),
+    "stops": (BLOCK, "-m model.pth -p modules.npy --solver grad --lr 0.1 --early-stop 1" + COMMON),
 }
 #: where some variants stop early the rate is so high that it magnifies rounding
 TOLERANCE = {"stops": 1e-3}

@@ -457,16 +457,39 @@ def test_autocast_leaves_float32_weights(corpora: Any, tmp_path: Path) -> None:
     assert plain.rows[-1]["validation_loss"] != outcome.rows[-1]["validation_loss"]
 
 
-def test_workers_and_compilation_change_no_more_than_rounding(corpora: Any, tmp_path: Path) -> None:
-    """Batches that other processes prepare are the same; compiled code rounds otherwise."""
-    changes: tuple[dict[str, Any], ...] = ({}, {"workers": 2}, {"compile": True})
-    losses = []
-    for change in changes:
-        made, outcome = tune(corpora, tmp_path, epochs=2, smoothing=0.1, **change)
-        losses.append([row["validation_loss"] for row in outcome.rows])
-        assert made.model._compiled_call_impl is None
-    assert losses[0] == losses[1]
-    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+def losses_of(corpora: Any, folder: Path, **changes: Any) -> list[float]:
+    made, outcome = tune(corpora, folder, epochs=2, smoothing=0.1, **changes)
+    assert made.model._compiled_call_impl is None
+    return [row["validation_loss"] for row in outcome.rows]
+
+
+def test_workers_prepare_the_same_batches(corpora: Any, tmp_path: Path) -> None:
+    assert losses_of(corpora, tmp_path) == losses_of(corpora, tmp_path, workers=2)
+
+
+def test_compiled_model_gets_the_same_loss(
+    corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives all its logits, since hooks that change would be compiled again and again."""
+    calls, met = [], set()
+
+    def pretend(model: Any, **settings: Any) -> None:
+        calls.append(settings)
+        model._compiled_call_impl = model._call_impl
+        model.lm_head.register_forward_hook(lambda *call: met.add(call[2].dim()))
+
+    expected = losses_of(corpora, tmp_path)
+    monkeypatch.setattr(torch.nn.Module, "compile", pretend)
+    assert losses_of(corpora, tmp_path, compile=True) == pytest.approx(expected, rel=1e-4)
+    assert calls == [{"dynamic": True}]
+    assert met == {3}
+
+
+@pytest.mark.nightly
+def test_compilation(corpora: Any, tmp_path: Path) -> None:
+    """The compiler itself, for minutes."""
+    found = losses_of(corpora, tmp_path, compile=True)
+    assert found == pytest.approx(losses_of(corpora, tmp_path), rel=1e-2)
 
 
 def test_same_seed_same_weights(corpora: Any, tmp_path: Path) -> None:
@@ -534,7 +557,9 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     assert train.select_dtype("auto", "cpu", trains=False) == "float32"
     for dtype in ("float32", "bfloat16", "float16"):
         assert train.select_dtype(dtype, "cpu") == train.select_dtype(dtype, "cuda") == dtype
-    options = train.Options(epochs=1, batch_size=2, lr=1, early_stop=0, dtype="auto").resolved()
+    options = train.Options(
+        epochs=1, batch_size=2, lr=1, early_stop=0, device="cpu", dtype="auto"
+    ).resolved()
     assert (options.device, options.dtype) == ("cpu", expected)
     assert options.resolved() == options
 
