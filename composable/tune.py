@@ -2,10 +2,13 @@
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from accelerate import PartialState
 
 from composable import (
     attention_phase,
@@ -204,7 +207,10 @@ def calibrate(
         task.read(name, default, "valid", samples),
     )
     budget, device = parse_bytes(memory_budget), train.select_device(device)
-    return obtain(dense, corpora, calibration, budget, device), corpora
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return obtain(dense, corpora, calibration, budget, device), corpora
+    with PartialState(cpu=device == "cpu").main_process_first():  # the others read what it wrote
+        return obtain(dense, corpora, calibration, budget, device), corpora
 
 
 def _settings(

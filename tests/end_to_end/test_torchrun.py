@@ -149,3 +149,30 @@ def test_killed_processes_continue(folder: Path) -> None:
         losses(folder / "model_1.csv"), losses(folder / "killed.csv"), strict=True
     ):
         assert other == pytest.approx(row, rel=1e-5)
+
+
+def test_least_squares_of_two_processes_equals_one(folder: Path) -> None:
+    """Modules are dealt out; nothing is summed over the processes, so the bytes are the same."""
+    files: dict[str, list[bytes]] = {}
+    for name, run in (("one", alone), ("two", torchrun)):
+        options = (
+            "-m", "model.pth", "-p", "modules.npy", "--data", "data", "--device", "cpu",
+            "-o", f"{name}.npy", "--stats", f"{name}.csv",
+            "--calibration", f"{name}_calibration.npy",
+        )  # fmt: skip
+        ended = run(folder, BLOCK, *options)
+        assert ended.code == 0, ended.err
+        files[name] = [(folder / f"{name}{end}.npy").read_bytes() for end in ("", "_calibration")]
+    assert files["one"] == files["two"]
+
+
+def alone(folder: Path, script: str, *args: object) -> Ended:
+    found = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, args)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return Ended(found.returncode, found.stdout, found.stderr)
