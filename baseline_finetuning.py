@@ -14,7 +14,7 @@ from composable import cli
 @cli.model_option("model/composed.pth")
 @cli.path_option("-o", "--output", default="model/baseline.pth", text="Model file to write.")
 @cli.path_option("--stats", default="stats_baseline.csv", text="Losses per epoch, CSV.")
-@cli.training_options(epochs=4, batch_size=64, lr=2e-3, early_stop=2, is_whole_model=True)
+@cli.training_options(epochs=4, lr=2e-3, early_stop=2, is_whole_model=True)
 def main(
     model: Path, output: Path, stats: Path, training: object, **data: object
 ) -> dict[str, object]:

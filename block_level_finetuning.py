@@ -34,7 +34,7 @@ from composable import cli
     help="Of the least squares: conjugate gradients, or a factorisation per row (slow).",
 )
 @cli.calibration_options
-@cli.training_options(epochs=None, batch_size=None, lr=None, early_stop=2)
+@cli.training_options(epochs=None, lr=None, early_stop=2)
 def main(
     model: Path,
     bundles: tuple[Path, ...],

@@ -3,6 +3,7 @@
 
 ./config_generator.py
 ./config_generator.py -m model/t5-small.pth -o conf.json --attention 0.25 0.5 --linear 0.3 0.5
+./config_generator.py --attention 0.25 0.5 --ffn 0.25 0.5
 """
 
 from collections import Counter
@@ -73,6 +74,14 @@ def chosen_rates(given: dict[str, tuple[float, ...]], number: int | None) -> dic
     help="Fraction of weights to remove, one rate per configuration.  [default: 0.3 0.3 0.5]",
 )
 @click.option(
+    "--ffn",
+    type=float,
+    multiple=True,
+    metavar="R..",
+    help="Fraction of neurons to remove, one rate per configuration; where it is above 0 the "
+    "linears of the ffns stay as they are.",
+)
+@click.option(
     "-n",
     "--number",
     type=click.IntRange(min=1),
@@ -83,17 +92,19 @@ def main(
     output: Path,
     attention: tuple[float, ...],
     linear: tuple[float, ...],
+    ffn: tuple[float, ...],
     number: int | None,
 ) -> dict[str, object]:
     """Write conf.json: which rate every prunable module has in each wanted model.
 
     A rate is the fraction removed: 0 leaves a module untouched, 1 removes it. Once a rate flag is
-    given, kinds without a flag get 0. Listed are all attentions and linears (the o of every
-    attention, wi, wi_0, wi_1, wo), to be edited by hand; an ffn
-    ("encoder.block.0.layer.1.DenseReluDense") or a whole layer ("encoder.block.0") may be written
-    in with rate 1, where the modules inside it are set to 0.
+    given, kinds without a flag get 0. Listed are all attentions and linears (the output projection
+    of every attention, all of the ffns), with --ffn the ffns as well, to be edited by hand; a whole
+    layer ("encoder.block.0") may be written in with rate 1, where the modules inside it are set to
+    0.
     """
-    rates = chosen_rates({"attention": attention, "linear": linear}, number)
+    given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
+    rates = chosen_rates(given, number)
     files.check_writable(output)
     from composable import checkpoint, families
 

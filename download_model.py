@@ -4,10 +4,13 @@
 ./download_model.py                                  # google-t5/t5-small from the hub
 ./download_model.py -m embedded                      # the small model that comes with the program
 ./download_model.py -m path/to/folder -o model/mine.pth
+./download_model.py -m path/to/bert --task text_classification --labels 2 -o model/bert.pth
+./download_model.py -m path/to/model.gguf --dtype bfloat16 -o model/llama.pth
 """
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +23,7 @@ from composable import cli
     "--model",
     "source",
     default="google-t5/t5-small",
-    help='Hub id (owner/name), local Hugging Face folder, or "embedded".',
+    help='Hub id (owner/name), local Hugging Face folder, .gguf file, or "embedded".',
 )
 @click.option(
     "-o",
@@ -34,20 +37,37 @@ from composable import cli
     "--prefix",
     help="Text that the model expects before a source sentence.  [default: the model's own]",
 )
-def main(source: str, output: Path, revision: str | None, prefix: str | None) -> dict[str, object]:
+@click.option("--task", help="What the model is for.  [default: as its architecture says]")
+@click.option("--labels", type=click.IntRange(min=1), help="Classes of a fresh head.  [default: 2]")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="Tokens of a text at most; of a language model, the window.  [default: the task's]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    help="Of the weights in the file.",
+)
+@click.option("--seed", type=int, default=42, help="Of a fresh head.")
+def main(
+    source: str, output: Path, revision: str | None, prefix: str | None, **options: Any
+) -> dict[str, object]:
     """Fetch a pretrained model and write it as one model file.
 
-    The hub's own cache is used, so a second run needs no network. Only safetensors weights are
-    read: pickled ones (.bin) can run code.
+    The hub's own cache is used, so a second run needs no network. Only safetensors and GGUF weights
+    are read: pickled ones (.bin) can run code. With --task a checkpoint that lacks the head of the
+    task gets a fresh one, to be trained by baseline_finetuning.py.
     """
     from composable import files, hub
 
     files.check_writable(output)
     folder, commit = hub.resolve_model(source, revision)
 
-    from composable import checkpoint, families
+    from composable import checkpoint, families, pretrained
 
-    model_file = checkpoint.import_pretrained(folder, source, commit, prefix)
+    model_file = pretrained.import_model(folder, source, commit, prefix, **options)
     checkpoint.save(output, model_file)
     model = model_file.model
     modules = families.of(model).modules(model)
@@ -56,6 +76,7 @@ def main(source: str, output: Path, revision: str | None, prefix: str | None) ->
         "source": source,
         "revision": commit,
         "fingerprint": model_file.fingerprint,
+        "task": model_file.info["task"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "modules": dict(Counter(module.kind for module in modules)),
     }

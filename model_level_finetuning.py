@@ -16,7 +16,7 @@ from composable import cli
 @cli.configuration_options
 @cli.path_option("-o", "--output", default="model/finetuned.pth", text="Model file to write.")
 @cli.path_option("--stats", default="stats_model.csv", text="Losses per epoch, CSV.")
-@cli.training_options(epochs=4, batch_size=64, lr=2e-3, early_stop=2, is_whole_model=True)
+@cli.training_options(epochs=4, lr=2e-3, early_stop=2, is_whole_model=True)
 def main(
     model: Path,
     bundles: tuple[Path, ...],

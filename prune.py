@@ -38,7 +38,14 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
     "preferred",
     multiple=True,
     help="Method for plain rates of the kinds it can prune, by its name in conf.json; others "
-    "keep their default (attention: head_l1, linear: l1).",
+    "keep their default (attention: head_l1, linear: l1, ffn: neuron_l1).",
+)
+@click.option(
+    "--gqa",
+    type=click.Choice(["per-group", "whole-groups"]),
+    default="per-group",
+    help="Where several query heads read one key/value head: equally many leave every group, or "
+    "whole groups leave with their key/value head.",
 )
 @cli.calibration_options
 @cli.device_option
@@ -50,9 +57,10 @@ def main(
     preferred: tuple[str, ...],
     mask: str | None,
     heads: str | None,
+    gqa: str,
     **options: Any,
 ) -> dict[str, object]:
-    """Prune every module at every rate of the scheme; attention heads and weights go for good.
+    """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
 
     All choices but l1 look at the inputs of the modules: they measure them once and write
     --calibration, or read it where it exists.
@@ -70,7 +78,8 @@ def main(
     if pruning.uses_inputs(dense, scheme, preferred):
         calibration, _ = tune.calibrate(dense, **options)
         inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
-    variants = pruning.make_variants(dense, scheme, preferred, inputs)
+    by_groups = gqa == "whole-groups"
+    variants = pruning.make_variants(dense, scheme, preferred, inputs, by_groups)
     if test_model:
         # a test model that cannot be is refused before anything is written
         first = {variant.module: variant for variant in reversed(variants)}

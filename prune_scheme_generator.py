@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from composable import cli, config, families, files
+from composable import cli, config, files
 
 
 @cli.command()
@@ -36,7 +36,7 @@ def main(source: Path, output: Path) -> dict[str, object]:
     """
     files.check_writable(output)
     configurations = config.read_configurations(source)
-    scheme, asked, needed = config.scheme_of(configurations, families.output_parts(), source)
+    scheme, asked, needed = config.scheme_of(configurations, source)
     config.write_scheme(output, scheme)
     return {
         "wrote": str(output),

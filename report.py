@@ -32,8 +32,9 @@ STAGES = {"pruned": "pruned", "block": "+ module-level", "model": "+ model-level
 def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, object]:
     """Put the evaluations of a pipeline run into one table, on stderr and as Markdown.
 
-    Every row is one configuration: BLEU when composed of modules as pruned, after module-level
-    and after model-level fine-tuning, and what the model costs in the end.
+    Every row is one configuration: the main score of its task (BLEU, accuracy, perplexity, ...)
+    when composed of modules as pruned, after module-level and after model-level fine-tuning, and
+    what the model costs in the end.
     """
     from composable import files
 
@@ -49,14 +50,15 @@ def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, o
     rows = [_row("dense", {"dense": dense}, dense, None)]
     for index, reports in evaluations.items():
         rows.append(_row(str(index), reports, dense, _seconds(directory, f"model_{index}")))
-    text = _table(rows, stages) + "\n" + _notes(dense, _seconds(directory, "block"), _plot(plot))
+    notes = _notes(dense, _seconds(directory, "block"), _plot(plot))
+    text = f"{_table(rows, stages, dense)}\n{notes}"
     files.write_text(output, text)
     click.echo(text, err=True)
     return {
         "wrote": str(output),
         "configurations": indices,
         "rows": rows,
-        "signature": dense["bleu"]["signature"],
+        "signature": dense[_main(dense)]["signature"],
         "plot": str(plot) if plot else None,
     }
 
@@ -89,7 +91,9 @@ def _read(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
     if not path.is_file():
         raise FormatError(f"{path}: missing; run evaluate.py -o {path} (or make pipeline) first.")
     report = files.read_json(path)
-    for key, kind in _NEEDED.items():
+    main = _main(report)
+    scores = {f"{main}.value": (int, float), f"{main}.signature": str}
+    for key, kind in {**scores, **_NEEDED}.items():
         if not isinstance(_at(report, key), kind):
             raise FormatError(f'{path}: no valid "{key}"; a report of evaluate.py was expected.')
     for what in _COMPARABLE if dense else ():
@@ -101,6 +105,17 @@ def _read(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
     return report
 
 
+def _main(report: Any) -> str:
+    """Key of the score that stands for all others; reports of old have BLEU alone."""
+    main = _at(report, "main")
+    return main if isinstance(main, str) else "bleu"
+
+
+def _name(report: Any) -> str:
+    """What the main score is called."""
+    return str(report[_main(report)].get("name", _main(report)))
+
+
 def _at(report: Any, key: str) -> Any:
     """Follow a dotted key; None where it leads nowhere."""
     for part in key.split("."):
@@ -109,8 +124,6 @@ def _at(report: Any, key: str) -> Any:
 
 
 _NEEDED: dict[str, Any] = {
-    "bleu.value": (int, float),
-    "bleu.signature": str,
     "parameters": int,
     "nonzero_parameters": int,
     "macs_per_token": (int, float),
@@ -120,7 +133,8 @@ _NEEDED: dict[str, Any] = {
     "settings": dict,
 }
 _COMPARABLE: dict[str, Any] = {
-    "the signature": lambda report: report["bleu"]["signature"],
+    "the score": _main,
+    "the signature": lambda report: report[_main(report)]["signature"],
     "the data": lambda report: report["data"],
     "the number of beams": lambda report: report["settings"].get("num_beams"),
     "the maximum length": lambda report: report["settings"].get("max_length"),
@@ -149,10 +163,10 @@ def _row(
     name: str, stages: dict[str, Any], dense: dict[str, Any], seconds: float | None
 ) -> dict[str, Any]:
     """One line of the table; costs are those of the last stage."""
-    last = list(stages.values())[-1]
+    last, main = list(stages.values())[-1], _main(dense)
     return {
         "configuration": name,
-        **{f"bleu_{stage}": report["bleu"]["value"] for stage, report in stages.items()},
+        **{f"{main}_{stage}": report[main]["value"] for stage, report in stages.items()},
         "parameters": last["parameters"],
         "nonzero_parameters": last["nonzero_parameters"],
         "sparsity": 1 - last["nonzero_parameters"] / dense["parameters"],
@@ -162,11 +176,12 @@ def _row(
     }
 
 
-def _table(rows: list[dict[str, Any]], stages: dict[str, str]) -> str:
+def _table(rows: list[dict[str, Any]], stages: dict[str, str], dense: dict[str, Any]) -> str:
     """Markdown, with the columns aligned for the eye in a terminal."""
-    head = ["configuration", "BLEU dense", *stages.values()]
+    head = ["configuration", f"{_name(dense)} dense", *stages.values()]
     head += ["parameters", "sparsity", "MACs/token", "of dense", "seconds"]
-    lines = [head, *(_cells(row, stages) for row in rows)]
+    keys = [f"{_main(dense)}_{stage}" for stage in ("dense", *stages)]
+    lines = [head, *(_cells(row, keys) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     rule = ["-" * (width - 1) + ":" for width in widths]
     padded = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
@@ -174,8 +189,8 @@ def _table(rows: list[dict[str, Any]], stages: dict[str, str]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in padded)
 
 
-def _cells(row: dict[str, Any], stages: dict[str, str]) -> list[str]:
-    scores = [row.get(f"bleu_{stage}") for stage in ("dense", *stages)]
+def _cells(row: dict[str, Any], keys: list[str]) -> list[str]:
+    scores = [row.get(key) for key in keys]
     return [
         row["configuration"],
         *("" if score is None else f"{score:.2f}" for score in scores),
@@ -187,17 +202,24 @@ def _cells(row: dict[str, Any], stages: dict[str, str]) -> list[str]:
     ]
 
 
+def _lengths(dense: dict[str, Any]) -> str:
+    source, target = dense["source_length"], dense["target_length"]
+    return f"{source} source and {target} target" if source and target else f"{source or target}"
+
+
 def _notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None) -> str:
     """What the numbers are of."""
-    data = dense["data"]
+    data, main = dense["data"], _main(dense)
+    beams = dense["settings"].get("num_beams")
     lines = [
-        "BLEU of the dense model, of the model composed of pruned modules, after module-level and "
-        "after model-level fine-tuning; costs are of the last. Control: as pruned, then fine-tuned "
-        "as a whole.",
-        f"Signature: {dense['bleu']['signature']}, {dense['settings'].get('num_beams')} beam(s), "
-        f"{data['count']} sentences of {data.get('name')} ({data.get('split')}).",
+        f"{_name(dense)} of the dense model, of the model composed of pruned modules, after "
+        "module-level and after model-level fine-tuning; costs are of the last. Control: as "
+        "pruned, then fine-tuned as a whole.",
+        f"Signature: {dense[main]['signature']}, {f'{beams} beam(s), ' if beams else ''}"
+        f"{data['count']} {'sentences' if main == 'bleu' else 'samples'} of {data.get('name')} "
+        f"({data.get('split')}).",
         "Sparsity: share of the dense model's parameters that is gone or zero. MACs: from shapes, "
-        f"{dense['source_length']} source and {dense['target_length']} target tokens.",
+        f"{_lengths(dense)} tokens.",
         "Seconds: model-level fine-tuning of that configuration.",
     ]
     if block_seconds is not None:

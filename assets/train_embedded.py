@@ -121,10 +121,10 @@ def fit(
 
 def scores(output: Path, folders: tuple[Path, Path]) -> dict[str, object]:
     """Measure the folder that was written, greedy, on the test split of both corpora."""
-    from composable import checkpoint
+    from composable import pretrained
     from composable.tasks import metrics, translation, translation_decode
 
-    model = checkpoint.import_pretrained(output, "embedded")
+    model = pretrained.import_model(output, "embedded")
     found: dict[str, object] = {"decoding": "greedy, at most 80 tokens"}
     for name, folder in zip(("multi30k_test_2016_flickr", "captions_test"), folders, strict=True):
         corpus = translation.read_corpus(folder, "test")

@@ -85,8 +85,8 @@ def modules_of(dense: Any, variants: list[Any], keeps_masks: bool) -> dict[str, 
     found: dict[str, list[Any]] = {}
     for variant in variants:
         part = copy.deepcopy(dense.model.get_submodule(variant.module))
-        if variant.kept_heads is not None:
-            keep_heads(part, known[variant.module], variant.kept_heads)
+        if variant.kept_units is not None:
+            keep_heads(part, known[variant.module], variant.kept_units)
         parameters = dict(part.named_parameters())
         for name, tensor in variant.tensors.items():
             parameters[name].data = tensor.clone()

@@ -114,11 +114,11 @@ def our_evaluation(made: Any, sentences: list[str], dtype: str, device: str = "c
 
 def load(model: Path | None = None) -> Any:
     """Load a model file; without one the embedded model: d 192, 3+3 layers, 6,000 tokens."""
-    from composable import checkpoint, files
+    from composable import checkpoint, files, pretrained
 
     if model:
         return checkpoint.load(model)
-    return checkpoint.import_pretrained(files.assets("embedded"), "embedded")
+    return pretrained.import_model(files.assets("embedded"), "embedded")
 
 
 def measure(

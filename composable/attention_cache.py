@@ -90,6 +90,7 @@ class Recorder:
     ):
         self.model, self.family, self.modules, self.dtype = model, family, modules, dtype
         self._calls: dict[str, Call] = {}
+        self._outputs: dict[str, Tensor] = {}
         self._valid: dict[str, Valid] = {}
         self._stored: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
@@ -103,29 +104,39 @@ class Recorder:
         Returns:
             Name of the attention -> its call.
         """
-        self._calls, self._stored = {}, {}
+        self._calls, self._outputs, self._stored = {}, {}, {}
         self._valid = {stack: Valid.of(mask) for stack, mask in valid.items()}
         parts = {module.name: self.model.get_submodule(module.name) for module in self.modules}
+        # an attention's own output may have its input added
         handles = [
+            parts[module.name].get_submodule(module.output).register_forward_hook(self._see(module))
+            for module in self.modules
+        ] + [
             parts[module.name].register_forward_hook(self._hook(module), with_kwargs=True)
             for module in self.modules
         ]
         try:
             with torch.no_grad():
-                self.family.run_trunk(self.model, dict(batch))
+                self.family.run(self.model, batch)
         finally:
             for handle in handles:
                 handle.remove()
-        self._stored = {}
+        self._outputs, self._stored = {}, {}
         return self._calls
+
+    def _see(self, module: "Module") -> Callable[..., None]:
+        def see(part: nn.Module, args: Any, output: Tensor) -> None:
+            self._outputs[module.name] = self._store(output)
+
+        return see
 
     def _hook(self, module: "Module") -> Callable[..., None]:
         def keep(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            args, kwargs = self.family.replay(args, kwargs, output)
+            args, kwargs = self.family.replayed(args, kwargs, output)
             self._calls[module.name] = Call(
                 _each_tensor(self._store, tuple(args)),
                 _each_tensor(self._store, dict(kwargs)),
-                self._store(output[0]),
+                self._outputs[module.name],
                 self._valid[module.stack],
             )
 
@@ -136,7 +147,9 @@ class Recorder:
         # the version counts changes in place; the source is held, so that no address comes twice
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version)
         if key not in self._stored:
-            is_states = tensor.is_floating_point() and tensor.ndim == 3
+            width: int = self.model.config.hidden_size  # type: ignore[assignment,union-attr]
+            # rotary angles have three dimensions, too
+            is_states = tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[2] == width
             copy = tensor.detach().to(self.dtype if is_states else tensor.dtype, copy=True)
             self._stored[key] = tensor, copy
         return self._stored[key][1]
@@ -170,12 +183,12 @@ def output_values(calls: Sequence[Call]) -> int:
 
 
 @torch.no_grad()
-def mean_error(part: nn.Module | None, calls: Sequence[Call]) -> float:
-    """Mean squared error of a variant per token and feature; None stands for zeros."""
+def mean_error(run: Callable[..., Tensor] | None, calls: Sequence[Call]) -> float:
+    """Mean squared error of a variant's outputs per token and feature; None stands for zeros."""
     total = torch.zeros((), dtype=torch.float64, device=calls[0].target.device)
     for call in calls:
         args, kwargs = call.inputs()
-        output = torch.zeros_like(call.target) if part is None else part(*args, **kwargs)[0]
+        output = torch.zeros_like(call.target) if run is None else run(*args, **kwargs)
         total += call.difference(output).square().sum()
     return float(total) / output_values(calls)
 
@@ -183,7 +196,7 @@ def mean_error(part: nn.Module | None, calls: Sequence[Call]) -> float:
 @torch.no_grad()
 def output_moments(part: nn.Module, module: "Module", calls: Sequence[Call]) -> Regression:
     """Sum up the inputs of a variant's `o`, with the dense outputs as targets; on the CPU."""
-    o = part.get_submodule(module.part("o"))
+    o = part.get_submodule(module.output)
     inputs: list[Tensor] = []
     handle = o.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     rows, width = o.get_parameter("weight").shape

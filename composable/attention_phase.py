@@ -25,7 +25,7 @@ from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
 from composable.errors import UserError
 from composable.families import Module
-from composable.moments import eval_mode, valid_tokens
+from composable.moments import eval_mode
 from composable.solver import Regression
 from composable.students import Student
 
@@ -137,7 +137,7 @@ def run(
         return results
     sizes = (settings.batch_size, HELD_OUT_BATCH)
     texts = [_batches(dense, corpus, size) for corpus, size in zip(corpora, sizes, strict=True)]
-    with _prepared(dense.model, settings.device, texts):
+    with _prepared(dense, settings.device, texts):
         lessons = _Lessons(dense, modules, texts, settings)
         bar = tqdm(modules, "attend", unit="module", disable=not cli.shows_progress())
         for module in bar:
@@ -172,10 +172,14 @@ def _teach(
 
 
 @contextmanager
-def _prepared(model: Any, device: str, texts: list[list[dict[str, Tensor]]]) -> Iterator[None]:
+def _prepared(
+    dense: Checkpoint, device: str, texts: list[list[dict[str, Tensor]]]
+) -> Iterator[None]:
     """Put the model on a device, without dropout, to compute as suits it; its copies do so too."""
+    model: Any = dense.model
     before = next(model.parameters()).device
-    longest = max(tensor.shape[1] for batches in texts for tensor in batches[0].values())
+    firsts = [dense.family.valid_tokens(model, batches[0]) for batches in texts]
+    longest = max(mask.shape[1] for masks in firsts for mask in masks.values())
     try:
         model.to(device)
         with eval_mode(model), kernels.for_cpu(model, device, longest, trains=True):
@@ -228,16 +232,17 @@ class _Lessons:
 
     def _on_device(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         moved = {name: tensor.to(self._settings.device) for name, tensor in batch.items()}
-        return moved, valid_tokens(moved)
+        return moved, self._dense.family.valid_tokens(self._dense.model, moved)
 
 
 def _batches(dense: Checkpoint, corpus: Any, size: int) -> list[dict[str, Tensor]]:
     """Make batches of samples whose longer side is of like length, longest first: least padding."""
     task = tasks.by_name(dense.info["task"])
     dataset, collate = task.dataset(corpus, dense), task.collator(dense)
-    items = [dataset[index] for index in range(len(dataset))]
-    items.sort(key=lambda item: [-max(map(len, item.values())), -sum(map(len, item.values()))])
-    return [collate(items[start : start + size]) for start in range(0, len(items), size)]
+    sizes = dataset.sizes
+    order = sorted(range(len(dataset)), key=lambda i: (-max(sizes[i]), -sum(sizes[i])))
+    parts = (order[start : start + size] for start in range(0, len(order), size))
+    return [collate([dataset[index] for index in part]) for part in parts]
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> int:
@@ -263,7 +268,7 @@ class _Pupil:
 
     def learn(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], call: Call) -> Tensor:
         """Add the gradient of the mean squared error to the weights; return the squared error."""
-        output = self.student(*inputs[0], **inputs[1])[0]
+        output: Tensor = self.student(*inputs[0], **inputs[1])
         difference = call.difference(output.detach())
         square = difference.square().sum()
         # what autograd would make of the loss, in one operation instead of six
@@ -290,14 +295,17 @@ def _result(
     norm: float,
     wants_moments: bool,
 ) -> Trained:
-    best, part = pupil.best_epoch(), pupil.student.best
+    best, student = pupil.best_epoch(), pupil.student
     return Trained(
         tensors=pupil.student.tensors(),
         error_before=pupil.history[0] / norm,
         error_after=pupil.history[best] / norm,
-        training_loss=pupil.losses[best - 1] if best else mean_error(part, calls[0]),
+        training_loss=pupil.losses[best - 1] if best else mean_error(student.best_output, calls[0]),
         history=pupil.history,
-        moments=(output_moments(part, module, calls[0]), output_moments(part, module, calls[1]))
+        moments=(
+            output_moments(student.best, module, calls[0]),
+            output_moments(student.best, module, calls[1]),
+        )
         if wants_moments
         else None,
     )
@@ -313,7 +321,7 @@ def _train(
     """Train all variants of one attention side by side, each as if it were alone."""
     part = dense.model.get_submodule(module.name)
     pupils = {
-        key: _Pupil(Student(start, module, dense.family, part).to(settings.device).eval())
+        key: _Pupil(Student(start, module, dense.family, dense.model).to(settings.device).eval())
         for key, start in starts.items()
     }
     for pupil in pupils.values():
@@ -321,7 +329,7 @@ def _train(
     optimizer, schedule = _optimizer(pupils.values(), part, len(calls[0]), settings)
     values = output_values(calls[0])
     for pupil in pupils.values():
-        pupil.note(mean_error(pupil.student.part, calls[1]), settings.patience)
+        pupil.note(mean_error(pupil.student, calls[1]), settings.patience)
     for epoch in range(settings.epochs):
         live = [pupil for pupil in pupils.values() if not pupil.is_stopped]
         totals = [torch.zeros((), dtype=torch.float64, device=settings.device) for _ in live]
@@ -334,7 +342,7 @@ def _train(
             schedule.step()
         for pupil, total in zip(live, totals, strict=True):
             pupil.losses.append(float(total) / values)
-            pupil.note(mean_error(pupil.student.part, calls[1]), settings.patience)
+            pupil.note(mean_error(pupil.student, calls[1]), settings.patience)
             if not math.isfinite(pupil.history[-1]):
                 log.warning("%s: a variant diverged; the best epoch is kept.", module.name)
     return pupils

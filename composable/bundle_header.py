@@ -12,7 +12,9 @@ from composable.errors import ConfigError, FormatError
 from composable.families.base import KINDS
 from composable.files import canonical_json, digest_of
 
-FORMAT = Format("composable.bundle", "1", "a bundle")
+FORMAT = Format("composable.bundle", "2", "a bundle")
+#: How heads leave an attention whose query heads share key/value heads.
+PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
 METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
 
 
@@ -25,20 +27,23 @@ class Description:
         kind: one of `families.base.KINDS`.
         entry: what it was made for; the methods are those really used, never None.
         plain: made for a plain number too, so it answers plain entries as well.
-        kept_heads: ascending, numbered as in the dense module; None where heads do not matter.
+        kept_units: ascending ids of heads or neurons, numbered as in the dense module; None where
+            none left.
         removed: the module is gone; there are no tensors.
         stats: finite numbers such as error_before and error_after.
         plain_o: like `plain`, for the `o` part of a pair.
+        gqa: with grouped queries, how heads left: PER_GROUP or WHOLE_GROUPS; else None.
     """
 
     module: str
     kind: str
     entry: Entry
     plain: bool
-    kept_heads: list[int] | None = None
+    kept_units: list[int] | None = None
     removed: bool = False
     stats: dict[str, float] = field(default_factory=dict)
     plain_o: bool = False
+    gqa: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the attributes above by name, without those that a subclass adds."""
@@ -68,9 +73,9 @@ class Record(Description):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of module, kind, kept heads, removed and tensors; not of rate, method, stats."""
+        """SHA-256 of module, kind, kept units, removed and tensors; not of rate, method, stats."""
         stored = [list(tensor) for tensor in self.stored]
-        return digest_of([self.module, self.kind, self.kept_heads, self.removed, stored])
+        return digest_of([self.module, self.kind, self.kept_units, self.removed, stored])
 
 
 class Part(NamedTuple):
@@ -121,7 +126,8 @@ def _to_json(record: Record) -> dict[str, Any]:
         "o": None if o is None else {"rate": float(o.rate), "method": o.method},
         "plain": record.plain,
         "plain_o": record.plain_o,
-        "kept_heads": record.kept_heads,
+        "kept_units": record.kept_units,
+        "gqa": record.gqa,
         "removed": record.removed,
         "tensors": [tensor._asdict() for tensor in record.stored],
         "stats": {key: float(value) for key, value in record.stats.items()},
@@ -191,7 +197,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "o": (dict, NONE),
     "plain": (bool,),
     "plain_o": (bool,),
-    "kept_heads": (list, NONE),
+    "kept_units": (list, NONE),
+    "gqa": (str, NONE),
     "removed": (bool,),
     "tensors": (list,),
     "stats": (dict,),
@@ -232,19 +239,20 @@ def _entry(what: str, value: dict[str, Any]) -> Entry:
 
 
 def _check_rules(what: str, record: Record) -> None:
-    heads, o, stored = record.kept_heads, record.entry.o, record.stored
+    units, o, stored = record.kept_units, record.entry.o, record.stored
     names = [tensor.name for tensor in stored]
     rules = {
         f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
-        "kept_heads are numbers, ascending": heads is None
-        or (_are_counts(heads) and sorted(set(heads)) == heads),
+        "kept_units are numbers, ascending": units is None
+        or (_are_counts(units) and sorted(set(units)) == units),
+        f"gqa is {PER_GROUP} or {WHOLE_GROUPS}": record.gqa in (None, PER_GROUP, WHOLE_GROUPS),
         "shapes are sizes": all(_are_counts(tensor.shape) for tensor in stored),
         "kept values are counted": all(_are_counts([t.kept or 0]) for t in stored),
         "tensors are sorted by name": names == sorted(set(names)),
         "stats are finite": all(
             type(value) in (int, float) and abs(value) < math.inf for value in record.stats.values()
         ),
-        "a removed variant has nothing else": not (record.removed and (stored or heads)),
+        "a removed variant has nothing else": not (record.removed and (stored or units)),
         "rate 1 means removed": record.removed or record.entry.rate < 1,
         "only an attention is pruned as a pair": o is None or record.kind == "attention",
         "plain_o needs a pair": o is not None or not record.plain_o,

@@ -26,7 +26,7 @@ from composable.calibration_file import (
 from composable.checkpoint import Checkpoint
 from composable.cli import shows_progress
 from composable.errors import MismatchError, UserError
-from composable.moments import Meter, Shared, eval_mode, shared_inputs, stacks_of, valid_tokens
+from composable.moments import Meter, Shared, eval_mode, shared_inputs, stacks_of
 from composable.solver import Gram
 from composable.tasks.translation_decode import length_batches
 
@@ -170,7 +170,7 @@ class _Texts:
             collate([dataset[index] for index in indices])
             for indices in length_batches(dataset.lengths, size)
         ]
-        valid = [valid_tokens(batch) for batch in batches]
+        valid = [dense.family.valid_tokens(dense.model, batch) for batch in batches]
         tokens = {stack: sum(int(masks[stack].sum()) for masks in valid) for stack in valid[0]}
         return cls(corpus, batches, tokens)
 
@@ -178,7 +178,7 @@ class _Texts:
         """Say what was read, for the file."""
         return {
             "name": self.corpus.name,
-            "samples": sum(len(batch["labels"]) for batch in self.batches),
+            "samples": sum(len(next(iter(batch.values()))) for batch in self.batches),
             "sha256": self.corpus.sha256,
             "split": self.corpus.split,
             "tokens": self.tokens,

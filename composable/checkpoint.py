@@ -1,4 +1,4 @@
-"""The .pth of a model: read, rebuild, write; import of pretrained folders."""
+"""The .pth of a model: read, rebuild, write."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -23,7 +23,7 @@ from composable.families import Family
 from composable.surgery import Structure, apply_structure, empty_structure
 
 transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
-FORMAT, VERSION = "composable.model", 1
+FORMAT, VERSION = "composable.model", 2
 SEAL = b"sha256:"
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -34,13 +34,14 @@ class Checkpoint:
     """A model file in memory.
 
     Attributes:
-        model: in eval mode, float32, weights tied.
-        tokenizer: its tokenizer.
+        model: in eval mode, weights tied.
+        tokenizer: its tokenizer; None for models of images.
         config: the dense model's config as stored, whatever was removed since.
         structure: what was removed.
         masks: parameter name -> boolean tensor, True where the weight stays.
         fingerprint: of the dense model that this one was made of.
-        info: source, revision, task, prefix, languages, data, dense_parameters, history.
+        info: source, revision, task, prefix, data, dense_parameters, history, and what the task
+            needs to know of the model: languages, labels, max_length, image.
     """
 
     model: PreTrainedModel
@@ -140,7 +141,9 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     model.load_state_dict(stored["state_dict"], strict=True, assign=True)
     _tie_shared(model)
     model.eval()
-    model.generation_config = GenerationConfig.from_dict(json.loads(stored["generation_config"]))
+    generation = json.loads(stored["generation_config"])
+    if generation is not None:
+        model.generation_config = GenerationConfig.from_dict(generation)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     masks = {name: unpack_mask(packed, shapes[name]) for name, packed in stored["masks"].items()}
     return Checkpoint(
@@ -163,14 +166,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     state = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
     if checkpoint.is_dense:
         checkpoint.fingerprint = fingerprint_of(checkpoint.config, state)
-    generation = json.loads(model.generation_config.to_json_string(use_diff=True))
+    generation = _generation(model)
     stored: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "config": files.canonical_json(checkpoint.config),
-        "generation_config": files.canonical_json(
-            {key: value for key, value in generation.items() if key not in _VOLATILE}
-        ),
+        "generation_config": files.canonical_json(generation),
         "structure": files.canonical_json(checkpoint.structure),
         "info": files.canonical_json(checkpoint.info),
         "fingerprint": checkpoint.fingerprint,
@@ -186,42 +187,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             file.write(piece)
 
 
-def import_pretrained(
-    folder: Path, source: str, revision: str | None = None, prefix: str | None = None
-) -> Checkpoint:
-    """Make a dense checkpoint of a local Hugging Face folder.
-
-    Args:
-        folder: holds config.json, safetensors weights and tokenizer files.
-        source: the name the user gave, kept in the file.
-        revision: commit of the hub, kept in the file.
-        prefix: text before every source sentence; by default what the folder's config says for
-            English to German, else what the family expects.
-
-    Raises:
-        UserError: the architecture is not supported, weights are missing or not finite.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{folder}: no readable config.json ({error}).") from error
-    family = families.by_model_type(config.model_type)
-    model = _load_pretrained(folder, family)
-    checkpoint = Checkpoint(
-        model=model, tokenizer=_pretrained_tokenizer(folder), config=config_dict(model)
-    )
-    checkpoint.info = {
-        "source": source,
-        "revision": revision,
-        "task": "translation",
-        "prefix": _prefix(config, family) if prefix is None else prefix,
-        "languages": ["en", "de"],
-        "data": "embedded" if source == "embedded" else None,
-        "dense_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "history": [],
-    }
-    checkpoint.fingerprint = fingerprint_of(checkpoint.config, model.state_dict())
-    return checkpoint
+def _generation(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Return the settings of `generate`; None for models that do not generate."""
+    if not isinstance(getattr(model, "generation_config", None), GenerationConfig):
+        return None
+    found = json.loads(model.generation_config.to_json_string(use_diff=True))
+    return {key: value for key, value in found.items() if key not in _VOLATILE}
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -319,8 +290,10 @@ def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
         raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
     family = families.by_model_type(config["model_type"])
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
         model = architecture(AutoConfig.for_model(**config))
+    if family.prepare is not None:
+        family.prepare(model)
     apply_structure(model, family, structure)
     return model
 
@@ -345,6 +318,8 @@ def _tie_shared(model: PreTrainedModel) -> None:
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
     """Return the tokenizer's files as byte tensors."""
+    if tokenizer is None:
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         _forget_origin(Path(folder) / "tokenizer_config.json")
@@ -365,45 +340,13 @@ def _forget_origin(path: Path) -> None:
 
 
 def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
+    """Make the tokenizer; None for models that have none."""
+    if stored == {}:
+        return None
     with tempfile.TemporaryDirectory() as folder:
         for name, content in stored.items():
             (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _pretrained_tokenizer(folder: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{folder}: no readable tokenizer ({_first_line(error)}).") from error
-
-
-def _load_pretrained(folder: Path, family: Family) -> PreTrainedModel:
-    """Load the weights as float32; every parameter must be in the folder, and finite."""
-    try:
-        model, report = getattr(transformers, family.auto_class).from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: weights cannot be loaded ({_first_line(error)}).") from error
-    if report["missing_keys"]:
-        raise UserError(f"{folder}: the weights lack {', '.join(sorted(report['missing_keys']))}.")
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(
-                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
-            )
-    return model.eval()
-
-
-def _prefix(config: Any, family: Family) -> str:
-    """Source prefix that the checkpoint was trained with."""
-    tasks = getattr(config, "task_specific_params", None) or {}
-    return str(tasks.get("translation_en_to_de", {}).get("prefix", family.default_prefix))
 
 
 def _first_line(error: BaseException) -> str:

@@ -206,12 +206,15 @@ def data_options(function: Function) -> Function:
         click.option("--dtype", type=dtypes, default="auto", help=_DTYPE),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
         click.option(
-            "--limit", type=click.IntRange(min=1), help="Read so many pairs of each split only."
+            "--limit",
+            type=click.IntRange(min=1),
+            help="Read so many samples (lines of a text) of each split only.",
         ),
         click.option(
             "--data",
-            help='"embedded", "multi30k" or a folder.  [default: what the model file says, '
-            "else multi30k]",
+            help="Folder or file with the data of the model's task; for translation also "
+            '"embedded" or "multi30k".  [default: what the model file says; for translation else '
+            "multi30k]",
         ),
     ):
         function = option(function)
@@ -265,7 +268,6 @@ class _Positive(click.FloatRange):
 
 def training_options(
     epochs: int | None,
-    batch_size: int,
     lr: float | None,
     early_stop: int,
     is_whole_model: bool = False,
@@ -273,8 +275,7 @@ def training_options(
     """Add the options of a training, with this script's defaults; they arrive as `training`.
 
     Args:
-        epochs: default, as the next three.
-        batch_size: sentences of a step.
+        epochs: default, as the next two.
         lr: peak learning rate.
         early_stop: patience in epochs.
         is_whole_model: adds `--steps` and `--compile`.
@@ -284,8 +285,8 @@ def training_options(
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
-            default=batch_size,
-            help="Sentences per step, over all processes.",
+            help="Samples per step, over all processes.  [default: the task's, 64 or, for windows "
+            "of text, 8; of attentions a quarter]",
         ),
         click.option(
             "--lr",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from composable import bundle, checkpoint
+from composable import bundle, checkpoint, families
 from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
 from composable.config import merge_pairs, pick, read_configurations
@@ -24,13 +24,10 @@ def structure_of(variants: Iterable[Variant]) -> Structure:
     for variant in variants:
         if variant.kind == "layer" and variant.removed:
             structure["removed_layers"].append(variant.module)
-        elif variant.kind == "ffn" and variant.removed:
-            structure["removed_ffns"].append(variant.module)
-        elif variant.kind == "attention":
-            structure["kept_heads"][variant.module] = variant.kept_heads or []
+        elif variant.removed or variant.kept_units is not None:
+            structure["kept_units"][variant.module] = variant.kept_units or []
     # equal models get equal files, in whatever order the modules came
     structure["removed_layers"].sort()
-    structure["removed_ffns"].sort()
     return structure
 
 
@@ -48,12 +45,14 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
         ShapeError: a tensor of a variant does not fit the model.
     """
     family, model = dense.family, dense.model
+    holders = {module.name: module.holder for module in family.modules(model)}
     structure = structure_of(variants)
     apply_structure(model, family, structure)
     masks = {}
     parameters = dict(model.named_parameters())
     for variant in variants:
-        name = name_after_removal(variant.module, family, structure["removed_layers"])
+        holder = holders.get(variant.module, variant.module)
+        name = name_after_removal(holder, family, structure["removed_layers"])
         for part, tensor in variant.tensors.items():
             target = f"{name}.{part}"
             shape = tuple(parameters[target].shape) if target in parameters else "nothing"
@@ -62,7 +61,7 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
                     f'variant of "{variant.module}" holds {part} of shape {tuple(tensor.shape)}, '
                     f"the model has {shape} there; prune this model again."
                 )
-            parameters[target].data = tensor.clone()
+            parameters[target].data = tensor.to(parameters[target].dtype, copy=True)
             if part in variant.masks:
                 masks[target] = variant.masks[part]
     apply_masks(model, masks)
@@ -99,7 +98,7 @@ def compose_files(
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     methods = [method.name for method in METHODS]
     wanted = pick(read_configurations(config, modules, methods), index, config)
-    merged = merge_pairs(wanted, (dense.family.output_part,), f"{config}[{index}]")
+    merged = merge_pairs(wanted, f"{config}[{index}]")
     readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
     variants = [reader.load(record) for reader, record in bundle.choose(readers, merged, index)]
     composed = compose(dense, variants)
@@ -116,5 +115,5 @@ def without_parts(variants: list[Variant]) -> list[Variant]:
     return [
         variant
         for variant in variants
-        if not any(variant.module.startswith(f"{name}.") for name in names)
+        if not any(families.contains(name, variant.module) for name in names)
     ]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from composable import files
+from composable import families, files
 from composable.errors import ConfigError
 
-if TYPE_CHECKING:  # families import upwards of this file
-    from composable.families.base import Module
+if TYPE_CHECKING:
+    from composable.families import Module
 
 Rate = float
-WHOLE_OR_NOTHING = ("ffn", "layer")
+WHOLE_OR_NOTHING = ("layer",)
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,11 @@ def write_scheme(path: Path, scheme: Scheme) -> None:
     files.write_json(path, {m: [e.to_json() for e in entries] for m, entries in scheme.items()})
 
 
-def merge_pairs(
-    configuration: Configuration, output_parts: Sequence[str], where: str = "configuration"
-) -> Configuration:
+def merge_pairs(configuration: Configuration, where: str = "configuration") -> Configuration:
     """Join an attention and its output projection, both above rate 0, to one pair entry.
 
     Args:
         configuration: as written in conf.json.
-        output_parts: names of output projections relative to their attention (`families`).
         where: file and configuration, the beginning of every message.
 
     Returns:
@@ -175,7 +172,7 @@ def merge_pairs(
     merged = dict(configuration)
     for name, part in _overlaps(configuration):
         whole, inner = configuration[name], configuration[part]
-        if part.removeprefix(f"{name}.") not in output_parts:
+        if not families.is_pair(name, part):
             raise ConfigError(
                 f'{where}: "{name}" ({whole}) and its part "{part}" ({inner}) are both above 0; '
                 "set one of them to 0."
@@ -186,15 +183,12 @@ def merge_pairs(
 
 
 def scheme_of(
-    configurations: Sequence[Configuration],
-    output_parts: Sequence[str],
-    path: Path | str = "conf.json",
+    configurations: Sequence[Configuration], path: Path | str = "conf.json"
 ) -> tuple[Scheme, int, int]:
     """Transpose configurations into the variants that must exist.
 
     Args:
         configurations: as read from conf.json.
-        output_parts: names of output projections relative to their attention.
         path: where they come from, for messages.
 
     Returns:
@@ -207,7 +201,7 @@ def scheme_of(
     scheme: dict[str, dict[Entry, None]] = {}
     asked = 0
     for i, configuration in enumerate(configurations):
-        for name, entry in merge_pairs(configuration, output_parts, f"{path}[{i}]").items():
+        for name, entry in merge_pairs(configuration, f"{path}[{i}]").items():
             if entry.rate > 0:
                 scheme.setdefault(name, {})[entry] = None
                 asked += 1
@@ -239,7 +233,18 @@ def uniform_configurations(
     """
     listed = [module for module in modules if module.kind in rates]
     columns = [dict(zip(rates, row, strict=True)) for row in zip(*rates.values(), strict=True)]
-    return [{m.name: Entry(column[m.kind]) for m in listed} for column in columns]
+    return [_uniform(listed, column) for column in columns]
+
+
+def _uniform(modules: Sequence["Module"], rates: Mapping[str, Rate]) -> Configuration:
+    """Give modules their kind's rate; where neurons go the linears of an ffn stay as they are."""
+    ffns = [module.name for module in modules if module.kind == "ffn" and rates["ffn"] > 0]
+    inner = {
+        module.name
+        for module in modules
+        if module.kind == "linear" and any(families.contains(name, module.name) for name in ffns)
+    }
+    return {m.name: Entry(0.0 if m.name in inner else rates[m.kind]) for m in modules}
 
 
 def check_configuration(
@@ -258,8 +263,7 @@ def check_configuration(
     """
     for name, entry in configuration.items():
         _check_kind(_find_module(name, modules, where), entry, where)
-    outputs = {module.part("o") for module in modules.values() if module.kind == "attention"}
-    merge_pairs(configuration, sorted(outputs), where)
+    merge_pairs(configuration, where)
     layers = _layer_counts(modules)
     gone = Counter(
         modules[name].stack
@@ -393,11 +397,13 @@ def _pair(whole: Entry, output: Entry, where: str) -> Entry:
 
 def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:
     """Yield every (module, part of it) of which both are above rate 0."""
-    for part, entry in configuration.items():
+    wanted = {name for name, entry in configuration.items() if entry.rate > 0}
+    for part in configuration:
         words = part.split(".")
-        for end in range(1, len(words)):
-            name = ".".join(words[:end])
-            if entry.rate > 0 and name in configuration and configuration[name].rate > 0:
+        above = [".".join(words[:end]) for end in range(1, len(words))]
+        # an ffn may be named after its layer while its linears lie in the layer itself
+        for name in (*above, *(f"{layer}.{families.FFN}" for layer in above)):
+            if part in wanted and name in wanted and families.contains(name, part):
                 yield name, part
 
 

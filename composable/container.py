@@ -151,8 +151,8 @@ def parse_metadata(
         raise FormatError(f"format {found.get('format')!r:.60}, expected {expected.name!r}")
     if found.get("version") != expected.version:
         raise FormatError(
-            f"made by a newer version (format version {found.get('version')!r:.20}, this program "
-            f"reads {expected.version!r}; update composable to use it)"
+            f"made by another version (format version {found.get('version')!r:.20}, this program "
+            f"reads {expected.version!r}; make it again, or update composable)"
         )
     if not header.startswith(PREFIX) or header_checksum(header) != header[CHECKSUM]:
         raise FormatError("damaged (the checksum of its header differs)")

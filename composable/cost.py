@@ -21,13 +21,11 @@ class MACs:
 
     Attributes:
         by_module: name of each attention and ffn -> its MACs; 0 where it was removed.
-        source_length: tokens that pass the encoder.
-        target_length: tokens that pass the decoder.
+        tokens: that pass the model, of all its stacks.
     """
 
     by_module: dict[str, int]
-    source_length: int
-    target_length: int
+    tokens: int
 
     @property
     def total(self) -> int:
@@ -36,8 +34,8 @@ class MACs:
 
     @property
     def per_token(self) -> float:
-        """MACs for each token of source and target."""
-        return self.total / (self.source_length + self.target_length)
+        """MACs for each token that passes the model, of source and target together."""
+        return self.total / self.tokens
 
 
 def parameters(model: "nn.Module") -> int:
@@ -108,7 +106,7 @@ def macs(
         for module in family.modules(model)
         if module.kind in ("attention", "ffn")
     }
-    return MACs(by_module, source_length, target_length)
+    return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
 
 
 def report(
@@ -156,13 +154,11 @@ def _linear_macs(
     model: "nn.Module", module: "Module", lengths: dict[str, int], nonzero: bool
 ) -> int:
     """MACs of the linears of one module: weights times the tokens that pass them."""
-    parent = model.get_submodule(module.name)
+    holder = model.get_submodule(module.holder)
     total = 0
     for role, child in module.parts:
-        linear = getattr(parent, child, None)
-        if linear is None:
-            continue
-        weights = linear.weight.count_nonzero() if nonzero else linear.weight.numel()
+        weight = holder.get_parameter(f"{child}.weight")
+        weights = weight.count_nonzero() if nonzero else weight.numel()
         stack = "encoder" if module.is_cross and role in ("k", "v") else module.stack
         total += int(weights) * lengths[stack]
     return total
@@ -172,4 +168,4 @@ def _score_macs(module: "Module", lengths: dict[str, int]) -> int:
     """MACs of scores (queries by keys) and context (scores by values) of one attention."""
     queries = lengths[module.stack]
     keys = lengths["encoder"] if module.is_cross else queries
-    return 2 * module.heads * module.head_size * queries * keys
+    return 2 * module.units * module.head_size * queries * keys

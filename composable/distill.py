@@ -43,7 +43,7 @@ class Classroom(nn.Module):
         self.modules_of = [modules[variant.module] for variant in variants]
         # the same objects twice: registered, so that they train, and with their type
         self.pupils = [
-            Student(variant, module, family, dense.model.get_submodule(module.name))
+            Student(variant, module, family, dense.model)
             for variant, module in zip(variants, self.modules_of, strict=True)
         ]
         self.students = nn.ModuleList(self.pupils)
@@ -79,15 +79,13 @@ class Classroom(nn.Module):
             Squared error, squared dense output (both averaged over the features and summed over
             the valid tokens) and number of valid tokens, each (batch, students).
         """
-        dense = self._dense[0].to(batch["input_ids"].device)
-        self._valid = {
-            "encoder": batch["attention_mask"].bool(),
-            "decoder": batch["labels"] != -100,
-        }
+        first = next(iter(batch.values()))
+        dense = self._dense[0].to(first.device)
+        self._valid = self.family.valid_tokens(dense, batch)
         self._sums = {}
         with torch.no_grad():
-            self.family.run_trunk(dense, batch)
-        nothing = batch["input_ids"].new_zeros(len(batch["input_ids"]), dtype=torch.float32)
+            self.family.run(dense, batch)
+        nothing = first.new_zeros(len(first), dtype=torch.float32)
         empty = (nothing, nothing, nothing)
         columns = [self._sums.get(index, empty) for index in range(len(self.pupils))]
         errors, norms, counts = (torch.stack(column, 1) for column in zip(*columns, strict=True))
@@ -124,21 +122,33 @@ class Classroom(nn.Module):
                 student.part.requires_grad_(False)
 
     def _hook_dense(self) -> None:
+        """See what enters every dense module, and what its last linear gives."""
         by_module: dict[str, list[int]] = {}
         for index, module in enumerate(self.modules_of):
             by_module.setdefault(module.name, []).append(index)
-        for name, indices in by_module.items():
-            part = self._dense[0].get_submodule(name)
-            part.register_forward_hook(self._hook(indices), with_kwargs=True)
+        for indices in by_module.values():
+            module = self.modules_of[indices[0]]
+            holder = self._dense[0].get_submodule(module.holder)
+            call = _Call()
+            if module.kind == "ffn":  # its linears may lie among others: from the first to the last
+                first, last = (holder.get_submodule(module.part(role)) for role in ("up", "down"))
+                first.register_forward_pre_hook(call.see_inputs, with_kwargs=True)
+                last.register_forward_hook(call.see_output)
+                last.register_forward_hook(self._hook(indices, call), with_kwargs=True)
+                continue
+            if module.kind == "attention":
+                holder.get_submodule(module.output).register_forward_hook(call.see_output)
+            holder.register_forward_hook(self._hook(indices, call), with_kwargs=True)
 
-    def _hook(self, indices: list[int]) -> Any:
+    def _hook(self, indices: list[int], call: "_Call") -> Any:
         module = self.modules_of[indices[0]]
 
         def compare(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            target = output
             if module.kind == "attention":
-                args, kwargs = self.family.replay(args, kwargs, output)
-                target = output[0]
+                args, kwargs = self.family.replayed(args, kwargs, output)
+            elif module.kind == "ffn":
+                args, kwargs = call.inputs
+            target = call.output if module.parts else output
             valid = self._valid[module.stack]
             counts = valid.sum(1).float()
             norms = _sum_valid(target.float(), valid)
@@ -147,16 +157,36 @@ class Classroom(nn.Module):
                     continue
                 with torch.set_grad_enabled(self.training):
                     imitation = self.pupils[index](*args, **kwargs)
-                    imitation = imitation[0] if isinstance(imitation, tuple) else imitation
                     errors = _sum_valid(imitation.float() - target.float(), valid)
                 self._sums[index] = (errors, norms, counts)
 
         return compare
 
 
+class _Call:
+    """What a dense module was given, and what its last linear gave."""
+
+    inputs: Any
+    output: Any
+
+    def see_inputs(self, part: nn.Module, args: Any, kwargs: Any) -> None:
+        """Keep the arguments."""
+        self.inputs = args, kwargs
+
+    def see_output(self, part: nn.Module, args: Any, output: Any) -> None:
+        """Keep the output."""
+        self.output = output
+
+
 def _sum_valid(difference: Tensor, valid: Tensor) -> Tensor:
-    """Square (batch, length, features), average over features, sum over valid tokens: (batch,)."""
-    return torch.where(valid, difference.square().mean(-1), 0.0).sum(1)
+    """Square, average over the features, sum over valid tokens: (batch,).
+
+    Args:
+        difference: (batch, length, features), or (batch * length, features).
+        valid: (batch, length), bool.
+    """
+    squares = difference.square().mean(-1).view(valid.shape)
+    return torch.where(valid, squares, 0.0).sum(1)
 
 
 def _step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,13 @@ from composable.tasks import multi30k
 
 EMBEDDED = "embedded"
 WEIGHTS = "model.safetensors"
+GGUF = ".gguf"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 # Weights in formats that run code on loading (.bin, .pt, .h5) and other copies of them stay out.
 WANTED = (
     "config.json",
     "generation_config.json",
+    "preprocessor_config.json",
     WEIGHTS,
     WEIGHTS_INDEX,
     "model-*-of-*.safetensors",
@@ -45,13 +47,13 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
     """Find the folder of a pretrained model, downloading it where it is on the hub.
 
     Args:
-        source: "embedded", a local folder with a config.json, or a hub id (owner/name); a folder
-            goes before a hub id of the same name.
+        source: "embedded", a local folder with a config.json, a .gguf file, or a hub id
+            (owner/name); what is there goes before a hub id of the same name.
         revision: branch, tag or commit of a hub id; None is its main branch.
 
     Returns:
-        The folder (checked: weights are safetensors and whole), and the commit hash where it came
-        from the hub, else None.
+        The folder (checked: weights are safetensors and whole) or the .gguf file, and the commit
+        hash where it came from the hub, else None.
 
     Raises:
         UserError: there is no such model, it may not be read, or the hub cannot be reached.
@@ -61,6 +63,8 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
     local = files.assets(EMBEDDED) if source == EMBEDDED else Path(source).expanduser()
     if source and local.exists():  # an empty name would be the working folder
         _refuse_revision(source, revision)
+        if local.suffix == GGUF and local.is_file():
+            return local, None
         _check_folder(local, f"give a folder with config.json and {WEIGHTS}.")
         return local, None
     _check_hub_id(source)

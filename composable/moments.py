@@ -33,11 +33,6 @@ class Shared:
     stack: str
 
 
-def valid_tokens(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mark the tokens of each stack that are no padding: (batch, length), bool."""
-    return {"encoder": batch["attention_mask"].bool(), "decoder": batch["labels"] != -100}
-
-
 def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dict[str, str]:
     """Say whose tokens each linear reads: the encoder's where a cross-attention takes k and v.
 
@@ -46,7 +41,7 @@ def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dic
     """
     modules, children = family.modules(model), dict(model.named_modules())
     reads_encoder = {
-        f"{module.name}.{module.part(role)}"
+        f"{module.holder}.{module.part(role)}"
         for module in modules
         if module.is_cross
         for role in ("k", "v")
@@ -154,7 +149,7 @@ class Meter:
     def measure(self, batch: Mapping[str, Tensor]) -> None:
         """Run the model on a batch from a collator."""
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        self._valid = valid_tokens(batch)
+        self._valid = self.family.valid_tokens(self.model, batch)
         self._places = {k: mask.flatten().nonzero()[:, 0] for k, mask in self._valid.items()}
         self._held, self._reads = {}, [len(item.linears) for item in self.inputs]
         # not kept: a cycle of references would hold the moments longer than they are wanted
@@ -178,7 +173,8 @@ class Meter:
         def read(part: nn.Module, args: tuple[Tensor, ...]) -> None:
             tensor = args[0]
             if index not in self._held:
-                if tensor.shape[:-1] != self._valid[item.stack].shape:
+                # some models flatten their tokens before a linear
+                if tensor.shape[:-1].numel() != self._valid[item.stack].numel():
                     raise RuntimeError(f"{item.linears} do not read the {item.stack}'s tokens")
                 self._held[index] = tensor
                 total.add(tensor.flatten(0, -2)[self._places[item.stack]])
@@ -215,5 +211,6 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _run(model: nn.Module, family: "Family", batch: Mapping[str, Tensor]) -> None:
     """Run the model up to its last layer, in float32."""
-    with torch.inference_mode(), full_float32(batch["labels"].device):
-        family.run_trunk(model, dict(batch))
+    device = next(iter(batch.values())).device
+    with torch.inference_mode(), full_float32(device):
+        family.run(model, batch)

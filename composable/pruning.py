@@ -1,7 +1,8 @@
 """Scheme and methods -> variants: every (module, rate, method) that somebody wants, once."""
 
-import copy
+import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +10,14 @@ from tqdm import tqdm
 
 from composable import cli, methods
 from composable.bundle import Variant
+from composable.bundle_header import PER_GROUP, WHOLE_GROUPS
 from composable.checkpoint import Checkpoint
 from composable.config import Entry
 from composable.errors import ConfigError
 from composable.families import Module
 from composable.methods import Method
 from composable.solver import Gram
-from composable.surgery import head_rows, keep_heads
+from composable.surgery import own_tensors, slice_linear, unit_rows
 
 #: Path of a linear -> statistics of its inputs in the dense model.
 Inputs = Callable[[str], Gram]
@@ -26,6 +28,7 @@ def make_variants(
     scheme: dict[str, list[Entry]],
     preferred: tuple[str, ...] = (),
     inputs: Inputs | None = None,
+    by_groups: bool = False,
 ) -> list[Variant]:
     """Prune every module at every rate of the scheme.
 
@@ -34,6 +37,8 @@ def make_variants(
         scheme: module name -> entries, as conf_prune.json has them.
         preferred: methods for plain rates; other kinds get their default.
         inputs: statistics for the methods that look at the inputs of a module.
+        by_groups: with grouped queries, whole groups of heads leave, instead of equally many heads
+            from every group.
 
     Raises:
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
@@ -45,7 +50,8 @@ def make_variants(
     for module, entry, resolved in bar:
         variant = found.get((module.name, resolved))
         if variant is None:
-            variant = _prune(dense, module, resolved, inputs)
+            chosen = dataclasses.replace(module, by_groups=by_groups)
+            variant = _prune(dense, chosen, resolved, inputs)
             found[module.name, resolved] = variant
         variant.plain |= entry.method is None
         variant.plain_o |= entry.o is not None and entry.o.method is None
@@ -78,7 +84,7 @@ def _resolve(module: Module, entry: Entry, preferred: Iterable[str]) -> Entry:
     method = _method(module.name, module.kind, entry, tuple(preferred))
     o = entry.o
     if o is not None:
-        o_method = _method(f"{module.name}.{module.part('o')}", "linear", o, tuple(preferred))
+        o_method = _method(module.output_path, "linear", o, tuple(preferred))
         o = Entry(o.rate, o_method)
     return Entry(entry.rate, method, o)
 
@@ -104,57 +110,45 @@ def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> s
 def _prune(dense: Checkpoint, module: Module, entry: Entry, inputs: Inputs | None) -> Variant:
     if entry.rate == 1:
         return Variant(module.name, module.kind, entry, plain=False, removed=True)
-    part = dense.model.get_submodule(module.name)
+    holder = dense.model.get_submodule(module.holder)
     method = methods.by_name(str(entry.method))
-    decision = method.prune(part, module, entry.rate, _inputs_for(method, module, inputs))
-    variant = Variant(module.name, module.kind, entry, plain=False, kept_heads=decision.kept_heads)
-    if decision.kept_heads is not None:
-        part = copy.deepcopy(part)
-        keep_heads(part, module, decision.kept_heads)
-    for name, weight in own_parameters(part, module).items():
-        variant.tensors[name] = weight.detach().clone()
+    decision = method.prune(holder, module, entry.rate, _inputs_for(method, module, inputs))
+    kept = decision.kept_units
+    variant = Variant(module.name, module.kind, entry, plain=False, kept_units=kept)
+    if module.groups < module.units and module.kind == "attention":
+        variant.gqa = WHOLE_GROUPS if module.by_groups else PER_GROUP
+    variant.tensors = own_tensors(holder, module, kept)
     variant.tensors.update(decision.tensors or {})
     if decision.mask is not None:
         _mask(variant, "weight", decision.mask)
     if entry.o is not None:
-        _mask_output(variant, part, module, entry.o, inputs)
+        _mask_output(variant, holder, module, entry.o, inputs)
     return variant
 
 
 def _inputs_for(method: Method, module: Module, inputs: Inputs | None) -> Gram | None:
-    """Look up what a method wants to see: the input of the linear, for an attention that of `o`."""
-    if inputs is None or not method.uses_inputs:
-        return None
-    is_attention = module.kind == "attention"
-    return inputs(f"{module.name}.{module.part('o')}" if is_attention else module.name)
-
-
-def own_parameters(part: nn.Module, module: Module) -> dict[str, nn.Parameter]:
-    """Parameters that belong to a module alone, by relative name (not T5's shared bias table)."""
-    if module.kind != "attention":
-        return dict(part.named_parameters())
-    return {
-        f"{child}.{name}": weight
-        for _, child in module.parts
-        for name, weight in part.get_submodule(child).named_parameters()
-    }
+    """Look up what a method wants to see: what enters the linear that all units flow into."""
+    return inputs(module.output_path) if inputs is not None and method.uses_inputs else None
 
 
 def _mask_output(
-    variant: Variant, part: nn.Module, module: Module, entry: Entry, inputs: Inputs | None
+    variant: Variant, holder: nn.Module, module: Module, entry: Entry, inputs: Inputs | None
 ) -> None:
     """Mask the output projection among the columns of the heads that stayed."""
-    child = module.part("o")
-    o = Module(f"{module.name}.{child}", "linear", module.stack)
+    path = module.output_path
+    o = Module(path, "linear", module.stack, holder=path)
     method = methods.by_name(str(entry.method))
+    linear: Any = holder.get_submodule(module.output)
     seen = _inputs_for(method, o, inputs)
-    if seen is not None and variant.kept_heads is not None:
-        seen = seen.columns(head_rows(variant.kept_heads, module.head_size))
-    decision = method.prune(part.get_submodule(child), o, entry.rate, seen)
+    if variant.kept_units is not None:
+        columns = unit_rows(module, variant.kept_units)["o"]
+        linear = slice_linear(linear, columns=columns)
+        seen = seen and seen.columns(columns)
+    decision = method.prune(linear, o, entry.rate, seen)
     for name, tensor in (decision.tensors or {}).items():
-        variant.tensors[f"{child}.{name}"] = tensor
+        variant.tensors[f"{module.output}.{name}"] = tensor
     if decision.mask is not None:
-        _mask(variant, f"{child}.weight", decision.mask)
+        _mask(variant, f"{module.output}.weight", decision.mask)
 
 
 def _mask(variant: Variant, name: str, mask: Tensor) -> None:

@@ -23,14 +23,15 @@ from composable.config import Entry
 from composable.errors import MismatchError
 from composable.families import Module
 from composable.linear_fit import How, Problem, fit_linear, fit_output
-from composable.pruning import own_parameters
 from composable.store import Fit, Store
-from composable.surgery import head_rows
+from composable.surgery import own_tensors, unit_rows
 
 log = logging.getLogger("composable")
 SOLVERS = ("hybrid", "ls")
-#: An attention that has lost heads: its name, and the heads it has.
-Heads = tuple[str, tuple[int, ...]]
+#: Kinds of modules that lose units, whose last linear is refitted to those that stay.
+UNITS = ("attention", "ffn")
+#: A module that has lost heads or neurons: its name, and what it has of them.
+Units = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class _Run:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         for variant in variants:
-            if variant.kind == "attention" and variant.tensors:
-                self._check_attention(variant)
+            if variant.kept_units is not None and variant.tensors:
+                self._check_units(variant)
 
     def open_store(self, checkpoints: Path, resume: bool) -> None:
         """Find what an earlier run of the same inputs has finished."""
@@ -172,10 +173,10 @@ class _Run:
     def train_attentions(self, corpora: tuple[Any, Any]) -> None:
         """Train q, k, v and o of every pruned attention, starting from its refitted o.
 
-        Heads first, for all variants that have them; then each pair with its masked `o`, which was
+        Units first, for all variants that have them; then each pair with its masked `o`, which was
         refitted to the trained heads, for half as long with half the steps' size.
         """
-        phase, heads_of = self.settings.phase, self._heads()
+        phase, heads_of = self.settings.phase, self._units("attention")
         paired = {index: heads for index, heads in heads_of.items() if self.variants[index].masks}
         starts = {heads: self._start(heads) for heads in sorted(set(heads_of.values()))}
         self._train(starts, corpora, phase, self._finish, set(paired.values()))
@@ -225,33 +226,30 @@ class _Run:
         assert fits is not None, name
         return fits
 
-    def _output(self, module: str) -> str:
-        """Path of the linear that is refitted for a module: itself, or an attention's `o`."""
-        known = self.modules[module]
-        return f"{module}.{known.part('o')}" if known.kind == "attention" else module
+    def _columns(self, units: Units) -> Tensor:
+        """Columns of a module's last linear that belong to some of its units."""
+        module = self.modules[units[0]]
+        role = next(role for role, child in module.parts if child == module.output)
+        return unit_rows(module, list(units[1]))[role]
 
-    def _columns(self, heads: Heads) -> Tensor:
-        return head_rows(list(heads[1]), self.modules[heads[0]].head_size)
-
-    def _heads(self) -> dict[int, Heads]:
-        """Index of every variant that has lost heads -> what is left."""
+    def _units(self, *kinds: str) -> dict[int, Units]:
+        """Index of every variant of these kinds that has lost units -> what is left."""
         return {
-            index: (variant.module, tuple(variant.kept_heads))
+            index: (variant.module, tuple(variant.kept_units))
             for index, variant in enumerate(self.variants)
             if variant.tensors
-            and variant.kept_heads is not None
-            and len(variant.kept_heads) < self.modules[variant.module].heads
+            and variant.kind in kinds
+            and variant.kept_units is not None
+            and len(variant.kept_units) < self.modules[variant.module].units
         }
 
-    def _check_attention(self, variant: Variant) -> None:
-        """Refuse an attention whose `o` sees other inputs than the dense one's kept columns."""
+    def _check_units(self, variant: Variant) -> None:
+        """Refuse a module whose last linear sees other inputs than the dense one's columns."""
         module = self.modules[variant.module]
-        part = self.dense.model.get_submodule(module.name)
-        kept = range(module.heads) if variant.kept_heads is None else variant.kept_heads
-        rows = head_rows(list(kept), module.head_size)
-        for name, dense in own_parameters(part, module).items():
-            is_output = name.startswith(f"{module.part('o')}.")
-            if not is_output and not torch.equal(variant.tensors[name], dense.detach()[rows]):
+        holder = self.dense.model.get_submodule(module.holder)
+        for name, dense in own_tensors(holder, module, variant.kept_units).items():
+            is_output = name.startswith(f"{module.output}.")
+            if not is_output and not torch.equal(variant.tensors[name], dense.float()):
                 raise MismatchError(
                     f'"{variant.module}" at {variant.entry}: its {name} is not that of the dense '
                     "model, so it was tuned before; give the bundle that prune.py wrote, or use "
@@ -264,30 +262,35 @@ class _Run:
         for index, variant in enumerate(self.variants):
             if not variant.tensors:
                 continue
-            problems = found.setdefault(self._output(variant.module), {})
-            heads = self._heads().get(index)
-            if heads and (self.settings.solver == "hybrid" or not variant.masks):
-                problems.setdefault(_name_of(heads), self._heads_problem(heads))
-            if not heads or variant.masks:
+            problems = found.setdefault(self.modules[variant.module].output_path, {})
+            units = self._units(*UNITS).get(index)
+            if units and (self.settings.solver == "hybrid" or not variant.masks):
+                problems.setdefault(_name_of(units), self._units_problem(units))
+            if not units or variant.masks:
                 problems[str(index)] = self._problem(variant)
         return found
 
-    def _heads_problem(self, heads: Heads) -> Problem:
-        weight = self.dense.model.get_parameter(f"{self._output(heads[0])}.weight").detach()
+    def _units_problem(self, units: Units) -> Problem:
+        weight = self._dense_weight(units[0])
         mask = torch.zeros(weight.shape, dtype=torch.bool)
-        mask[:, self._columns(heads)] = True
+        mask[:, self._columns(units)] = True
         return Problem(torch.where(mask, weight, 0.0), mask)
+
+    def _dense_weight(self, module: str) -> Tensor:
+        """Weight of the linear that is refitted for a module."""
+        path = self.modules[module].output_path
+        return self.dense.model.get_parameter(f"{path}.weight").detach().float()
 
     def _problem(self, variant: Variant) -> Problem:
         """Spread a variant's weight and mask over the columns of its dense linear."""
-        name = f"{self._output(variant.module)}.weight"
-        own = name.removeprefix(f"{variant.module}.")
+        module = self.modules[variant.module]
+        own = f"{module.output}.weight" if module.parts else "weight"
         weight = variant.tensors[own]
         mask = variant.masks.get(own, torch.ones(weight.shape, dtype=torch.bool))
-        if variant.kept_heads is None:
+        if variant.kept_units is None:
             return Problem(weight, mask)
-        columns = self._columns((variant.module, tuple(variant.kept_heads)))
-        width = self.dense.model.get_parameter(name).shape[1]
+        columns = self._columns((variant.module, tuple(variant.kept_units)))
+        width = self._dense_weight(variant.module).shape[1]
         wide = torch.zeros(len(weight), width), torch.zeros(len(mask), width, dtype=torch.bool)
         for target, source in zip(wide, (weight, mask), strict=True):
             target[:, columns] = source
@@ -301,36 +304,34 @@ class _Run:
             log.warning("%s: its inputs never vary; the weights stay as pruned.", name)
         return fit_linear(linear, problems, texts, self.settings.how)
 
-    def _start(self, heads: Heads) -> Variant:
-        """The variant without those heads, its `o` refitted."""
+    def _start(self, heads: Units) -> Variant:
+        """The attention without those heads, its `o` refitted."""
         module = self.modules[heads[0]]
-        rows = self._columns(heads)
-        part = self.dense.model.get_submodule(module.name)
-        o = f"{module.part('o')}."
+        holder = self.dense.model.get_submodule(module.holder)
         tensors = {
-            name: weight.detach()[rows].clone()
-            for name, weight in own_parameters(part, module).items()
-            if not name.startswith(o)
+            name: weight.float()
+            for name, weight in own_tensors(holder, module, list(heads[1])).items()
+            if not name.startswith(f"{module.output}.")
         }
-        fit = self.solved[self._output(module.name)][_name_of(heads)]
-        tensors.update(self._own_tensors(module, fit, rows))
-        rate = 1 - len(heads[1]) / module.heads
+        fit = self.solved[module.output_path][_name_of(heads)]
+        tensors.update(self._own_tensors(module, fit, self._columns(heads)))
+        rate = 1 - len(heads[1]) / module.units
         return Variant(
             module.name, module.kind, Entry(rate), False, list(heads[1]), tensors=tensors
         )
 
     def _own_tensors(self, module: Module, fit: Fit, columns: Tensor | None) -> dict[str, Tensor]:
         """Name a problem's tensors as the variant does, without the columns it has not."""
-        prefix = f"{module.part('o')}." if module.kind == "attention" else ""
+        prefix = f"{module.output}." if module.parts else ""
         tensors = {f"{prefix}{name}": tensor for name, tensor in fit.tensors.items()}
         if columns is not None:
             tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"][:, columns].contiguous()
         return tensors
 
-    def _finish(self, heads: Heads, trained: Trained) -> dict[str, Fit]:
+    def _finish(self, heads: Units, trained: Trained) -> dict[str, Fit]:
         """Make the fits of all variants of one trained attention; masked `o`s are solved anew."""
-        norm = self.solved[self._output(heads[0])][_name_of(heads)].facts["norm"]
-        indices = [index for index, known in self._heads().items() if known == heads]
+        norm = self.solved[self.modules[heads[0]].output_path][_name_of(heads)].facts["norm"]
+        indices = [index for index, known in self._units("attention").items() if known == heads]
         facts = {"norm": norm, "seconds": trained.seconds / len(indices)}
         fits = {}
         for index in indices:
@@ -342,7 +343,7 @@ class _Run:
             fits[str(index)] = Fit(tensors, {**facts, **errors})
         return fits
 
-    def _tuned_pair(self, index: int, heads: Heads) -> Variant:
+    def _tuned_pair(self, index: int, heads: Units) -> Variant:
         variant, fit = self.variants[index], self._loaded(heads)[str(index)]
         return dataclasses.replace(variant, tensors={**variant.tensors, **fit.tensors})
 
@@ -357,7 +358,7 @@ class _Run:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Solve for a masked `o` on the inputs that the trained heads give it."""
         assert trained.moments is not None
-        o, tuned = self.modules[variant.module].part("o"), trained.tensors
+        o, tuned = self.modules[variant.module].output, trained.tensors
         own = {name: tuned[f"{o}.{name}"] for name in ("weight", "bias") if f"{o}.{name}" in tuned}
         fit = fit_output(own, variant.masks[f"{o}.weight"], trained.moments, self.settings.how)
         tensors = {**tuned, **{f"{o}.{name}": t for name, t in fit.tensors.items()}}
@@ -371,15 +372,15 @@ class _Run:
         variant = self.variants[index]
         if not variant.tensors:
             return []
-        module, heads = self.modules[variant.module], self._heads().get(index)
-        key = _name_of(heads) if heads and not variant.masks else str(index)
-        solved = self.solved[self._output(module.name)][key]
+        module, units = self.modules[variant.module], self._units(*UNITS).get(index)
+        key = _name_of(units) if units and not variant.masks else str(index)
+        solved = self.solved[module.output_path][key]
         columns = None
-        if module.kind == "attention" and variant.kept_heads is not None:
-            columns = self._columns((module.name, tuple(variant.kept_heads)))
+        if variant.kept_units is not None:
+            columns = self._columns((module.name, tuple(variant.kept_units)))
         fits = [Fit(self._own_tensors(module, solved, columns), solved.facts)]
-        if heads and self.settings.solver == "hybrid":
-            fits.append(self._loaded(heads)[str(index)])
+        if units and self.settings.solver == "hybrid" and module.kind == "attention":
+            fits.append(self._loaded(units)[str(index)])
             fits.extend((self.store.load(index) or {}).values())
         return fits
 
@@ -434,5 +435,5 @@ def _tuned(variant: Variant, fits: list[Fit]) -> Variant:
     return dataclasses.replace(variant, tensors={**variant.tensors, **best.tensors}, stats=stats)
 
 
-def _name_of(heads: Heads) -> str:
-    return "heads " + ",".join(map(str, heads[1]))
+def _name_of(units: Units) -> str:
+    return "units " + ",".join(map(str, units[1]))

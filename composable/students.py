@@ -6,11 +6,48 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from composable.surgery import keep_heads
+from composable.surgery import adapt, keep_units, put
 
 if TYPE_CHECKING:
     from composable.bundle import Variant
     from composable.families import Family, Module
+
+
+class FeedForward(nn.Module):
+    """An ffn by itself: down(activation(up(x))), or down(activation(gate(x)) * up(x)).
+
+    Its linears have the names that they have in the model, which may lie in the layer itself.
+
+    Args:
+        holder: the module that has the parts; they are copied.
+        module: description of the ffn.
+        family: names the activation.
+    """
+
+    def __init__(self, holder: nn.Module, module: "Module", family: "Family"):
+        super().__init__()
+        for _, path in module.parts:
+            self._make_room(path)
+            put(self, path, copy.deepcopy(holder.get_submodule(path)))
+        self._roles = dict(module.parts)
+        parent, _, child = family.activation.rpartition(".")
+        self._activation: list[Any] = [getattr(holder.get_submodule(parent), child)]
+
+    def _make_room(self, path: str) -> None:
+        """Add the modules that a path goes through."""
+        names = path.split(".")[:-1]
+        for end in range(1, len(names) + 1):
+            place = ".".join(names[:end])
+            if place not in dict(self.named_modules()):
+                put(self, place, nn.Module())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (..., hidden)."""
+        part = {role: self.get_submodule(path) for role, path in self._roles.items()}
+        up: Tensor = part["up"](hidden)
+        active = self._activation[0](part["gate"](hidden) if "gate" in part else up)
+        output: Tensor = part["down"](active * up if "gate" in part else active)
+        return output
 
 
 class Student(nn.Module):
@@ -23,12 +60,18 @@ class Student(nn.Module):
         masks: parameter name within `part` -> boolean tensor, True where the weight stays.
     """
 
-    def __init__(self, variant: "Variant", module: "Module", family: "Family", dense: nn.Module):
+    def __init__(self, variant: "Variant", module: "Module", family: "Family", model: nn.Module):
         super().__init__()
-        self.part = copy.deepcopy(dense)
-        if variant.kept_heads is not None:
-            keep_heads(self.part, module, variant.kept_heads)
-            family.adapt_attention(self.part, variant.kept_heads)
+        holder = model.get_submodule(module.holder)
+        if module.kind == "ffn":
+            self.part: nn.Module = FeedForward(holder, module, family)
+        else:
+            self.part = copy.deepcopy(holder)
+        if variant.kept_units is not None:
+            keep_units(self.part, module, variant.kept_units)
+        if module.kind == "attention" and variant.kept_units is not None:
+            adapt(self.part, module, family, variant.kept_units)
+        self._output = module.output if module.parts else ""
         self.part.requires_grad_(False)
         self.names = sorted(variant.tensors)
         for name, tensor in variant.tensors.items():
@@ -45,9 +88,13 @@ class Student(nn.Module):
             kept = mask.to(weight.device)
             weight.register_hook(lambda grad, kept=kept: torch.where(kept, grad, 0.0))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the pruned module."""
-        return self.part(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the pruned module, up to its last linear: what follows is the layer's."""
+        return output_of(self.part, self._output, *args, **kwargs)
+
+    def best_output(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Do as `forward`, with the weights at the lowest validation error."""
+        return output_of(self.best, self._output, *args, **kwargs)
 
     def keep(self) -> None:
         """Remember the present weights as the best."""
@@ -56,3 +103,21 @@ class Student(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Weights at the lowest validation error, on the CPU."""
         return {name: self.best.get_parameter(name).detach().cpu() for name in self.names}
+
+
+def output_of(part: nn.Module, last: str, *args: Any, **kwargs: Any) -> Tensor:
+    """Run a module and return what its child `last` gives; with "" what it gives itself.
+
+    Some attentions add their input and normalise, some return a tuple: the output of the projection
+    is one thing in all of them.
+    """
+    if not last:
+        found: Tensor = part(*args, **kwargs)
+        return found
+    seen: list[Tensor] = []
+    handle = part.get_submodule(last).register_forward_hook(lambda _, __, out: seen.append(out))
+    try:
+        part(*args, **kwargs)
+    finally:
+        handle.remove()
+    return seen[-1]

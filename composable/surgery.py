@@ -1,7 +1,7 @@
-"""The only code that changes shapes: keep heads, remove ffns, remove layers, mask weights."""
+"""The only code that changes shapes: keep heads and neurons, remove modules, mask weights."""
 
 import re
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,27 +17,49 @@ class Structure(TypedDict):
     """How a composed model differs in shape from its dense model; names in the dense numbering.
 
     Keys:
-        kept_heads: attention -> ascending ids of its heads ([] where the attention is gone).
-        removed_ffns: feed-forwards that add nothing any more.
+        kept_units: attention -> ascending ids of its heads, ffn -> of its neurons; [] where it is
+            gone.
         removed_layers: whole layers that are gone.
     """
 
-    kept_heads: dict[str, list[int]]
-    removed_ffns: list[str]
+    kept_units: dict[str, list[int]]
     removed_layers: list[str]
 
 
 def empty_structure() -> Structure:
     """Return the structure of a dense model."""
-    return {"kept_heads": {}, "removed_ffns": [], "removed_layers": []}
+    return {"kept_units": {}, "removed_layers": []}
 
 
 class Nothing(nn.Module):
-    """A removed feed-forward: adds zero to the residual stream."""
+    """A removed linear or feed-forward: zeros in the shape of its input."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return zeros of the input's shape."""
         return torch.zeros_like(hidden_states)
+
+
+class NoAttention(nn.Module):
+    """A removed attention: adds nothing, but tells the cache how many tokens it has seen.
+
+    Positions are taken from the length of the first layer's cache.
+
+    Args:
+        layer_idx: number of its layer; None where there is no cache.
+    """
+
+    def __init__(self, layer_idx: int | None = None):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: Tensor, *_: Any, past_key_values: Any = None, **__: Any
+    ) -> tuple[Tensor, None]:
+        """Return zeros of the input's shape, and no attention weights."""
+        if past_key_values is not None and self.layer_idx is not None:
+            empty = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            past_key_values.update(empty, empty, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
 
 
 def units_to_remove(units: int, rate: float) -> int:
@@ -51,6 +73,36 @@ def head_rows(kept: list[int], head_size: int) -> Tensor:
     """Rows of q, k, v (columns of o) that belong to heads `kept`, in their order."""
     heads = torch.tensor(kept, dtype=torch.long, device="cpu")
     return (heads[:, None] * head_size + torch.arange(head_size, device="cpu")).flatten()
+
+
+def kept_groups(module: Module, kept: list[int]) -> list[int]:
+    """Key/value heads that the query heads `kept` read, ascending.
+
+    Raises:
+        ShapeError: they keep unequally many query heads each.
+    """
+    readers = [0] * module.groups
+    for head in kept:
+        readers[head * module.groups // module.units] += 1
+    if len({count for count in readers if count}) > 1:
+        raise ShapeError(
+            f'"{module.name}": heads {kept} leave its {module.groups} key/value heads with '
+            f"{readers} query heads; every one that stays needs equally many."
+        )
+    return [group for group, count in enumerate(readers) if count]
+
+
+def unit_rows(module: Module, kept: list[int]) -> dict[str, Tensor]:
+    """Say what belongs to the units `kept`.
+
+    Returns:
+        Role of every part -> ids of its rows (of the output's part: columns) that stay.
+    """
+    if module.kind == "ffn":
+        return dict.fromkeys(dict(module.parts), torch.tensor(kept, dtype=torch.long, device="cpu"))
+    queries = head_rows(kept, module.head_size)
+    shared = head_rows(kept_groups(module, kept), module.head_size)
+    return {"q": queries, "k": shared, "v": shared, "o": queries}
 
 
 def slice_linear(
@@ -78,89 +130,176 @@ def slice_linear(
     return small
 
 
-def keep_heads(attention: nn.Module, module: Module, kept: list[int]) -> None:
-    """Physically remove all heads but `kept` from q, k, v and o of `attention`.
+def keep_units(holder: nn.Module, module: Module, kept: list[int]) -> None:
+    """Physically remove all heads or neurons but `kept`.
 
     Args:
-        attention: the module itself, with all the heads that `module` names.
-        module: its description.
-        kept: ascending head ids; may be empty.
+        holder: the module that has the parts, with all the units that `module` names.
+        module: its description, an attention or an ffn.
+        kept: ascending ids; may be empty.
 
     Raises:
-        ShapeError: an id does not exist, or the ids are not ascending.
+        ShapeError: an id does not exist, the ids are not ascending, or the key/value heads that
+            stay keep unequally many query heads.
     """
-    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < module.heads):
+    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < module.units):
+        what = "heads" if module.kind == "attention" else "neurons"
         raise ShapeError(
-            f'"{module.name}" has heads 0 to {module.heads - 1}; kept heads {kept} were asked for, '
-            "expected ascending ids among them."
+            f'"{module.name}" has {what} 0 to {module.units - 1}; kept {what} {kept} were asked '
+            "for, expected ascending ids among them."
         )
-    rows = head_rows(kept, module.head_size)
-    for role in ("q", "k", "v"):
-        name = module.part(role)
-        setattr(attention, name, slice_linear(getattr(attention, name), rows=rows))
-    name = module.part("o")
-    setattr(attention, name, slice_linear(getattr(attention, name), columns=rows))
+    rows = unit_rows(module, kept)
+    for role, child in module.parts:
+        linear: Any = holder.get_submodule(child)
+        is_output = child == module.output
+        small = slice_linear(linear, **{"columns" if is_output else "rows": rows[role]})
+        put(holder, child, small)
+
+
+def own_tensors(
+    holder: nn.Module, module: Module, kept: list[int] | None = None
+) -> dict[str, Tensor]:
+    """Copy the weights that belong to a module alone (not T5's shared bias table).
+
+    Args:
+        holder: the module that has the parts, with all its units.
+        module: its description.
+        kept: ids of heads or neurons; None for all.
+
+    Returns:
+        Name relative to `holder` -> weight or bias, of the kept units only.
+    """
+    found = {name: weight.detach() for name, weight in own_parameters(holder, module).items()}
+    for role, child in module.parts if kept is not None else ():
+        rows = unit_rows(module, kept or [])[role]
+        for name in (f"{child}.weight", f"{child}.bias"):
+            if child == module.output and name.endswith("weight"):
+                found[name] = found[name][:, rows]
+            elif child != module.output and name in found:
+                found[name] = found[name][rows]
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def own_parameters(holder: nn.Module, module: Module) -> dict[str, nn.Parameter]:
+    """Parameters that belong to a module alone, by name relative to `holder`."""
+    if not module.parts:
+        return dict(holder.named_parameters())
+    return {
+        f"{child}.{name}": weight
+        for _, child in module.parts
+        for name, weight in holder.get_submodule(child).named_parameters()
+    }
+
+
+def put(holder: nn.Module, path: str, module: nn.Module) -> None:
+    """Set a child by its path."""
+    parent, _, child = path.rpartition(".")
+    setattr(holder.get_submodule(parent), child, module)
+
+
+def adapt(holder: nn.Module, module: Module, family: Family, kept: list[int] | None) -> None:
+    """Let an attention run with the heads it has left.
+
+    Args:
+        holder: the attention, sliced already.
+        module: its description before.
+        family: of the model.
+        kept: ids of its heads; None where it keeps all, but others of the model may not.
+    """
+    if family.adapt_attention is not None:
+        family.adapt_attention(holder, kept)
+    elif kept:
+        core = holder.get_submodule(family.core)
+        counts = {
+            "heads": len(kept),
+            "width": len(kept) * module.head_size,
+            "per_group": len(kept) // len(kept_groups(module, kept)),
+        }
+        for attribute, what in family.counters:
+            setattr(core, attribute, counts[what])
 
 
 def apply_structure(model: "PreTrainedModel", family: Family, structure: Structure) -> None:
     """Give a dense `model` (also on the meta device) the shapes that `structure` describes.
 
     Raises:
-        ShapeError: an unknown name, a head that does not exist, a stack without layers.
+        ShapeError: an unknown name, a unit that does not exist, a stack without layers.
     """
     modules = {module.name: module for module in family.modules(model)}
-    for name in (
-        *structure["kept_heads"], *structure["removed_ffns"], *structure["removed_layers"]
-    ):  # fmt: skip
+    for name in (*structure["kept_units"], *structure["removed_layers"]):
         if name not in modules:
             raise ShapeError(f'no module "{name}" in this model; it was pruned from another one.')
-    for name, kept in structure["kept_heads"].items():
-        keep_heads(model.get_submodule(name), modules[name], kept)
-    for name in structure["removed_ffns"]:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Nothing())
-    if structure["kept_heads"]:
-        for module in modules.values():
-            if module.kind == "attention":
-                family.adapt_attention(
-                    model.get_submodule(module.name), structure["kept_heads"].get(module.name)
-                )
-    if structure["removed_layers"]:
-        _remove_layers(model, family, structure["removed_layers"])
-    for path, *counts in family.layer_lists:
-        for count in counts:
-            setattr(model.config, count, len(_layers(model, path)))
+    attentions = [module for module in modules.values() if module.kind == "attention"]
+    kept_units = structure["kept_units"]
+    for name, kept in kept_units.items():
+        if kept or (modules[name].kind == "attention" and family.adapt_attention):
+            keep_units(model.get_submodule(modules[name].holder), modules[name], kept)
+        else:
+            _remove(model, modules[name], family)
+    if any(module.name in kept_units for module in attentions):
+        for module in attentions:
+            kept_heads = kept_units.get(module.name)
+            adapt(model.get_submodule(module.name), module, family, kept_heads)
+    _remove_layers(model, family, structure["removed_layers"])
+
+
+def _remove(model: nn.Module, module: Module, family: Family) -> None:
+    """Replace an attention or an ffn by one that adds nothing."""
+    holder = model.get_submodule(module.holder)
+    if module.kind == "attention":
+        core = holder.get_submodule(family.core)
+        index = getattr(core, "layer_idx", None)
+        if family.core:  # its output goes through o, which must not need the width of the heads
+            put(holder, family.core, NoAttention(index))
+            put(holder, module.output, nn.Identity())
+        else:
+            put(model, module.name, NoAttention(index))
+    elif module.holder == module.name:
+        put(model, module.name, Nothing())
+    else:  # the linears lie among others
+        for _, child in module.parts:
+            put(holder, child, Nothing() if child == module.output else nn.Identity())
 
 
 def _remove_layers(model: "PreTrainedModel", family: Family, names: list[str]) -> None:
-    for path, *_ in family.layer_lists:
-        layers = _layers(model, path)
-        removed = {index for index in range(len(layers)) if f"{path}.{index}" in names}
-        if not removed:
-            continue
-        if len(removed) == len(layers):
-            raise ShapeError(
-                f'all {len(layers)} layers of "{path}" would go; at least one must stay.'
-            )
+    """Take whole layers out, and let the config count those that stay."""
+    for layers in family.layers:
+        path = _path_of(model, layers.path)
+        present = model.get_submodule(path)
+        removed = {index for index in range(len(present)) if f"{path}.{index}" in names}  # type: ignore[arg-type]
+        stay = _without(path, present, removed, family)
+        if removed:
+            put(model, path, stay)
+            _renumber(stay)
+            for name in layers.lists:
+                values = getattr(model.config, name, None)
+                if values is not None:
+                    kept = [value for i, value in enumerate(values) if i not in removed]
+                    setattr(model.config, name, kept)
+        for count in layers.counts:
+            setattr(model.config, count, len(stay))
+
+
+def _path_of(model: nn.Module, pattern: str) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and re.fullmatch(pattern, name):
+            return name
+    raise ShapeError(f'no list of layers "{pattern}" in this {type(model).__name__}.')
+
+
+def _without(path: str, layers: Any, removed: set[int], family: Family) -> nn.ModuleList:
+    if removed and len(removed) == len(layers):
+        raise ShapeError(f'all {len(layers)} layers of "{path}" would go; at least one must stay.')
+    if removed and family.before_layer_removal is not None:
         family.before_layer_removal(layers, removed)
-        stay = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in removed)
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, stay)
-        _renumber(stay)
-
-
-def _layers(model: nn.Module, path: str) -> nn.ModuleList:
-    layers = model.get_submodule(path)
-    if not isinstance(layers, nn.ModuleList):
-        raise ShapeError(f'"{path}" is a {type(layers).__name__}, a list of layers was expected.')
-    return layers
+    return nn.ModuleList(layer for i, layer in enumerate(layers) if i not in removed)
 
 
 def _renumber(layers: nn.ModuleList) -> None:
     """Give the key/value caches of the remaining layers the indices 0, 1, ...."""
     for index, layer in enumerate(layers):
         for module in layer.modules():
-            if hasattr(module, "layer_idx"):
+            if getattr(module, "layer_idx", None) is not None:
                 module.layer_idx = index  # type: ignore[assignment]
 
 
@@ -170,15 +309,15 @@ def name_after_removal(name: str, family: Family, removed_layers: list[str]) -> 
     Returns:
         The new name; None if it lies in a removed layer.
     """
-    for path, *_ in family.layer_lists:
-        match = re.match(re.escape(path) + r"\.(\d+)(?=\.|$)", name)
-        if match:
-            if match.group(0) in removed_layers:
-                return None
-            index = int(match.group(1))
-            index -= sum(f"{path}.{lower}" in removed_layers for lower in range(index))
-            return f"{path}.{index}{name[match.end() :]}"
-    return name
+    place = family.place(name)
+    if place is None:
+        return name
+    layer = place[1]
+    if layer in removed_layers:
+        return None
+    path, _, number = layer.rpartition(".")
+    index = int(number) - sum(f"{path}.{lower}" in removed_layers for lower in range(int(number)))
+    return f"{path}.{index}{name.removeprefix(layer)}"
 
 
 def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:

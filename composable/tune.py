@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from torch import nn
 
 from composable import (
     attention_phase,
@@ -43,6 +44,8 @@ def tune_model(
 ) -> dict[str, Any]:
     """Fine-tune a whole model on the training split and write it.
 
+    Weights are trained in float32, and written as the file had them.
+
     Args:
         composed: the model, composed or dense; pruned weights stay zero.
         output: model file to write.
@@ -55,7 +58,9 @@ def tune_model(
     Returns:
         The closing report.
     """
-    training, corpora = training.resolved(), _corpora(composed, data, limit)
+    size = tasks.by_name(composed.info["task"]).batch_size
+    training = _with_defaults(training.resolved(), batch_size=size)
+    corpora, stored = _corpora(composed, data, limit), composed.model.dtype
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
         "masks": checkpoint.fingerprint_of({}, composed.masks),
@@ -64,7 +69,7 @@ def tune_model(
         "prefix": composed.info["prefix"],
     }
     outcome = train.run(
-        composed.model,
+        composed.model.float(),
         composed.masks,
         train.data_of(composed, corpora),
         tasks.by_name(composed.info["task"]).functions(training.smoothing),
@@ -82,6 +87,7 @@ def tune_model(
     composed.info["history"].append({label: {**training.identity(), **report}})
     if outcome.is_main:
         _forget_seconds(composed.info["history"][-1][label])
+        nn.Module.to(composed.model, stored)
         checkpoint.save(output, composed)
         outcome.write_stats(stats)
         outcome.clean_up()
@@ -114,7 +120,7 @@ def tune_variants(
         stats: CSV of the summed losses per epoch.
         table: CSV of the variants' relative errors.
         plot: heat map of the errors to draw, or None.
-        training: settings; of epochs and lr those may be None that the solver's defaults fill.
+        training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
         solver: hybrid, ls or grad.
         linear_solver: see `solver.refit`.
         texts: options of the data and of the calibration, see `calibrate`.
@@ -127,8 +133,10 @@ def tune_variants(
     dense.require_dense(model, "module-level fine-tuning")
     readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
     variants = _union(readers)
+    dense.model.float()
+    task = tasks.by_name(dense.info["task"])
     if solver == "grad":
-        options = _with_defaults(training, epochs=4, batch_size=64, lr=4e-2)
+        options = _with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
         corpora = _corpora(dense, texts["data"], texts["limit"])
         result: Any = distill.tune(dense, variants, corpora, options, stats)
         facts: dict[str, Any] = {}
@@ -137,6 +145,7 @@ def tune_variants(
         calibration, corpora = calibrate(dense, **texts)
         facts = {"calibration": str(calibration.path)}
         facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
+        training = _with_defaults(training, batch_size=task.batch_size // 4)
         settings = _settings(training, solver, linear_solver, texts["memory_budget"])
         folder = training.checkpoint_dir
         result = reconstruct.tune(
@@ -199,6 +208,7 @@ def calibrate(
         The statistics, and the texts: of the training split, and at most as many of the validation
         split.
     """
+    dense.model.float()
     samples = min(calibration_samples, limit or calibration_samples)
     task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
     name = calibration_data or data
@@ -220,7 +230,7 @@ def _settings(
     default = attention_phase.Settings()
     phase = attention_phase.Settings(
         epochs=training.epochs or default.epochs,
-        batch_size=training.batch_size or default.batch_size,
+        batch_size=training.batch_size,
         lr=training.lr or default.lr,
         patience=training.early_stop,
         seed=training.seed,

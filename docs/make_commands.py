@@ -1,4 +1,4 @@
-"""Write what the docs take from the code: docs/commands.md, and the tree in README.md.
+"""Write what the docs take from the code: docs/commands.md, tree and support table in README.md.
 
     python docs/make_commands.py
 
@@ -39,6 +39,7 @@ stdout holds one JSON object: what was written, counts, `seconds`. Log and progr
 Exit code 0: done; 1: a file or its content is at fault (one line on stderr says what is wrong and
 what to do); 2: the command line is; 130: interrupted, and the same command may be run again.
 """
+SUPPORT = re.compile(r"(?<=<!-- support -->\n).*?(?=<!-- /support -->)", re.DOTALL)
 TREE = re.compile(r"(?<=<!-- tree -->\n```text\n).*?(?=```\n<!-- /tree -->)", re.DOTALL)
 
 
@@ -79,7 +80,7 @@ def caption(path: Path) -> str:
 def tree() -> str:
     """Return a line for each script, file of the package, page, and script of assets/."""
     lines = [(f"{name}.py", caption(ROOT / f"{name}.py")) for name in scripts()]
-    for folder in ("composable", "assets", "docs"):
+    for folder in ("composable", "assets", "benchmarks", "docs"):
         lines += _folder(ROOT / folder, "")
     width = max(len(name) for name, _ in lines) + 2
     return "".join(f"{name:{width}}{text}".rstrip() + "\n" for name, text in lines)
@@ -94,8 +95,12 @@ def _folder(folder: Path, indent: str) -> list[tuple[str, str]]:
 
 
 def readme() -> str:
-    """Return README.md with its tree as it should be."""
-    return TREE.sub(lambda _: tree(), README.read_text(encoding="utf-8"))
+    """Return README.md with its tree and its support table as they should be."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import support_table
+
+    text = TREE.sub(lambda _: tree(), README.read_text(encoding="utf-8"))
+    return SUPPORT.sub(lambda _: support_table.table(), text)
 
 
 def main() -> None:
@@ -103,7 +108,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     COMMANDS.write_text(commands(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")
-    click.echo(f"wrote {COMMANDS} and the tree in {README}", err=True)
+    click.echo(f"wrote {COMMANDS}, the tree and the support table in {README}", err=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     MT5Config,
@@ -13,6 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from composable import families
 from composable.checkpoint import Checkpoint, config_dict, fingerprint_of
 
 WORDS = (
@@ -111,3 +113,110 @@ def corpus(folder: Path, pairs: int = 60, seed: int = 0) -> Path:
         (folder / f"{split}.en").write_text("\n".join(source) + "\n")
         (folder / f"{split}.de").write_text("\n".join(target) + "\n")
     return folder
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "intermediate_size": 48, "max_position_embeddings": 48, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 1,
+}  # fmt: skip
+#: Name -> config class, architecture, settings that differ from SMALL's.
+LAYOUTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("BertConfig", "BertForSequenceClassification", {}),
+    "roberta": ("RobertaConfig", "RobertaForSequenceClassification", {}),
+    "electra": ("ElectraConfig", "ElectraForSequenceClassification", {"embedding_size": 16}),
+    "distilbert": (
+        "DistilBertConfig", "DistilBertForSequenceClassification",
+        {"dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 48, "seq_classif_dropout": 0.1},
+    ),
+    "opt": (
+        "OPTConfig", "OPTForCausalLM", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1},
+    ),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_positions": 48, "n_inner": 48}),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 4}),
+    "llama_gqa": (
+        "LlamaConfig", "LlamaForCausalLM",
+        {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8,
+         "tie_word_embeddings": True},
+    ),
+    "mistral": (
+        "MistralConfig", "MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": None},
+    ),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 8}),
+    "vit": (
+        "ViTConfig", "ViTForImageClassification",
+        {"image_size": 8, "patch_size": 4, "num_channels": 1},
+    ),
+    "deit": (
+        "DeiTConfig", "DeiTForImageClassification",
+        {"image_size": 8, "patch_size": 4, "num_channels": 3},
+    ),
+}  # fmt: skip
+TASKS = {
+    "SequenceClassification": "text_classification",
+    "ImageClassification": "image_classification",
+    "ForCausalLM": "language_modeling",
+    "LMHeadModel": "language_modeling",
+}
+
+
+def build(layout: str, seed: int = 0, attention: str = "sdpa", **changes: Any) -> Any:
+    """A model of 3 layers of some family, as transformers makes it, with random weights."""
+    config, architecture, settings = LAYOUTS[layout]
+    torch.manual_seed(seed)
+    made = getattr(transformers, config)(**(SMALL | settings | changes))
+    model = getattr(transformers, architecture)(made)
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = "norm" in name.lower() or "ln_" in name
+            parameter.normal_(1.0 if is_norm and name.endswith("weight") else 0.0, 0.25)
+    return model.eval()
+
+
+def dense(layout: str, seed: int = 0, **changes: Any) -> Checkpoint:
+    """A tiny model of some family as a dense checkpoint; "t5" and "t5_gated" as well."""
+    if layout.startswith("t5"):
+        return checkpoint(seed, gated=layout == "t5_gated", **changes)
+    model = build(layout, seed, **changes)
+    family = families.of(model)
+    if family.prepare is not None:
+        family.prepare(model)
+    config = config_dict(model)
+    task = next(task for end, task in TASKS.items() if type(model).__name__.endswith(end))
+    is_image = family.image_tokens is not None
+    return Checkpoint(
+        model=model,
+        tokenizer=None if is_image else tokenizer(),
+        config=config,
+        fingerprint=fingerprint_of(config, model.state_dict()),
+        info={
+            "source": layout, "revision": None, "task": task, "prefix": "", "data": None,
+            "history": [], "dense_parameters": sum(p.numel() for p in model.parameters()),
+            "max_length": 24,
+            **({"labels": ["0", "1"]} if "classification" in task else {}),
+            **({"image": {"size": [8, 8], "mean": [0.5] * model.config.num_channels,
+                          "std": [0.5] * model.config.num_channels}} if is_image else {}),
+        },
+    )  # fmt: skip
+
+
+def inputs(made: Checkpoint, samples: int = 3, length: int = 9, seed: int = 0) -> dict[str, Any]:
+    """A batch for `made.model(**batch)`, with padding where there is text."""
+    generator = torch.Generator().manual_seed(seed)
+    config = made.model.config
+    if made.family.image_tokens is not None:
+        shape = (samples, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    ids = torch.randint(3, config.vocab_size, (samples, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, samples):
+        mask[row, length - row :] = 0
+    batch = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+    if config.is_encoder_decoder:
+        batch["decoder_input_ids"] = ids[:, : length - 2]
+    return batch
+
+
+ALL = ("t5", "t5_gated", *LAYOUTS)

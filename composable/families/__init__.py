@@ -3,15 +3,21 @@
 from typing import TYPE_CHECKING
 
 from composable.errors import UserError
-from composable.families.base import Family, Module
+from composable.families.base import FFN, Family, Module
+from composable.families.bert import BERT
+from composable.families.distilbert import DISTILBERT
+from composable.families.gpt2 import GPT2
+from composable.families.llama import LLAMA
+from composable.families.opt import OPT
 from composable.families.t5 import T5
+from composable.families.vit import VIT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FAMILIES: tuple[Family, ...] = (T5,)
+FAMILIES: tuple[Family, ...] = (T5, BERT, DISTILBERT, OPT, GPT2, LLAMA, VIT)
 
-__all__ = ["FAMILIES", "Family", "Module", "by_model_type", "of", "output_parts"]
+__all__ = ["FAMILIES", "FFN", "Family", "Module", "by_model_type", "contains", "is_pair", "of"]
 
 
 def by_model_type(model_type: str) -> Family:
@@ -35,6 +41,11 @@ def of(model: "PreTrainedModel") -> Family:
     return by_model_type(model.config.model_type)
 
 
-def output_parts() -> tuple[str, ...]:
-    """Child names of attention output projections in all families: ("o", ...)."""
-    return tuple(dict.fromkeys(family.output_part for family in FAMILIES))
+def is_pair(whole: str, part: str) -> bool:
+    """Tell whether two names are those of an attention and its output projection."""
+    return any(family.is_pair(whole, part) for family in FAMILIES)
+
+
+def contains(whole: str, part: str) -> bool:
+    """Tell whether a module is a part of another one, by their names."""
+    return any(family.contains(whole, part) for family in FAMILIES)

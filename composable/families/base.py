@@ -1,14 +1,19 @@
 """What a model family is: the names of its prunable modules, as data."""
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a family is a table; reading configuration files must not load torch
-    from torch import nn
+    from torch import Tensor, nn
 
 KINDS = ("attention", "ffn", "linear", "layer")
+#: Name of an ffn whose linears lie in the layer itself: that of the layer and this.
+FFN = "ffn"
+#: What a model without its head reads of a batch.
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+CACHE = "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -16,105 +21,255 @@ class Module:
     """A named prunable part of a model.
 
     Attributes:
-        name: path in `named_modules()`.
+        name: path in `named_modules()`; of an ffn that is no module of its own, that of its layer
+            and `.ffn`.
         kind: one of `KINDS`.
         stack: "encoder" or "decoder", whose tokens flow through it.
-        parts: (role, child name) pairs; roles q, k, v, o of an attention, up and down of an ffn.
-        heads: attention heads it has now.
+        parts: (role, child name) pairs; roles q, k, v, o of an attention, gate, up and down of an
+            ffn. Child names may have dots.
+        holder: path of the module that has the parts.
+        units: what leaves one by one: heads of an attention, neurons of an ffn it has now.
         head_size: width of one head.
+        groups: key/value heads; fewer than `units` where several query heads read one.
         is_cross: keys and values come from the other stack.
+        by_groups: whether heads leave as whole groups with their key/value head, or the same number
+            from every group.
     """
 
     name: str
     kind: str
     stack: str
     parts: tuple[tuple[str, str], ...] = ()
-    heads: int = 0
+    holder: str = ""
+    units: int = 0
     head_size: int = 0
+    groups: int = 0
     is_cross: bool = False
+    by_groups: bool = False
 
     def part(self, role: str) -> str:
-        """Child name of the only part with this role."""
+        """Child name of the part with this role, relative to `holder`."""
         return next(child for known, child in self.parts if known == role)
+
+    @property
+    def output(self) -> str:
+        """Child name of the linear that all units flow into: o of an attention, down of an ffn."""
+        return self.part("o" if self.kind == "attention" else "down")
+
+    @property
+    def output_path(self) -> str:
+        """Path of the linear that is fitted to a module's output: a linear is its own."""
+        return self.name if self.kind == "linear" else f"{self.holder}.{self.output}"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A list of layers.
+
+    Attributes:
+        path: pattern of its path.
+        stack: "encoder" or "decoder".
+        counts: config values that hold its length.
+        lists: config values that are lists with one entry per layer.
+    """
+
+    path: str
+    stack: str
+    counts: tuple[str, ...]
+    lists: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Family:
     """One model family as a table of name patterns.
 
-    Patterns are regular expressions for `re.fullmatch` on a module's path; the named group
-    `stack` says which stack a module belongs to.
+    Patterns are regular expressions for `re.fullmatch`. What lies in a layer is named from there.
 
     Attributes:
         name: how the family is called in messages and tables.
         model_types: values of `config.model_type` that it covers.
-        layer: pattern of a whole layer, with the group `index`.
-        layer_lists: (path of a list of layers, config values that count them) tuples.
+        layers: its lists of layers.
         attention: pattern of an attention.
+        attention_parts: (role, child name) of q, k, v and o.
+        head_size: attribute of the attention, or of its `core`, with the width of a head.
+        ffn: pattern of a feed-forward; "" where its linears lie in the layer itself.
+        ffn_parts: (role, child name) of all linears an ffn may have: gate, up, down. Where there is
+            a gate, the activation is the gate's.
+        activation: child or attribute of the ffn (of the layer) that is its activation function.
         cross_attention: pattern of those attentions that read the other stack.
-        attention_parts: role -> child name.
-        ffn: pattern of a feed-forward.
-        ffn_parts: (role, child name) of all linears an ffn may have.
-        head_size: name of the config value that holds the width of a head.
-        auto_class: transformers class that loads a pretrained folder.
+        core: child of an attention that computes all but o; "" where the attention does so itself.
+        counters: (attribute of the attention's core, what it counts) pairs to correct after heads
+            went: "heads", "width" (heads times head size) or "per_group" (query heads of a group).
         default_prefix: text that checkpoints of this family expect before a source sentence.
+        image_tokens: config -> tokens that an image has; None for text.
+        prepare: turns a model of transformers, as it was built, into one with four linears in every
+            attention; where they are fused in the library.
         adapt_attention: makes one attention run with the given heads (None: all it has), in a
             model in which others may have lost some; called for every attention of such a model.
+            None: `counters` are enough.
         before_layer_removal: saves what the others need of the layers (by index) that are to go.
-        replay: turns the recorded call of a dense attention into one its variants can take.
-        run_trunk: runs a model on a batch up to its last layer, without the vocabulary projection.
+        replay: turns the recorded call of a dense attention into one its variants can take; None:
+            it is taken without the cache.
+        run_trunk: runs a model on a batch up to its last layer; None: without its head.
     """
 
     name: str
     model_types: tuple[str, ...]
-    layer: str
-    layer_lists: tuple[tuple[str, ...], ...]
+    layers: tuple[Layers, ...]
     attention: str
-    cross_attention: str
     attention_parts: tuple[tuple[str, str], ...]
+    head_size: str
     ffn: str
     ffn_parts: tuple[tuple[str, str], ...]
-    head_size: str
-    auto_class: str
-    default_prefix: str
-    adapt_attention: Callable[["nn.Module", list[int] | None], None]
-    before_layer_removal: Callable[["nn.ModuleList", set[int]], None]
-    replay: Callable[[Sequence[Any], dict[str, Any], Any], tuple[tuple[Any, ...], dict[str, Any]]]
-    run_trunk: Callable[[Any, dict[str, Any]], None]
+    activation: str
+    cross_attention: str = "(?!)"
+    core: str = ""
+    counters: tuple[tuple[str, str], ...] = ()
+    default_prefix: str = ""
+    image_tokens: Callable[[Any], int] | None = None
+    prepare: Callable[["nn.Module"], None] | None = None
+    adapt_attention: Callable[["nn.Module", list[int] | None], None] | None = None
+    before_layer_removal: Callable[["nn.ModuleList", set[int]], None] | None = None
+    replay: (
+        Callable[[Sequence[Any], dict[str, Any], Any], tuple[tuple[Any, ...], dict[str, Any]]]
+        | None
+    ) = None
+    run_trunk: Callable[[Any, dict[str, Any]], None] | None = None
 
     @property
     def output_part(self) -> str:
         """Child name of an attention's output projection."""
         return next(child for role, child in self.attention_parts if role == "o")
 
+    def place(self, name: str) -> tuple[str, str, str] | None:
+        """Take a path apart: stack, path of the layer, rest of the path; None outside of layers."""
+        for layers in self.layers:
+            if match := re.fullmatch(rf"((?:{layers.path})\.\d+)(?:\.(?P<inner>.+))?", name):
+                return layers.stack, match[1], match["inner"] or ""
+        return None
+
     def modules(self, model: "nn.Module") -> list[Module]:
         """List every prunable module, in the order of `named_modules()`.
 
         Args:
-            model: dense or composed; head counts are read from the shapes it has now.
+            model: dense or composed; units are read from the shapes it has now.
         """
         found: list[Module] = []
-        linears: dict[str, Module] = {}
+        waiting: dict[str, list[Module]] = {}  # path -> what is listed when it comes
         for name, child in model.named_modules():
-            if match := re.fullmatch(self.layer, name):
-                found.append(Module(name, "layer", match["stack"]))
-            elif match := re.fullmatch(self.attention, name):
-                found.append(self._attention(model, name, match["stack"], child))
-                linear = f"{name}.{self.output_part}"
-                linears[linear] = Module(linear, "linear", match["stack"])
-            elif match := re.fullmatch(self.ffn, name):
-                parts = tuple(pair for pair in self.ffn_parts if hasattr(child, pair[1]))
-                found.append(Module(name, "ffn", match["stack"], parts))
-                for _, part in parts:
-                    linear = f"{name}.{part}"
-                    linears[linear] = Module(linear, "linear", match["stack"])
-            elif name in linears:
-                found.append(linears[name])
+            for module in self._at(name, child):
+                paths = fitted(module)
+                # an ffn that is no module of its own comes with its first linear
+                first = paths[0] if paths and module.name != name else name
+                waiting.setdefault(first, []).append(module)
+                for path in paths:
+                    linear = Module(path, "linear", module.stack, holder=path)
+                    waiting.setdefault(path, []).append(linear)
+            found += waiting.pop(name, [])
         return found
 
-    def _attention(self, model: Any, name: str, stack: str, child: Any) -> Module:
-        head_size = int(getattr(model.config, self.head_size))
-        role_q = next(part for role, part in self.attention_parts if role == "q")
-        heads = getattr(child, role_q).weight.shape[0] // head_size
-        is_cross = re.fullmatch(self.cross_attention, name) is not None
-        return Module(name, "attention", stack, self.attention_parts, heads, head_size, is_cross)
+    def _at(self, name: str, child: "nn.Module") -> Iterator[Module]:
+        """Describe the layer, attention or ffn at a path, if there is one."""
+        place = self.place(name)
+        if place is None:
+            return
+        stack, _, inner = place
+        if not inner:
+            yield Module(name, "layer", stack, holder=name)
+            if not self.ffn:
+                yield self._ffn(f"{name}.{FFN}", stack, child, name)
+        elif re.fullmatch(self.attention, inner):
+            yield self._attention(name, stack, child, inner)
+        elif self.ffn and re.fullmatch(self.ffn, inner):
+            yield self._ffn(name, stack, child, name)
+
+    def _attention(self, name: str, stack: str, child: "nn.Module", inner: str) -> Module:
+        parts = _present(child, self.attention_parts)
+        is_cross = re.fullmatch(self.cross_attention, inner) is not None
+        module = Module(name, "attention", stack, parts, name, is_cross=is_cross)
+        if len(parts) < len(self.attention_parts):
+            return module  # without heads
+        core: Any = child.get_submodule(self.core)
+        size = int(getattr(core, self.head_size))
+        units, groups = (len(child.get_parameter(f"{module.part(r)}.weight")) // size for r in "qk")
+        return replace(module, units=units, head_size=size, groups=groups)
+
+    def _ffn(self, name: str, stack: str, holder: "nn.Module", path: str) -> Module:
+        parts = _present(holder, self.ffn_parts)
+        module = Module(name, "ffn", stack, parts, path)
+        if not parts:
+            return module
+        return replace(module, units=len(holder.get_parameter(f"{module.part('up')}.weight")))
+
+    def is_pair(self, whole: str, part: str) -> bool:
+        """Tell whether two names are those of an attention and its output projection."""
+        place = self.place(whole)
+        is_attention = place is not None and re.fullmatch(self.attention, place[2]) is not None
+        return is_attention and part == f"{whole}.{self.output_part}"
+
+    def contains(self, whole: str, part: str) -> bool:
+        """Tell whether a module is a part of another, by their names."""
+        if part.startswith(f"{whole}."):
+            return True
+        layer, _, last = whole.rpartition(".")
+        place = self.place(part)
+        return (
+            not self.ffn
+            and last == FFN
+            and place is not None
+            and place[1] == layer
+            and place[2] in dict(self.ffn_parts).values()
+        )
+
+    def valid_tokens(self, model: Any, batch: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """Mark the tokens of each stack that are no padding.
+
+        Args:
+            model: of this family.
+            batch: from a collator.
+
+        Returns:
+            Stack -> (batch, length), bool.
+        """
+        if self.image_tokens is not None:
+            pixels = batch["pixel_values"]
+            every = pixels.new_ones(len(pixels), self.image_tokens(model.config)).bool()
+            return dict.fromkeys(self.stacks, every)
+        tokens = batch["attention_mask"].bool()
+        if len(self.stacks) == 1:
+            return {self.stacks[0]: tokens}
+        return {"encoder": tokens, "decoder": batch["labels"] != -100}
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Which of encoder and decoder it has."""
+        return tuple(layers.stack for layers in self.layers)
+
+    def run(self, model: Any, batch: Mapping[str, "Tensor"]) -> None:
+        """Run a model on a batch up to its last layer; the hooks of the caller see the rest."""
+        if self.run_trunk is not None:
+            self.run_trunk(model, dict(batch))
+            return
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        model.base_model(**inputs, **({"use_cache": False} if "decoder" in self.stacks else {}))
+
+    def replayed(
+        self, args: Sequence[Any], kwargs: dict[str, Any], output: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turn the recorded call of a dense attention into one that its variants can take."""
+        if self.replay is not None:
+            return self.replay(args, kwargs, output)
+        return tuple(args), {**kwargs, **({"past_key_values": None} if CACHE in kwargs else {})}
+
+
+def fitted(module: Module) -> list[str]:
+    """Paths of the linears in a module that are modules of their own: o, or all of an ffn."""
+    if module.kind == "attention":
+        return [module.output_path] if module.parts else []
+    return [f"{module.holder}.{child}" for _, child in module.parts]
+
+
+def _present(holder: "nn.Module", parts: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Leave out the parts that a module does not have, or that are no linears any more."""
+    children = dict(holder.named_modules())
+    return tuple(pair for pair in parts if hasattr(children.get(pair[1]), "weight"))

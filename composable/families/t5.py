@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from composable.families.base import Family
+from composable.families.base import Family, Layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,7 @@ def _replay(
 
 
 def _run_trunk(model: Any, batch: dict[str, Any]) -> None:
-    """Run encoder and decoder with the given target; the hooks of the caller see the rest."""
+    """Run encoder and decoder with the given target."""
     mask = batch["attention_mask"]
     encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
     model.decoder(
@@ -44,20 +44,19 @@ def _run_trunk(model: Any, batch: dict[str, Any]) -> None:
 T5 = Family(
     name="T5",
     model_types=("t5", "mt5"),
-    layer=r"(?P<stack>encoder|decoder)\.block\.\d+",
-    layer_lists=(
-        ("encoder.block", "num_layers"),
+    layers=(
+        Layers(r"encoder\.block", "encoder", ("num_layers",)),
         # generate takes the length of its caches from decoder_layers; without it from num_layers,
         # and fails as soon as the decoder has more layers than the encoder
-        ("decoder.block", "num_decoder_layers", "decoder_layers"),
+        Layers(r"decoder\.block", "decoder", ("num_decoder_layers", "decoder_layers")),
     ),
-    attention=r"(?P<stack>encoder|decoder)\.block\.\d+\.layer\.\d+\.(SelfAttention|EncDecAttention)",
-    cross_attention=r".*\.EncDecAttention",
+    attention=r"layer\.\d+\.(SelfAttention|EncDecAttention)",
+    cross_attention=r"layer\.\d+\.EncDecAttention",
     attention_parts=(("q", "q"), ("k", "k"), ("v", "v"), ("o", "o")),
-    ffn=r"(?P<stack>encoder|decoder)\.block\.\d+\.layer\.\d+\.DenseReluDense",
-    ffn_parts=(("up", "wi"), ("up", "wi_0"), ("up", "wi_1"), ("down", "wo")),
-    head_size="d_kv",
-    auto_class="AutoModelForSeq2SeqLM",
+    head_size="key_value_proj_dim",
+    ffn=r"layer\.\d+\.DenseReluDense",
+    ffn_parts=(("up", "wi"), ("gate", "wi_0"), ("up", "wi_1"), ("down", "wo")),
+    activation="act",
     default_prefix="translate English to German: ",
     adapt_attention=_adapt_attention,
     before_layer_removal=_hand_over_bias,

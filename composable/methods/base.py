@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from composable.families import Module
 from composable.solver import Gram
+from composable.surgery import units_to_remove
 
 
 @dataclass
@@ -15,13 +16,13 @@ class Pruned:
     """What a method decides about one module at one rate; tensors follow from it.
 
     Attributes:
-        kept_heads: ascending head ids that stay (attentions).
+        kept_units: ascending ids of the heads (attentions) or neurons (ffns) that stay.
         mask: boolean, True where the weight stays, the shape of the weight (linears).
         tensors: parameters the method changed, by name relative to the module; others are taken
             from the dense module.
     """
 
-    kept_heads: list[int] | None = None
+    kept_units: list[int] | None = None
     mask: Tensor | None = None
     tensors: dict[str, Tensor] | None = None
 
@@ -36,8 +37,8 @@ class Method:
         reference: paper or program it follows.
         prune: (dense module, its description, rate, inputs) -> decision; rate is above 0 and below
             1, since rate 0 is untouched and rate 1 is removal, done by surgery for all. `inputs`
-            are the statistics of what enters the linear (of an attention: its output projection)
-            in the dense model, None where none were collected.
+            are the statistics of what enters the linear (of an attention: its output projection,
+            of an ffn: its down projection) in the dense model, None where none were collected.
         uses_inputs: it cannot decide without `inputs`.
     """
 
@@ -46,6 +47,40 @@ class Method:
     reference: str
     prune: Callable[[nn.Module, Module, float, Gram | None], Pruned]
     uses_inputs: bool = False
+
+
+def kept_units(importance: Tensor, rate: float) -> list[int]:
+    """Ascending ids of the units that stay; of equal ones the lower index goes first.
+
+    Args:
+        importance: (units,); higher is kept.
+        rate: fraction removed.
+    """
+    order = torch.sort(importance, stable=True).indices
+    return sorted(order[units_to_remove(len(importance), rate) :].tolist())
+
+
+def kept_heads(importance: Tensor, module: Module, rate: float) -> list[int]:
+    """Ascending ids of the query heads that stay, as grouped queries allow.
+
+    Args:
+        importance: (heads,); higher is kept.
+        module: an attention. Where several query heads read one key/value head, either whole
+            groups leave, by the sums of their heads, or equally many heads from every group.
+        rate: fraction removed, of the groups or of every group.
+    """
+    if module.groups == module.units:
+        return kept_units(importance, rate)
+    grouped = importance.view(module.groups, -1)
+    size = grouped.shape[1]
+    if module.by_groups:
+        groups = kept_units(grouped.sum(1), rate)
+        return [group * size + head for group in groups for head in range(size)]
+    return [
+        group * size + head
+        for group, scores in enumerate(grouped)
+        for head in kept_units(scores, rate)
+    ]
 
 
 def weights_to_remove(weights: int, rate: float) -> int:

@@ -17,18 +17,22 @@ from composable.systems import cholesky
 TIE = 1e-10
 
 
-def elimination_order(weight: Tensor, matrix: Tensor, heads: int) -> list[tuple[int, float]]:
+def elimination_order(
+    weight: Tensor, matrix: Tensor, heads: int, groups: int = 1, quota: int | None = None
+) -> list[tuple[int, float]]:
     """Remove heads one by one, each time the one that costs least after a refit of the others.
 
     Args:
         weight: dense output projection, (rows, heads * head_size).
         matrix: second moments of its inputs, (n, n), or (n + 1, n + 1) with a bias.
         heads: number of heads; must divide the columns.
+        groups: of equally many heads each, in their order.
+        quota: how many heads of a group may go; by default all.
 
     Returns:
-        All heads in the order they go (of equal ones the lower index first), each with the loss
-        after it went: squared error of the refitted output, summed over tokens and rows, with the
-        ridge; T - tr(B^T A^-1 B) of the kept columns.
+        All heads that may go in the order they do (of equal ones the lower index first), each with
+        the loss after it went: squared error of the refitted output, summed over tokens and rows,
+        with the ridge; T - tr(B^T A^-1 B) of the kept columns.
 
     Raises:
         ShapeError: the columns do not divide into `heads`.
@@ -42,19 +46,25 @@ def elimination_order(weight: Tensor, matrix: Tensor, heads: int) -> list[tuple[
     values, hessian = standardize(weight, matrix)
     tie = TIE * float(((values @ hessian) * values).sum())
     inverse = torch.cholesky_inverse(cholesky(hessian))
-    return list(_eliminate(values, inverse, heads, weight.shape[1] // heads, tie))
+    room = [heads // groups if quota is None else quota] * groups
+    return list(_eliminate(values, inverse, heads, weight.shape[1] // heads, tie, room))
 
 
 def _eliminate(
-    values: Tensor, inverse: Tensor, heads: int, size: int, tie: float
+    values: Tensor, inverse: Tensor, heads: int, size: int, tie: float, room: list[int]
 ) -> Iterator[tuple[int, float]]:
     left = {head: slice(head * size, (head + 1) * size) for head in range(heads)}
     loss = 0.0
-    while left:
-        rises = {head: _rise(values, inverse, part) for head, part in left.items()}
+    while any(room):
+        rises = {
+            head: _rise(values, inverse, part)
+            for head, part in left.items()
+            if room[head * len(room) // heads]
+        }
         lowest = min(rises.values())
         head = next(head for head, rise in rises.items() if rise <= lowest + tie)
         loss += rises[head]
+        room[head * len(room) // heads] -= 1
         part = left.pop(head)
         # the others adapt, and so does the inverse to there being fewer inputs
         share = torch.linalg.solve(inverse[part, part], inverse[part])
@@ -70,16 +80,23 @@ def _rise(values: Tensor, inverse: Tensor, part: slice) -> float:
     return float(rotated.square().sum())
 
 
-def kept_heads(order: list[tuple[int, float]], rate: float) -> list[int]:
-    """Ascending ids of the heads that stay at a rate."""
-    return sorted(head for head, _ in order[units_to_remove(len(order), rate) :])
+def kept_heads(weight: Tensor, matrix: Tensor, module: Module, rate: float) -> list[int]:
+    """Ascending ids of the heads that stay, as grouped queries allow, see `methods.base`."""
+    heads, groups = module.units, module.groups
+    if groups == heads or module.by_groups:
+        order = elimination_order(weight, matrix, groups)
+        kept = sorted(unit for unit, _ in order[units_to_remove(groups, rate) :])
+        return [unit * heads // groups + head for unit in kept for head in range(heads // groups)]
+    quota = units_to_remove(heads // groups, rate)
+    gone = {head for head, _ in elimination_order(weight, matrix, heads, groups, quota)}
+    return [head for head in range(heads) if head not in gone]
 
 
 def _prune(attention: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
-    o = attention.get_submodule(module.part("o"))
+    o = attention.get_submodule(module.output)
     matrix = moments(o, module, HEAD_GRAM.name, inputs)
-    order = elimination_order(o.get_parameter("weight"), matrix, module.heads)
-    return Pruned(kept_heads=kept_heads(order, rate))
+    kept = kept_heads(o.get_parameter("weight"), matrix, module, rate)
+    return Pruned(kept_units=kept)
 
 
 HEAD_GRAM = Method(

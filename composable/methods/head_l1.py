@@ -1,48 +1,48 @@
 """Head-wise l1: the attention heads with the smallest projections go."""
 
-import torch
 from torch import Tensor, nn
 
 from composable.errors import ShapeError
 from composable.families import Module
-from composable.methods.base import Method, Pruned
+from composable.methods.base import Method, Pruned, kept_heads
 from composable.solver import Gram
-from composable.surgery import units_to_remove
 
 
-def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: int = 0) -> Tensor:
     """Rank attention heads by the l1 norm of their projections.
 
     Args:
         q: projection weight, (heads * head_size, hidden).
-        k: as q.
-        v: as q.
+        k: (groups * head_size, hidden).
+        v: as k.
         heads: number of heads; must divide the first dimension.
+        groups: number of key/value heads, by default as many; each counts in equal parts for the
+            heads that read it.
 
     Returns:
         Importance per head, shape (heads,), float64; higher is kept.
 
     Raises:
-        ShapeError: the rows do not divide into `heads`.
+        ShapeError: the rows do not divide into `heads` or `groups`, or these not into each other.
 
     Source: composability reference, head-wise l1; summed over q, k and v, biases left out.
     """
-    for weight in (q, k, v):
-        if heads < 1 or weight.shape[0] % heads:
-            raise ShapeError(f"{weight.shape[0]} rows do not divide into {heads} heads.")
+    groups = groups or heads
+    for weight, count in ((q, heads), (k, groups), (v, groups)):
+        if count < 1 or weight.shape[0] % count:
+            raise ShapeError(f"{weight.shape[0]} rows do not divide into {count} heads.")
+    if heads % groups:
+        raise ShapeError(f"{heads} heads do not divide into {groups} groups.")
     # float64, so that the ranking does not depend on the order of summation
-    return sum(weight.detach().double().abs().reshape(heads, -1).sum(1) for weight in (q, k, v))  # type: ignore[return-value]
-
-
-def kept_heads(importance: Tensor, rate: float) -> list[int]:
-    """Ascending ids of the heads that stay; of equal heads the lower index goes first."""
-    order = torch.sort(importance, stable=True).indices
-    return sorted(order[units_to_remove(len(importance), rate) :].tolist())
+    own = q.detach().double().abs().reshape(heads, -1).sum(1)
+    shared = sum(w.detach().double().abs().reshape(groups, -1).sum(1) for w in (k, v))
+    return own + (shared * groups / heads).repeat_interleave(heads // groups)  # type: ignore[operator,union-attr]
 
 
 def _prune(attention: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
     q, k, v = (attention.get_parameter(f"{module.part(role)}.weight") for role in "qkv")
-    return Pruned(kept_heads=kept_heads(head_importance(q, k, v, module.heads), rate))
+    importance = head_importance(q, k, v, module.units, module.groups)
+    return Pruned(kept_units=kept_heads(importance, module, rate))
 
 
 HEAD_L1 = Method(

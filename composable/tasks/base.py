@@ -3,7 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from composable.errors import UserError
 
 if TYPE_CHECKING:
     from composable.checkpoint import Checkpoint
@@ -15,7 +18,8 @@ class Score:
 
     Attributes:
         name: the metric as its library calls it ("BLEU").
-        value: the number, on the metric's usual scale (BLEU: 0 to 100), not rounded.
+        value: the number, not rounded; in hundredths (BLEU, accuracy, F1, correlations: at most
+            100), but for perplexity and bits per byte.
         signature: settings and version, enough to measure the same number again.
         counts: the counts the number was made from, where the library gives them.
     """
@@ -39,9 +43,42 @@ class Task(ABC):
 
     Attributes:
         name: as in a checkpoint's info["task"] ("translation").
+        auto_class: class of transformers that loads a pretrained folder.
+        heads: how class names of its models end.
+        main: key of the score that stands for all others in a table.
+        options: those of evaluate.py that not every task has, and this one has.
+        batch_size: samples of a training step, if nothing else is said.
+        stacks: of models that can do it, see `families.base.Family.stacks`.
     """
 
-    name: str
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    heads: ClassVar[tuple[str, ...]]
+    main: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    batch_size: ClassVar[int] = 64
+    stacks: ClassVar[tuple[tuple[str, ...], ...]] = (("encoder",), ("decoder",))
+
+    def fits(self, labels: int) -> bool:
+        """Tell whether a model with so many outputs, and one of the `heads`, is of this task."""
+        return True
+
+    def outputs(self, labels: int | None) -> int | None:
+        """Return how many outputs the head of a model gets; None: as many as it has.
+
+        Args:
+            labels: what the user asks for.
+
+        Raises:
+            UserError: the task has no classes, or not so many.
+        """
+        if labels is not None:
+            raise UserError(f"--labels {labels}: {self.name} has no classes; leave it out.")
+        return None
+
+    def knows(self, config: Any) -> dict[str, Any]:
+        """Return what a checkpoint's info says for this task, of a model with this config."""
+        return {}
 
     @abstractmethod
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Any:
@@ -66,7 +103,11 @@ class Task(ABC):
 
         Returns:
             A dataset of dicts, longest first where `is_sorted`, with attributes `lengths` (tokens
-            of every sample) and `sizes` (tokens of its target and its source).
+            of every sample) and `sizes` (tokens of its target and its source; both the same where
+            there is one stack).
+
+        Raises:
+            UserError: the corpus does not fit the model.
         """
 
     @abstractmethod
@@ -82,6 +123,10 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def length(self, checkpoint: "Checkpoint") -> int:
+        """Return the most tokens that the model reads of a sample."""
+
+    @abstractmethod
     def evaluate(
         self, checkpoint: "Checkpoint", corpus: Any, settings: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
@@ -90,9 +135,55 @@ class Task(ABC):
         Args:
             checkpoint: dense or composed.
             corpus: from `read`.
-            settings: num_beams, batch_tokens, max_length, device, dtype.
+            settings: device and dtype; batch_tokens, and the task's `options`.
 
         Returns:
             The model's answer to every sample, and the part of the report that is the task's:
             scores with their signatures, loss, speed, what the data was.
         """
+
+
+def class_labels(config: Any) -> list[str]:
+    """Names of a classifier's outputs; "0", "1", ... where its config has none of its own."""
+    return [str(config.id2label[i]).removeprefix("LABEL_") for i in range(config.num_labels)]
+
+
+def signature(corpus: Any, count: int, **settings: Any) -> str:
+    """Say what a score was measured on, how and with what, in the form of sacreBLEU's signatures.
+
+    Args:
+        corpus: a `splits.Corpus`.
+        count: samples.
+        settings: whatever else the number depends on.
+    """
+    import torch
+    import transformers
+
+    import composable
+
+    said = {
+        "data": Path(corpus.name).resolve().name,
+        "file": corpus.file,
+        "split": corpus.split,
+        "count": count,
+        "sha256": corpus.sha256[:12],
+        **settings,
+        **{it.__name__: it.__version__ for it in (composable, torch, transformers)},
+    }
+    return "|".join(f"{key}:{value}" for key, value in said.items())
+
+
+def described(corpus: Any, count: int) -> dict[str, Any]:
+    """Return what reports say of the data.
+
+    Args:
+        corpus: a `splits.Corpus`.
+        count: samples.
+    """
+    return {
+        "name": corpus.name,
+        "split": corpus.split,
+        "file": corpus.file,
+        "count": count,
+        "sha256": corpus.sha256,
+    }

@@ -1,11 +1,8 @@
 """English to German: reading parallel text, tokenising it once, and the cross-entropy."""
 
 import dataclasses
-import gzip
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,8 @@ from composable import files, hub, kernels
 from composable.errors import FormatError, UserError
 from composable.tasks import metrics, multi30k
 from composable.tasks.base import Task
+from composable.tasks.losses import sample_losses, training_functions
+from composable.tasks.splits import read_bytes
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
@@ -111,11 +110,10 @@ def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
     found = _find(path)
     if found is None:
         raise UserError(f"{path}(.gz): no such file.")
+    raw = read_bytes(found)
     try:
-        raw = found.read_bytes()
-        raw = gzip.decompress(raw) if found.suffix == ".gz" else raw
         text = raw.decode()
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
         raise FormatError(f"{found}: cannot be read as text ({error}).") from error
     lines = text.removesuffix("\n").split("\n") if text else []
     if is_multi30k and path.name in multi30k.MULTI30K and (fault := multi30k.fault(path.name, raw)):
@@ -187,55 +185,6 @@ def _pad(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-def token_losses(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:
-    """Run the model on a batch; only tokens that count meet the projection to the vocabulary.
-
-    Args:
-        model: gives logits.
-        batch: of the collator; labels (batch, length) are -100 where a token does not count.
-        smoothing: weight of the uniform distribution in the target.
-
-    Returns:
-        Cross-entropies (batch, length), float32, 0 where the label is -100.
-    """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    labels = batch["labels"].flatten()
-    valid = (labels != -100).nonzero()[:, 0]
-    with _only_rows(model, valid):
-        logits = model(**inputs, use_cache=False).logits
-    if logits.dim() == 3:
-        logits = logits.flatten(0, 1)[valid]
-    found = kernels.cross_entropy(logits, labels[valid], smoothing)
-    losses = found.new_zeros(labels.shape).index_put((valid,), found)
-    return losses.view(batch["labels"].shape)
-
-
-@contextmanager
-def _only_rows(model: Any, rows: Tensor) -> Iterator[None]:
-    """Give the projection to the vocabulary some rows only, unless the model is compiled."""
-    model = getattr(model, "module", model)  # of several processes
-    head = model.get_output_embeddings()
-    if head is None or model._compiled_call_impl is not None:
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda _, args: (args[0].flatten(0, 1)[rows],))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def sentence_losses(
-    model: Any, batch: dict[str, Tensor], smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Run the model on a batch.
-
-    Returns:
-        Summed cross-entropy and number of tokens of every sentence, each (batch,).
-    """
-    return token_losses(model, batch, smoothing).sum(1), (batch["labels"] != -100).sum(1)
-
-
 def cross_entropy(
     checkpoint: Any, corpus: Corpus, batch_size: int = 64, device: str = "cpu"
 ) -> float:
@@ -248,7 +197,7 @@ def cross_entropy(
         for start in range(0, len(pairs), batch_size):
             batch = collate(pairs.items[start : start + batch_size])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            losses, counts = sentence_losses(model, batch)
+            losses, counts = sample_losses(model, batch)
             total += float(losses.double().sum())
             tokens += int(counts.sum())
     return total / tokens
@@ -260,20 +209,20 @@ def collator_for(checkpoint: Any) -> Collator:
     return Collator(checkpoint.tokenizer.pad_token_id, config.decoder_start_token_id)
 
 
-def training_functions(smoothing: float = 0.0) -> tuple[Any, Any]:
-    """Return (step, measure) for `train.run`: token losses of a batch, losses per sentence."""
-
-    def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, counts = sentence_losses(model, batch, smoothing)
-        return losses.sum(), counts.sum()
-
-    return step, sentence_losses
-
-
 class Translation(Task):
     """English to German, scored by BLEU."""
 
     name = "translation"
+    auto_class = "AutoModelForSeq2SeqLM"
+    # the second: what configs of 2019 and 2020 say
+    heads = ("ForConditionalGeneration", "WithLMHeadModel")
+    main = "bleu"
+    stacks = (("encoder", "decoder"),)
+    options = ("num_beams", "max_length", "target_length")
+
+    def knows(self, config: Any) -> dict[str, Any]:
+        """Return the languages."""
+        return {"languages": ["en", "de"]}
 
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Corpus:
         """Read a split of `--data`, see `corpus_folder` and `read_corpus`."""
@@ -292,6 +241,10 @@ class Translation(Task):
     def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
         """Return (step, measure): token cross-entropies of a batch, and per sentence."""
         return training_functions(smoothing)
+
+    def length(self, checkpoint: Any) -> int:
+        """Return the most tokens that are read of a sentence."""
+        return MAX_TOKENS
 
     def evaluate(
         self, checkpoint: Any, corpus: Corpus, settings: dict[str, Any]

@@ -1,7 +1,7 @@
 """Greedy or beam translation of many sentences: sorted by length, batched by tokens."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,11 +10,11 @@ from tqdm import tqdm
 from composable import kernels
 from composable.cli import shows_progress
 from composable.tasks.greedy import greedy, is_plain
+from composable.tasks.samples import BATCH_TOKENS, length_batches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCH_TOKENS = 8192
 ENCODED_TOKENS = 1024
 MAX_LENGTH = 80
 
@@ -81,24 +81,6 @@ def _generate(
         **_pad(rows, pad, device), num_beams=num_beams, do_sample=False, max_new_tokens=max_length
     )
     return found
-
-
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Group indices by length, longest first, so that a batch hardly pads.
-
-    Args:
-        lengths: tokens of each row.
-        batch_tokens: the longest row of a batch times its rows stays within this number.
-
-    Yields:
-        Indices of a batch, at least one; the first batch is the widest, so memory runs out
-        at once or not at all.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    while order:
-        size = max(1, batch_tokens // max(1, lengths[order[0]]))
-        yield order[:size]
-        order = order[size:]
 
 
 def _pad(rows: list[list[int]], pad: int, device: str | torch.device) -> dict[str, "Tensor"]:

@@ -51,6 +51,7 @@ COMPOSING = ("compose_model.py", "model_level_finetuning.py")
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 WI = "encoder.block.0.layer.1.DenseReluDense.wi"
 FFN = "encoder.block.0.layer.1.DenseReluDense"
+LAYER = "encoder.block.0"
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,7 @@ BAD_FOR_THE_MODEL = [
     ('[{"encoder.block.9.layer.0.SelfAttention": 0.5}]', "encoder.block.9.layer.0.SelfAttention"),
     ('[{"Encoder": 0}]', '"Encoder"'),
     (f'[{{"{WI}": 1}}]', "rate 1"),
-    (f'[{{"{FFN}": 0.5}}]', "rate 0.5"),
+    (f'[{{"{LAYER}": 0.5}}]', "rate 0.5"),
     ('[{"encoder.block.0": 0.5}]', "rate 0.5"),
     ('[{"encoder.block.0": 1, "encoder.block.1": 1}]', "all 2 encoder layers"),
     (f'[{{"{ATTENTION}": {{"rate": 0.5, "method": "star"}}}}]', 'unknown method "star"; known: l1'),
@@ -306,7 +307,7 @@ BAD_SCHEMES = [
     (f'{{"{WI}": [{{"rate": 0.5, "method": "head_l1"}}]}}', "head_l1 does not prune"),
     (f'{{"{WI}": [1]}}', "rate 1"),
     (f'{{"{WI}": [{{"rate": 0.5, "o": 0.5}}]}}', 'has no "o"'),
-    (f'{{"{FFN}": [0.5]}}', "rate 0.5"),
+    (f'{{"{LAYER}": [0.5]}}', "rate 0.5"),
 ]
 
 

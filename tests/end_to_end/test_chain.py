@@ -153,7 +153,7 @@ def test_module_level_finetuning_helps(chain: Any) -> None:
     first, second = (bundle.open_bundle(folder / f"modules{end}.npy") for end in ("", "_finetuned"))
     for old, new in zip(first.load_all(), second.load_all(), strict=True):
         assert (old.module, old.entry, old.plain) == (new.module, new.entry, new.plain)
-        assert old.kept_heads == new.kept_heads
+        assert old.kept_units == new.kept_units
         assert all(torch.equal(new.masks[name], mask) for name, mask in old.masks.items())
         assert all(not new.tensors[name][~mask].any() for name, mask in new.masks.items())
 
@@ -409,7 +409,7 @@ def test_bundles_of_two_methods_meet_in_one_model(bench: Bench) -> None:
     composed = checkpoint.load(bench.folder / "model/composed.pth")
     attention = composed.model.get_submodule(ATTENTION)
     assert tuple(attention.q.weight.shape) == (16, 32)
-    assert [len(kept) for kept in composed.structure["kept_heads"].values()] == [2]
+    assert [len(kept) for kept in composed.structure["kept_units"].values()] == [2]
     assert {name: int((~mask).sum()) for name, mask in composed.masks.items()} == {
         f"{WI}.weight": 614  # floor(48 * 32 * 0.4 + 0.5)
     }
@@ -559,7 +559,7 @@ def test_test_model_has_the_first_variant_of_every_module(bench: Bench) -> None:
     made = checkpoint.load(bench.folder / "model/test.pth")
     assert tuple(made.model.get_submodule(ATTENTION).q.weight.shape) == (24, 32)
     assert {name: int((~mask).sum()) for name, mask in made.masks.items()} == {f"{WI}.weight": 768}
-    assert made.structure["removed_ffns"] == ["decoder.block.1.layer.2.DenseReluDense"]
+    assert made.structure["kept_units"]["decoder.block.1.layer.2.DenseReluDense"] == []
     assert call("evaluate.py", "-q", "-m", "model/test.pth", cwd=bench.folder).code == 0
 
 
@@ -574,8 +574,7 @@ def test_rate_1_through_the_scripts(bench: Bench) -> None:
     assert bench.compose(configuration, "modules.npy").code == 0
     composed = checkpoint.load(bench.folder / "model/composed.pth")
     assert composed.structure == {
-        "kept_heads": {ATTENTION: []},
-        "removed_ffns": ["decoder.block.0.layer.2.DenseReluDense"],
+        "kept_units": {ATTENTION: [], "decoder.block.0.layer.2.DenseReluDense": []},
         "removed_layers": ["encoder.block.1"],
     }
     run = call("evaluate.py", "-q", "-m", "model/composed.pth", "--limit", 4, cwd=bench.folder)

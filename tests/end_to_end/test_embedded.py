@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from composable import checkpoint, files
+from composable import files, pretrained
 from composable.tasks import metrics, translation, translation_decode
 
 FOLDER = Path(__file__).parents[2] / "assets" / "embedded"
@@ -24,9 +24,9 @@ def test_it_is_small_and_of_the_shape_it_should_have(record: Any) -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 16e6
     with safe_open(FOLDER / "model.safetensors", framework="pt") as stored:
         assert {str(stored.get_tensor(name).dtype) for name in stored.keys()} == {"torch.bfloat16"}  # noqa: SIM118
-    dense = checkpoint.import_pretrained(FOLDER, "embedded")
+    dense = pretrained.import_model(FOLDER, "embedded")
     attentions = [m for m in dense.family.modules(dense.model) if m.kind == "attention"]
-    assert {(module.heads, module.head_size) for module in attentions} == {(6, 32)}
+    assert {(module.units, module.head_size) for module in attentions} == {(6, 32)}
     assert dense.info["prefix"] == ""
     assert 4e6 < dense.info["dense_parameters"] == record["parameters"] < 7e6
 
@@ -46,7 +46,7 @@ def test_it_translates_as_well_as_recorded(record: Any, name: str) -> None:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here (COMPOSABLE_SHARED names the shared data)")
     corpus = translation.read_corpus(folder, "test")
-    dense = checkpoint.import_pretrained(FOLDER, "embedded")
+    dense = pretrained.import_model(FOLDER, "embedded")
     lines = translation_decode.translate(dense.model, dense.tokenizer, corpus.source)
     score = metrics.sacrebleu_score(lines, corpus.target)
     # other CPUs and versions may break ties of two words differently in single sentences

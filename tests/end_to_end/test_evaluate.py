@@ -423,8 +423,7 @@ def prune(model: checkpoint.Checkpoint) -> tuple[str, str, str]:
     )
     ffn = "decoder.block.0.layer.2.DenseReluDense"
     model.structure = {
-        "kept_heads": {attention: [], cross: [1, 3]},
-        "removed_ffns": [ffn],
+        "kept_units": {attention: [], cross: [1, 3], ffn: []},
         "removed_layers": [],
     }
     apply_structure(model.model, model.family, model.structure)

@@ -26,7 +26,8 @@ RIDGE = 1e-2
 LINEAR = ["wanda", "obs", "sparsegpt", "alps"]
 RATES = [0.001, 0.05, 0.29, 1 / 3, 0.5, 0.75, 0.9, 0.999]
 ATTENTION = "decoder.block.1.layer.1.EncDecAttention"
-MODULE = Module("some.linear", "linear", "encoder")
+MODULE = Module("some.linear", "linear", "encoder", holder="some.linear")
+EIGHT = Module("some", "attention", "encoder", units=8, groups=8)
 
 
 def correlated(n: int, tokens: int, seed: int) -> np.ndarray:
@@ -274,7 +275,7 @@ def test_head_gram_prunes_an_attention() -> None:
     for rate, count in ((0.1, 0), (0.25, 1), (0.5, 2), (0.75, 3), (0.99, 3)):
         decision = methods.by_name("head_gram").prune(part, modules[ATTENTION], rate, gram(x))
         assert decision.mask is None
-        assert decision.kept_heads == sorted(order[count:])
+        assert decision.kept_units == sorted(order[count:])
 
 
 def test_a_head_that_repeats_another_goes_first() -> None:
@@ -344,7 +345,7 @@ def test_greedy_heads_leave_less_loss_than_heads_of_the_smallest_weights() -> No
         sizes = weight.abs().reshape(16, 8, 4).sum((0, 2))
         losses = []
         for heads in (
-            kept_heads(elimination_order(weight, gram(x).matrix, 8), 0.5),
+            kept_heads(weight, gram(x).matrix, EIGHT, 0.5),
             sizes.argsort(descending=True)[:4].tolist(),
         ):
             kept = np.repeat([head in heads for head in range(8)], 4)
@@ -361,9 +362,8 @@ def test_masks_nest_as_the_rate_falls(name: str) -> None:
 
 def test_heads_nest_as_the_rate_falls() -> None:
     x, weight = correlated(24, 90, 9), torch.from_numpy(weights(8, 24))
-    order = elimination_order(weight, gram(x).matrix, 8)
     rates = [i / 40 for i in range(41)]
-    kept = [set(kept_heads(order, rate)) for rate in rates]
+    kept = [set(kept_heads(weight, gram(x).matrix, EIGHT, rate)) for rate in rates]
     assert all(higher <= lower for lower, higher in itertools.pairwise(kept))
     assert [len(heads) for heads in kept] == [8 - units_to_remove(8, rate) for rate in rates]
 
@@ -451,6 +451,13 @@ def attention() -> tuple[Any, Module]:
     return model.get_submodule(ATTENTION), modules[ATTENTION]
 
 
+def feed_forward() -> tuple[Any, Module]:
+    model = tiny.t5()
+    modules = {module.name: module for module in families.of(model).modules(model)}
+    name = "encoder.block.0.layer.1.DenseReluDense"
+    return model.get_submodule(name), modules[name]
+
+
 def bad(inputs: Gram, fault: Tensor) -> Gram:
     matrix = inputs.matrix.clone()
     matrix[0, 1] = fault
@@ -459,7 +466,9 @@ def bad(inputs: Gram, fault: Tensor) -> Gram:
 
 @pytest.mark.parametrize("method", [m for m in methods.METHODS if m.uses_inputs])
 def test_inputs_that_do_not_fit_are_refused(method: methods.Method) -> None:
-    part, module = attention() if "attention" in method.kinds else (linear(weights(4, 32)), MODULE)
+    part, module = linear(weights(4, 32)), MODULE
+    if method.kinds != ("linear",):
+        part, module = attention() if "attention" in method.kinds else feed_forward()
     with pytest.raises(UserError, match=f'"{module.name}": method {method.name} needs .*--calibra'):
         method.prune(part, module, 0.5, None)
     with pytest.raises(ShapeError, match=f'"{module.name}": .* 31 inputs, .* 32 columns; calibrat'):
@@ -472,9 +481,11 @@ def test_inputs_that_do_not_fit_are_refused(method: methods.Method) -> None:
 
 @pytest.mark.parametrize("method", [m for m in methods.METHODS if not m.uses_inputs])
 def test_the_others_ignore_inputs(method: methods.Method) -> None:
-    part, module = attention() if "attention" in method.kinds else (linear(weights(4, 32)), MODULE)
+    part, module = linear(weights(4, 32)), MODULE
+    if method.kinds != ("linear",):
+        part, module = attention() if "attention" in method.kinds else feed_forward()
     with_inputs = method.prune(part, module, 0.5, gram(correlated(32, 50, 0)))
     without = method.prune(part, module, 0.5, None)
-    assert with_inputs.kept_heads == without.kept_heads
+    assert with_inputs.kept_units == without.kept_units
     assert (with_inputs.mask is None) == (without.mask is None)
     assert without.mask is None or torch.equal(with_inputs.mask, without.mask)

@@ -10,7 +10,8 @@ from torch.nn.utils import prune
 
 from composable import families, methods
 from composable.errors import ShapeError, UserError
-from composable.methods.head_l1 import head_importance, kept_heads
+from composable.methods.base import kept_units
+from composable.methods.head_l1 import head_importance
 from composable.methods.l1 import keep_mask
 from composable.surgery import units_to_remove
 from tests import tiny
@@ -87,7 +88,7 @@ def heads_by_loop(weights: list[torch.Tensor], heads: int, rate: float) -> list[
 def test_head_l1_equals_a_plain_loop(heads: int, rate: float) -> None:
     generator = torch.Generator().manual_seed(heads)
     q, k, v = (torch.randn(heads * 4, 10, generator=generator) for _ in range(3))
-    found = kept_heads(head_importance(q, k, v, heads), rate)
+    found = kept_units(head_importance(q, k, v, heads), rate)
     assert found == heads_by_loop([q, k, v], heads, rate)
     assert (len(found) == 0) == (rate == 1)
 
@@ -96,21 +97,21 @@ def test_head_l1_equals_a_plain_loop(heads: int, rate: float) -> None:
 def test_each_of_q_k_v_counts(part: int) -> None:
     weights = [torch.ones(6, 4) for _ in range(3)]
     weights[part][2:4] = 0.5
-    assert kept_heads(head_importance(*weights, 3), 1 / 3) == [0, 2]
+    assert kept_units(head_importance(*weights, 3), 1 / 3) == [0, 2]
     weights[part][2:4] = -2.0
-    assert kept_heads(head_importance(*weights, 3), 2 / 3) == [1]
+    assert kept_units(head_importance(*weights, 3), 2 / 3) == [1]
 
 
 def test_of_equal_heads_the_lower_index_goes() -> None:
     weight = torch.ones(12, 5)
-    assert kept_heads(head_importance(weight, weight, weight, 6), 0.5) == [3, 4, 5]
+    assert kept_units(head_importance(weight, weight, weight, 6), 0.5) == [3, 4, 5]
 
 
 def test_kept_units_nest_as_the_rate_falls() -> None:
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(24, 6, generator=generator) for _ in range(3))
     rates = sorted({*RATES, *(i / 40 for i in range(41))})
-    heads = [set(kept_heads(head_importance(q, k, v, 8), rate)) for rate in rates]
+    heads = [set(kept_units(head_importance(q, k, v, 8), rate)) for rate in rates]
     masks = [keep_mask(q, rate) for rate in rates]
     assert all(higher <= lower for lower, higher in itertools.pairwise(heads))
     assert all(bool((lower | ~higher).all()) for lower, higher in itertools.pairwise(masks))
@@ -126,9 +127,9 @@ def test_a_method_reads_its_module_and_leaves_it_alone() -> None:
     modules = {module.name: module for module in families.of(model).modules(model)}
     heads = methods.by_name("head_l1").prune(part, modules[ATTENTION], 0.5, None)
     assert heads.mask is None
-    assert heads.kept_heads == heads_by_loop([part.q.weight, part.k.weight, part.v.weight], 4, 0.5)
+    assert heads.kept_units == heads_by_loop([part.q.weight, part.k.weight, part.v.weight], 4, 0.5)
     masked = methods.by_name("l1").prune(part.o, modules[f"{ATTENTION}.o"], 0.5, None)
-    assert masked.kept_heads is None
+    assert masked.kept_units is None
     assert masked.mask is not None
     assert torch.equal(masked.mask, keep_mask(part.o.weight, 0.5))
     assert all(torch.equal(weight, before[name]) for name, weight in part.named_parameters())
@@ -144,7 +145,7 @@ def test_rows_that_do_not_divide_into_heads_are_refused(heads: int) -> None:
 def test_the_table_of_methods() -> None:
     for method in methods.METHODS:
         assert methods.by_name(method.name) is method
-    known = "l1, wanda, obs, sparsegpt, alps, head_l1, head_gram"
+    known = "l1, wanda, obs, sparsegpt, alps, head_l1, head_gram, neuron_l1"
     with pytest.raises(UserError, match=f'unknown method "l2"; known are {known}.'):
         methods.by_name("l2")
     with_inputs = [method.name for method in methods.METHODS if method.uses_inputs]
@@ -152,7 +153,8 @@ def test_the_table_of_methods() -> None:
     assert {kind: method.name for kind, method in methods.DEFAULTS.items()} == {
         "linear": "l1",
         "attention": "head_l1",
+        "ffn": "neuron_l1",
     }
-    assert methods.for_kind("ffn", ("l1", "head_l1")) is None
+    assert methods.for_kind("layer", ("l1", "head_l1")) is None
     assert methods.for_kind("linear", ("head_gram", "alps")) is methods.by_name("alps")
     assert methods.for_kind("attention", ("head_gram", "alps")) is methods.by_name("head_gram")

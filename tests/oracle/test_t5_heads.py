@@ -164,7 +164,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, untouched: torch.T
 @pytest.mark.parametrize("plan", PLANS)
 def test_removed_heads_equal_zeroed_columns(kind: str, attention: str, plan: str) -> None:
     kept = PLANS[plan]
-    found = pruned(model(kind, attention), kept_heads=kept)
+    found = pruned(model(kind, attention), kept_units=kept)
     for name, ids in kept.items():
         part = found.get_submodule(name)
         assert [getattr(part, p).weight.shape[0] for p in "qkv"] == [len(ids) * SIZE] * 3
@@ -182,7 +182,7 @@ def test_generation_equals_the_zeroed_model_with_every_cache(
     plan: str, beams: int, attention: str
 ) -> None:
     expected = generated(without_heads(model("v1.1", attention), PLANS[plan]), beams, None)
-    found = pruned(model("v1.1", attention), kept_heads=PLANS[plan])
+    found = pruned(model("v1.1", attention), kept_units=PLANS[plan])
     for cache in (None, "dynamic", "static"):
         assert generated(found, beams, cache).tolist() == expected.tolist(), cache
     assert expected.tolist() != generated(model("v1.1", attention), beams, None).tolist()
@@ -190,7 +190,7 @@ def test_generation_equals_the_zeroed_model_with_every_cache(
 
 def test_gradients_equal_those_of_the_zeroed_model() -> None:
     kept = PLANS["different counts"]
-    small, whole = pruned(model(), kept_heads=kept), without_heads(model(), kept)
+    small, whole = pruned(model(), kept_units=kept), without_heads(model(), kept)
     for built in (small, whole):
         built(**batch()).logits[batch()["decoder_attention_mask"].bool()].square().mean().backward()
     rows = [head * SIZE + i for head in kept[DECODER[0]] for i in range(SIZE)]
@@ -215,7 +215,7 @@ def test_gradients_equal_those_of_the_zeroed_model() -> None:
     ],
 )
 def test_removed_ffns_equal_zeroed_outputs(kind: str, names: list[str]) -> None:
-    found = pruned(model(kind), removed_ffns=names)
+    found = pruned(model(kind), kept_units={name: [] for name in names})
     expected = logits(zeroed(model(kind), [f"{name}.wo" for name in names]))
     assert_close(logits(found), expected, logits(model(kind)))
     assert sum(p.numel() for n in names for p in found.get_submodule(n).parameters()) == 0
@@ -255,7 +255,9 @@ def test_bias_goes_from_a_removed_block_to_one_that_lost_heads(
     kept = {ENCODER[1]: heads_of_the_next, DECODER[1]: heads_of_the_next, DECODER[2]: [3]}
     ffns = ["decoder.block.1.layer.2.DenseReluDense"]
     found = pruned(
-        model(attention=attention), removed_layers=layers, kept_heads=kept, removed_ffns=ffns
+        model(attention=attention),
+        removed_layers=layers,
+        kept_units=kept | {name: [] for name in ffns},
     )
     whole = without_heads(without_layers(model(attention=attention), layers), kept)
     zeroed(whole, [f"{name}.wo" for name in ffns])
@@ -287,10 +289,10 @@ def test_decoder_bias_matters_in_these_models() -> None:
             {"removed_layers": [f"decoder.block.{i}" for i in range(LAYERS)]},
             'all 3 layers of "decoder.block" would go; at least one must stay',
         ),
-        ({"kept_heads": {ENCODER[0]: [1, 4]}}, "has heads 0 to 3; kept heads [1, 4]"),
-        ({"kept_heads": {ENCODER[0]: [-1, 2]}}, "kept heads [-1, 2]"),
-        ({"kept_heads": {ENCODER[0]: [2, 1]}}, "kept heads [2, 1]"),
-        ({"kept_heads": {ENCODER[0]: [1, 1]}}, "kept heads [1, 1]"),
+        ({"kept_units": {ENCODER[0]: [1, 4]}}, "has heads 0 to 3; kept heads [1, 4]"),
+        ({"kept_units": {ENCODER[0]: [-1, 2]}}, "kept heads [-1, 2]"),
+        ({"kept_units": {ENCODER[0]: [2, 1]}}, "kept heads [2, 1]"),
+        ({"kept_units": {ENCODER[0]: [1, 1]}}, "kept heads [1, 1]"),
     ],
 )
 def test_impossible_structures_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -302,8 +304,8 @@ def test_impossible_structures_are_refused(changes: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
-        (lambda s: s["kept_heads"].update({"encoder.block.9." + SELF: [0]}), "encoder.block.9"),
-        (lambda s: s["removed_ffns"].append("encoder.block.9.ffn"), "encoder.block.9.ffn"),
+        (lambda s: s["kept_units"].update({"encoder.block.9." + SELF: [0]}), "encoder.block.9"),
+        (lambda s: s["kept_units"].update({"encoder.block.9.ffn": []}), "encoder.block.9.ffn"),
         (lambda s: s["removed_layers"].append("encoder.block.9"), "encoder.block.9"),
     ],
 )

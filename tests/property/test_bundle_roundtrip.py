@@ -40,7 +40,7 @@ def variants(draw: st.DrawFn) -> Variant:
     variant.plain_o = is_pair and draw(st.booleans())
     variant.stats = draw(st.dictionaries(names, finite, max_size=2))
     if not removed:
-        variant.kept_heads = draw(st.none() | st.sets(st.integers(0, 99)).map(sorted))
+        variant.kept_units = draw(st.none() | st.sets(st.integers(0, 99)).map(sorted))
         for name in draw(st.sets(names, max_size=3)):
             add_tensor(draw, variant, name)
     return variant

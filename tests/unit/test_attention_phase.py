@@ -6,6 +6,7 @@ Grouped queries are not tested: no family here has them.
 import dataclasses
 import logging
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ from composable.config import Entry
 from composable.distill import Classroom
 from composable.errors import UserError
 from composable.families import Module
-from composable.moments import valid_tokens
-from composable.pruning import make_variants, own_parameters
+from composable.pruning import make_variants
 from composable.students import Student
+from composable.surgery import own_parameters
 from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
 from tests import tiny
@@ -85,7 +86,10 @@ def record(
 ) -> list[dict[str, Call]]:  # fmt: skip
     modules = [module_of(dense, name) for name in names]
     recorder = Recorder(dense.model, dense.family, modules, dtype)
-    return [recorder.record(b, valid_tokens(b)) for b in batches_of(dense, corpus, size)]
+    return [
+        recorder.record(b, dense.family.valid_tokens(dense.model, b))
+        for b in batches_of(dense, corpus, size)
+    ]
 
 
 def student_of(dense: Checkpoint, name: str, kept: list[int]) -> Student:
@@ -97,7 +101,7 @@ def student_of(dense: Checkpoint, name: str, kept: list[int]) -> Student:
         for key, weight in own_parameters(part, module).items()
     }
     variant = Variant(name, "attention", Entry(0.5), False, kept, tensors=tensors)
-    return Student(variant, module, dense.family, part).eval()
+    return Student(variant, module, dense.family, dense.model).eval()
 
 
 def classroom_errors(variants: list[Variant], corpus: Corpus) -> list[tuple[float, float]]:
@@ -117,8 +121,8 @@ def test_nothing_removed_is_the_dense_module(texts: Any, attention: str, name: s
     calls = [call[name] for size in (1, 7) for call in record(dense, texts[0], size=size)]
     assert {call.valid.padding is None for call in calls} == {True, False}
     whole, pruned = (student_of(dense, name, kept) for kept in ([0, 1, 2, 3], [0, 2, 3]))
-    assert mean_error(whole.part, calls) == 0.0
-    assert mean_error(pruned.part, calls) > 1e-3 * mean_error(None, calls) > 0
+    assert mean_error(whole, calls) == 0.0
+    assert mean_error(pruned, calls) > 1e-3 * mean_error(None, calls) > 0
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -178,7 +182,7 @@ def test_bfloat16_halves_the_states_and_spares_the_masks(texts: Any) -> None:
             masks = one[name].kwargs["mask"], other[name].kwargs["mask"]
             assert all(m is None for m in masks) or torch.equal(*masks)
         student = student_of(dense, name, [0, 1, 3])
-        errors = [mean_error(student.part, [c[name] for c in some]) for some in (wide, narrow)]
+        errors = [mean_error(student, [c[name] for c in some]) for some in (wide, narrow)]
         assert errors[0] == pytest.approx(errors[1], rel=0.02)
         assert errors[0] != errors[1]
 
@@ -193,11 +197,22 @@ def test_shared_tensors_are_stored_once(texts: Any) -> None:
         assert calls[FIRST].args[0] is not calls[ENCODER].args[0]
 
 
+class Ten(nn.Module):
+    """Stands for the output projection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 10
+
+
 class Once(nn.Module):
     """Returns a tuple, as attentions do."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.o = Ten()
+
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (x * 10,)
+        return (self.o(x),)
 
 
 class InPlace(nn.Module):
@@ -206,6 +221,7 @@ class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = Once(), Once()
+        self.config = SimpleNamespace(hidden_size=3)
 
     def forward(self, x: Tensor) -> None:
         for part in (self.one, self.two):
@@ -216,16 +232,16 @@ class InPlace(nn.Module):
 
 class InPlaceFamily:
     @staticmethod
-    def replay(args: Any, kwargs: Any, output: Any) -> Any:
+    def replayed(args: Any, kwargs: Any, output: Any) -> Any:
         return args, kwargs
 
     @staticmethod
-    def run_trunk(model: Any, batch: Any) -> None:
+    def run(model: Any, batch: Any) -> None:
         model(batch["x"])
 
 
 def test_tensors_that_change_in_place_are_stored_as_they_were() -> None:
-    modules = [Module(name, "attention", "encoder") for name in ("one", "two")]
+    modules = [Module(n, "attention", "encoder", (("o", "o"),), n) for n in ("one", "two")]
     family: Any = InPlaceFamily
     recorder = Recorder(InPlace(), family, modules, torch.float32)
     calls = recorder.record({"x": torch.ones(1, 2, 3)}, {"encoder": torch.ones(1, 2).bool()})
@@ -240,12 +256,11 @@ def test_errors_are_those_of_the_classroom(texts: Any) -> None:
     wanted = classroom_errors(list(starts.values()), texts[0])
     for variant, (error, relative) in zip(starts.values(), wanted, strict=True):
         name = variant.module
-        part = dense.model.get_submodule(name)
-        student = Student(variant, module_of(dense, name), dense.family, part).eval()
+        student = Student(variant, module_of(dense, name), dense.family, dense.model).eval()
         own = [call[name] for call in calls]
-        assert mean_error(student.part, own) == pytest.approx(error, rel=1e-5)
+        assert mean_error(student, own) == pytest.approx(error, rel=1e-5)
         norm = mean_error(None, own)
-        assert mean_error(student.part, own) / norm == pytest.approx(relative, rel=1e-5)
+        assert mean_error(student, own) / norm == pytest.approx(relative, rel=1e-5)
 
 
 def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
@@ -258,7 +273,7 @@ def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
             weights = [pupil.student.part.get_parameter(name) for name in pupil.student.names]
             found = [weight.grad for weight in weights]
             inputs = call.inputs()
-            rows = call.valid.rows(pupil.student(*inputs[0], **inputs[1])[0])
+            rows = call.valid.rows(pupil.student(*inputs[0], **inputs[1]))
             loss = (rows - call.valid.rows(call.target)).square().mean()
             assert float(square) == pytest.approx(loss.item() * rows.numel(), rel=1e-5)
             for one, other in zip(found, torch.autograd.grad(loss, weights), strict=True):
@@ -463,9 +478,7 @@ def test_moments_are_of_the_trained_heads(texts: Any, name: str) -> None:
     result = results[name, 0.5]
     assert result.moments is not None
     tuned = dataclasses.replace(starts[name, 0.5], tensors=result.tensors)
-    student = Student(
-        tuned, module_of(dense, name), dense.family, dense.model.get_submodule(name)
-    ).eval()
+    student = Student(tuned, module_of(dense, name), dense.family, dense.model).eval()
     inputs: list[Tensor] = []
     student.part.get_submodule("o").register_forward_pre_hook(lambda _, a: inputs.append(a[0]))
     wanted = classroom_errors([tuned], texts[0]) + classroom_errors([tuned], texts[1])
@@ -475,7 +488,8 @@ def test_moments_are_of_the_trained_heads(texts: Any, name: str) -> None:
         for batch in batches_of(dense, corpus, 1):
             modules = [module_of(dense, name)]
             recorder = Recorder(dense.model, dense.family, modules, torch.float32)
-            call = recorder.record(batch, valid_tokens(batch))[name]
+            valid = dense.family.valid_tokens(dense.model, batch)
+            call = recorder.record(batch, valid)[name]
             args, kwargs = call.inputs()
             with torch.no_grad():
                 student(*args, **kwargs)

@@ -24,8 +24,8 @@ from composable.errors import FormatError, MismatchError
 
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 LINEAR = "decoder.block.0.layer.2.DenseReluDense.wo"
-GOLDEN_SHA256 = "2e189a8c4cb1e7ddd163dbd91ab38c1c956eed9cd4fe0c46e387c24e2079d294"
-GOLDEN_SIZE = 1894
+GOLDEN_SHA256 = "d1751b753906cb12b3798070e4926f9381a4ef4c02dc230f3d2c1f97f97a77a4"
+GOLDEN_SIZE = 1934
 
 
 def linear(rate: float = 0.5, module: str = LINEAR, **changes) -> Variant:
@@ -43,7 +43,7 @@ def attention(**changes) -> Variant:
         "entry": Entry(0.25, "head_l1", Entry(0.3, "l1")),
         "plain": True,
         "plain_o": True,
-        "kept_heads": [0, 2, 3],
+        "kept_units": [0, 2, 3],
         "tensors": tensors,
         "masks": {"o.weight": tensors["o.weight"] != 0},
         "stats": {"error_before": 0.5, "error_after": 0.125},
@@ -171,7 +171,7 @@ def test_a_reader_written_from_the_page_alone(path: Path) -> None:
     for variant in golden().variants:
         record, tensors = read[variant.module]
         assert record["rate"] == variant.entry.rate
-        assert record["kept_heads"] == variant.kept_heads
+        assert record["kept_units"] == variant.kept_units
         assert tensors == {k: t.flatten().tolist() for k, t in variant.tensors.items()}
 
 
@@ -322,8 +322,8 @@ def test_a_flipped_tensor_is_named_and_others_load(path: Path) -> None:
 
 
 def test_other_format_and_newer_version(path: Path) -> None:
-    rewrite_header(path, '"version":"1"', '"version":"2"')
-    assert "made by a newer version (format version '2', this program reads '1'" in refused(path)
+    rewrite_header(path, '"version":"2"', '"version":"3"')
+    assert "made by another version (format version '3', this program reads '2'" in refused(path)
     rewrite_header(path, "composable.bundle", "composable.bundel")
     assert "format 'composable.bundel', expected 'composable.bundle'" in refused(path)
     as_npy(path, safetensors.torch.save({"a": torch.ones(100)}))
@@ -352,9 +352,9 @@ def test_another_models_bundle(path: Path) -> None:
         ('\\"shape\\":[2,3]', '\\"shape\\":[2,3.0]', "shapes are sizes"),
         ('\\"kept\\":3', '\\"kept\\":-3', "kept values are counted"),
         ('\\"kept\\":3', '\\"kept\\":true', "kept True has the wrong type"),
-        ('\\"kept_heads\\":[0,2,3]', '\\"kept_heads\\":[0,3,2]', "kept_heads are numbers, asc"),
-        ('\\"kept_heads\\":[0,2,3]', '\\"kept_heads\\":[0,2,2]', "kept_heads are numbers, asc"),
-        ('\\"kept_heads\\":[0,2,3]', '\\"kept_heads\\":[[],{},3]', "kept_heads are numbers, asc"),
+        ('\\"kept_units\\":[0,2,3]', '\\"kept_units\\":[0,3,2]', "kept_units are numbers, asc"),
+        ('\\"kept_units\\":[0,2,3]', '\\"kept_units\\":[0,2,2]', "kept_units are numbers, asc"),
+        ('\\"kept_units\\":[0,2,3]', '\\"kept_units\\":[[],{},3]', "kept_units are numbers, asc"),
         ('\\"rate\\":0.25', '\\"rate\\":1.25', "rate 1.25 is not a number from 0 to 1"),
         ('\\"rate\\":0.25', '\\"rate\\":1e999', "not a number from 0 to 1"),
         ('\\"rate\\":0.25', '\\"rate\\":NaN', "NaN is not a JSON number"),
@@ -417,7 +417,8 @@ def test_deeply_nested_json_is_refused(path: Path) -> None:
         (lambda: linear(rate=0.0), "needs a rate above 0"),
         (lambda: linear(rate=1.0), "rate 1 means removed"),
         (lambda: linear(plain_o=True), "plain_o needs a pair"),
-        (lambda: attention(kept_heads=[2, 1]), "kept_heads are numbers, ascending"),
+        (lambda: attention(kept_units=[2, 1]), "kept_units are numbers, ascending"),
+        (lambda: attention(gqa="all"), "gqa is per-group or whole-groups"),
     ],
 )
 def test_what_is_not_written(tmp_path: Path, variant, expected: str) -> None:
@@ -635,5 +636,5 @@ def test_content_digest(path: Path) -> None:
     moved = linear(module="elsewhere")
     digests = {variant.digest for variant in (base, unmasked, negated, moved)}
     assert len(digests) == 4
-    assert attention().digest != attention(kept_heads=[0, 1, 2]).digest
+    assert attention().digest != attention(kept_units=[0, 1, 2]).digest
     assert linear(stats={"x": 1.0}, plain=False, entry=Entry(0.5, "y")).digest == base.digest

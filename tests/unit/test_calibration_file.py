@@ -298,7 +298,7 @@ def test_bundles_and_calibrations_are_not_confused(path: Path) -> None:
 
 def test_a_newer_version(path: Path) -> None:
     rewrite_header(path, '"version":"1"', '"version":"2"')
-    assert "made by a newer version (format version '2', this program reads '1'" in refused(path)
+    assert "made by another version (format version '2', this program reads '1'" in refused(path)
 
 
 def test_every_truncation_is_refused(path: Path) -> None:

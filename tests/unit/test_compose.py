@@ -128,9 +128,8 @@ def test_structure_and_masks_carry_the_names_they_should() -> None:
     composed = compose(dense(), variants_of(dense(), configuration()))
     structure = composed.structure
     assert structure["removed_layers"] == [LAYER]
-    assert structure["removed_ffns"] == [FFN]
-    assert {n: len(kept) for n, kept in structure["kept_heads"].items()} == {
-        GONE: 0, ATTENTION: 2, PAIR: 3, CROSS_PAIR: 2,
+    assert {n: len(kept) for n, kept in structure["kept_units"].items()} == {
+        GONE: 0, ATTENTION: 2, PAIR: 3, CROSS_PAIR: 2, FFN: 0,
     }  # fmt: skip
     # the names of masks are those of the composed model: the encoder has moved up by one
     zeros = {
@@ -199,7 +198,7 @@ def test_names_after_the_removal_of_layers() -> None:
         "decoder.block.1.layer.0.SelfAttention.o.weight",
         "encoder.block.1.layer.1.DenseReluDense.wi.weight",
     ]
-    assert list(composed.structure["kept_heads"]) == ["decoder.block.2.layer.0.SelfAttention"]
+    assert list(composed.structure["kept_units"]) == ["decoder.block.2.layer.0.SelfAttention"]
     moved = composed.model.get_parameter("encoder.block.1.layer.1.DenseReluDense.wo.weight")
     assert torch.equal(moved, values["encoder.block.2.layer.1.DenseReluDense.wo.weight"])
     bias = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -246,10 +245,9 @@ def test_structure_of_collects_and_sorts() -> None:
             ("decoder.block.0", "layer"),
         )
     ]  # fmt: skip
-    kept = Variant("y", "attention", Entry(0.5, "head_l1"), True, kept_heads=[1, 2])
+    kept = Variant("y", "attention", Entry(0.5, "head_l1"), True, kept_units=[1, 2])
     assert structure_of([*gone, kept]) == {
-        "kept_heads": {"x": [], "y": [1, 2]},
-        "removed_ffns": ["a.ffn", "b.ffn"],
+        "kept_units": {"x": [], "y": [1, 2], "a.ffn": [], "b.ffn": []},
         "removed_layers": ["decoder.block.0", "decoder.block.1"],
     }
 

@@ -13,7 +13,6 @@ from composable.config import Entry
 from composable.errors import ConfigError, FormatError
 from composable.families.base import Module
 
-OUTPUTS = ("o",)
 METHODS = ("head_l1", "l1")
 PARTS = (("q", "q"), ("k", "k"), ("v", "v"), ("o", "o"))
 LAYER, LAYER1 = "encoder.block.0", "encoder.block.1"
@@ -24,14 +23,14 @@ CROSS = "decoder.block.0.layer.1.EncDecAttention"
 
 _MODULES = [
     Module(LAYER, "layer", "encoder"),
-    Module(ATTENTION, "attention", "encoder", PARTS, 4, 8),
+    Module(ATTENTION, "attention", "encoder", PARTS, ATTENTION, 4, 8, 4),
     Module(OUT, "linear", "encoder"),
     Module(FFN, "ffn", "encoder", (("up", "wi"), ("down", "wo"))),
     Module(WI, "linear", "encoder"),
     Module(WO, "linear", "encoder"),
     Module(LAYER1, "layer", "encoder"),
     Module("decoder.block.0", "layer", "decoder"),
-    Module(CROSS, "attention", "decoder", PARTS, 4, 8, True),
+    Module(CROSS, "attention", "decoder", PARTS, CROSS, 4, 8, 4, True),
     Module(f"{CROSS}.o", "linear", "decoder"),
 ]
 MODULES = {module.name: module for module in _MODULES}
@@ -174,7 +173,7 @@ BAD_FOR_MODEL = [
     ({f"{FFN}.wi_0": 0.5}, f"nearest: {WI}"),
     ({WI: 1}, f'"{WI}": a linear cannot be removed whole (rate 1)'),
     ({OUT: 1}, f'"{OUT}": a linear cannot be removed whole'),
-    ({FFN: 0.5}, f'"{FFN}": no method prunes a ffn at rate 0.5 yet; known: 0 and 1'),
+    ({LAYER: 0.5}, f'"{LAYER}": no method prunes a layer at rate 0.5 yet; known: 0 and 1'),
     ({LAYER: 0.25}, f'"{LAYER}": no method prunes a layer at rate 0.25 yet'),
     ({ATTENTION: 1, OUT: 0.3}, "nothing is left of its output projection (rate 0.3)"),
     ({FFN: 1, WI: 0.5}, f'"{FFN}" (rate 1) and its part "{WI}" (rate 0.5) are both above 0'),
@@ -257,7 +256,7 @@ BAD_SCHEMES = [
     ({"": [0.5]}, '"" is not the path'),
     ({OTHER: [0.5]}, f'no module "{OTHER}" in this model (2 encoder and 1 decoder layers'),
     ({WI: [0.5, 1]}, f'"{WI}": a linear cannot be removed whole (rate 1)'),
-    ({FFN: [0.5]}, "no method prunes a ffn at rate 0.5 yet"),
+    ({LAYER: [0.5]}, "no method prunes a layer at rate 0.5 yet"),
     ({WI: [{"rate": 0.5, "o": 0.3}]}, "rate 0.5 with o at rate 0.3, but a linear has no"),
 ]
 
@@ -307,7 +306,7 @@ def test_merge_pairs() -> None:
         f"{CROSS}.o": Entry(0.3),
     }
     before = dict(configuration)
-    merged = config.merge_pairs(configuration, OUTPUTS)
+    merged = config.merge_pairs(configuration)
     assert configuration == before
     assert list(merged.items()) == [
         (WI, Entry(0.5)),
@@ -336,20 +335,20 @@ BAD_MERGES = [
 def test_bad_merge(configuration: dict[str, Entry], message: str) -> None:
     for shuffled in (configuration, dict(reversed(configuration.items()))):
         with pytest.raises(ConfigError) as caught:
-            config.scheme_of([{}, shuffled], OUTPUTS)
+            config.scheme_of([{}, shuffled])
         assert message in str(caught.value)
         assert str(caught.value).startswith("conf.json[1]: ")
 
 
 def test_names_that_only_begin_alike_do_not_overlap() -> None:
     configuration = {"encoder.block.1": Entry(1), "encoder.block.10.layer.0.x": Entry(0.5)}
-    assert config.merge_pairs(configuration, OUTPUTS) == configuration
+    assert config.merge_pairs(configuration) == configuration
 
 
 def test_scheme_of_the_defaults() -> None:
     rates = {"attention": [0.25, 0.5, 0.25], "linear": [0.3, 0.3, 0.5]}
     configurations = config.uniform_configurations(_MODULES, rates)
-    scheme, asked, needed = config.scheme_of(configurations, OUTPUTS)
+    scheme, asked, needed = config.scheme_of(configurations)
     pairs = [Entry(a, None, Entry(b)) for a, b in [(0.25, 0.3), (0.5, 0.3), (0.25, 0.5)]]
     assert scheme == {
         ATTENTION: pairs,
@@ -377,8 +376,8 @@ def test_uniform_configurations_list_the_kinds_of_the_rates_in_model_order() -> 
 
 def test_scheme_leaves_out_rate_0_and_keeps_methods_apart() -> None:
     configurations = [{WI: Entry(0), WO: Entry(0.5)}, {WI: Entry(0), WO: Entry(0.5, "l1")}]
-    assert config.scheme_of(configurations, OUTPUTS) == ({WO: [Entry(0.5), Entry(0.5, "l1")]}, 2, 2)
-    assert config.scheme_of([{}, {WI: Entry(0)}], OUTPUTS) == ({}, 0, 0)
+    assert config.scheme_of(configurations) == ({WO: [Entry(0.5), Entry(0.5, "l1")]}, 2, 2)
+    assert config.scheme_of([{}, {WI: Entry(0)}]) == ({}, 0, 0)
 
 
 # --- properties ----------------------------------------------------------------------------------
@@ -393,8 +392,8 @@ CONFIGURATIONS = st.lists(CONFIGURATION, min_size=1, max_size=5)
 
 @given(CONFIGURATIONS)
 def test_transpose_loses_no_pair(configurations: list[dict[str, Entry]]) -> None:
-    scheme, asked, needed = config.scheme_of(configurations, OUTPUTS)
-    merged = [config.merge_pairs(one, OUTPUTS) for one in configurations]
+    scheme, asked, needed = config.scheme_of(configurations)
+    merged = [config.merge_pairs(one) for one in configurations]
     wanted = [pair for one in merged for pair in one.items() if pair[1].rate > 0]
     made = [(name, entry) for name, entries in scheme.items() for entry in entries]
     assert set(made) == set(wanted)
@@ -414,7 +413,7 @@ def test_order_of_modules_does_not_matter(
         dict(random.sample(list(configuration.items()), len(configuration)))
         for configuration in configurations
     ]
-    assert config.scheme_of(shuffled, OUTPUTS) == config.scheme_of(configurations, OUTPUTS)
+    assert config.scheme_of(shuffled) == config.scheme_of(configurations)
 
 
 @given(CONFIGURATIONS)
@@ -424,7 +423,7 @@ def test_written_then_read_is_equal(
     folder = tmp_path_factory.mktemp("conf")
     config.write_configurations(folder / "conf.json", configurations)
     assert config.read_configurations(folder / "conf.json", MODULES, METHODS) == configurations
-    scheme, _, _ = config.scheme_of(configurations, OUTPUTS)
+    scheme, _, _ = config.scheme_of(configurations)
     config.write_scheme(folder / "conf_prune.json", scheme)
     found = config.read_scheme(folder / "conf_prune.json", MODULES, METHODS)
     assert list(found.items()) == list(scheme.items())

@@ -17,7 +17,8 @@ from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
 from composable.config import Entry
 from composable.distill import Classroom
-from composable.pruning import make_variants, own_parameters
+from composable.pruning import make_variants
+from composable.surgery import own_parameters
 from composable.tasks.translation import Corpus, Pairs, collator_for
 from tests import tiny
 
@@ -137,7 +138,7 @@ def test_nothing_removed_gives_no_error(corpora: Any, attention: str, name: str)
     own = own_parameters(dense.model.get_submodule(name), module)
     variant = Variant(
         name, module.kind, Entry(0.1, "test"), plain=False,
-        kept_heads=[0, 1, 2, 3] if module.kind == "attention" else None,
+        kept_units=[0, 1, 2, 3] if module.kind == "attention" else None,
         tensors={key: value.detach().clone() for key, value in own.items()},
     )  # fmt: skip
     batch = batch_of(dense, corpora[0])
@@ -273,10 +274,10 @@ def test_error_before_is_the_formula(corpora: Any, tmp_path: Path, name: str) ->
     part = pruned.model.get_submodule(name)
     with torch.no_grad():  # the dense shape with zeros instead of the pruned one
         for key, parameter in own_parameters(part, _module(pruned, name)).items():
-            if variant.kept_heads is None:
+            if variant.kept_units is None:
                 parameter.copy_(variant.tensors[key])
                 continue
-            rows = torch.cat([torch.arange(8) + 8 * head for head in variant.kept_heads])
+            rows = torch.cat([torch.arange(8) + 8 * head for head in variant.kept_units])
             full = torch.zeros_like(parameter)
             if key.startswith("o."):
                 full[:, rows] = variant.tensors[key]
@@ -324,7 +325,7 @@ def test_removed_variants_pass_through_and_pairs_keep_both(corpora: Any, tmp_pat
     assert {v.module for v in pairs} == {ENCODER, DECODER}
     for pair in pairs:
         mask = pair.masks["o.weight"]
-        heads = len(pair.kept_heads or [])
+        heads = len(pair.kept_units or [])
         assert pair.tensors["q.weight"].shape == (heads * 8, 32)
         assert mask.shape == pair.tensors["o.weight"].shape == (32, heads * 8)
         assert int((~mask).sum()) == int(32 * heads * 8 * pair.entry.o.rate + 0.5)

@@ -117,7 +117,7 @@ def one(dense: Any, name: str, entry: Entry) -> Variant:
 def test_a_linear_keeps_its_values_where_the_mask_is_true(dense: Any) -> None:
     weight = dense.model.get_submodule(WI).weight
     variant = one(dense, WI, Entry(0.3))
-    assert (variant.kind, variant.kept_heads, variant.removed) == ("linear", None, False)
+    assert (variant.kind, variant.kept_units, variant.removed) == ("linear", None, False)
     assert list(variant.tensors) == list(variant.masks) == ["weight"]
     assert torch.equal(variant.masks["weight"], keep_mask(weight, 0.3))
     assert int((variant.tensors["weight"] == 0).sum()) == int(weight.numel() * 0.3 + 0.5)
@@ -126,12 +126,12 @@ def test_a_linear_keeps_its_values_where_the_mask_is_true(dense: Any) -> None:
     assert not variant.tensors["weight"].requires_grad
 
 
-def test_an_attention_holds_the_rows_of_the_kept_heads(dense: Any) -> None:
+def test_an_attention_holds_the_rows_of_the_kept_units(dense: Any) -> None:
     variant = one(dense, A, Entry(0.5))
     attention = dense.model.get_submodule(A)
-    assert variant.kept_heads is not None
-    assert len(variant.kept_heads) == 2
-    rows = [head * 8 + i for head in variant.kept_heads for i in range(8)]
+    assert variant.kept_units is not None
+    assert len(variant.kept_units) == 2
+    rows = [head * 8 + i for head in variant.kept_units for i in range(8)]
     assert variant.masks == {}
     # the position bias table is everybody's and stays in the model
     assert sorted(variant.tensors) == ["k.weight", "o.weight", "q.weight", "v.weight"]
@@ -144,11 +144,11 @@ def test_an_attention_holds_the_rows_of_the_kept_heads(dense: Any) -> None:
 @pytest.mark.parametrize(("heads", "rate"), [(0.25, 0.3), (0.5, 0.5), (0.99, 0.9), (0.01, 0.3)])
 def test_a_pair_masks_o_among_the_remaining_columns(dense: Any, heads: float, rate: float) -> None:
     variant, alone = (one(dense, CROSS, e) for e in (pair(heads, rate), Entry(heads)))
-    assert variant.kept_heads == alone.kept_heads
+    assert variant.kept_units == alone.kept_units
     small = alone.tensors["o.weight"]
     mask = variant.masks["o.weight"]
     assert list(variant.masks) == ["o.weight"]
-    assert mask.shape == small.shape == (32, 8 * len(alone.kept_heads or []))
+    assert mask.shape == small.shape == (32, 8 * len(alone.kept_units or []))
     assert int((~mask).sum()) == int(small.numel() * rate + 0.5)
     assert torch.equal(mask, keep_mask(small, rate))
     assert torch.equal(variant.tensors["o.weight"], torch.where(mask, small, 0.0))
@@ -159,7 +159,7 @@ def test_a_pair_masks_o_among_the_remaining_columns(dense: Any, heads: float, ra
 @pytest.mark.parametrize("name", [A, FFN, LAYER])
 def test_removed_modules_have_no_tensors(dense: Any, name: str) -> None:
     variant = one(dense, name, Entry(1.0))
-    assert (variant.removed, variant.kept_heads, variant.tensors, variant.masks) == (
+    assert (variant.removed, variant.kept_units, variant.tensors, variant.masks) == (
         True, None, {}, {},
     )  # fmt: skip
 
@@ -180,11 +180,11 @@ def test_the_dense_model_stays_as_it_is() -> None:
     ("scheme", "message"),
     [
         (
-            {FFN: [Entry(0.5)]},
-            f'"{FFN}" at rate 0.5: no method prunes modules of kind ffn '
+            {LAYER: [Entry(0.25)]},
+            f'"{LAYER}" at rate 0.25: no method prunes modules of kind layer '
             "(methods that do: none yet); use rate 0 or 1, or another method.",
         ),
-        ({LAYER: [Entry(0.25)]}, f'"{LAYER}" at rate 0.25: no method prunes modules of kind layer'),
+        ({FFN: [Entry(0.5, "l1")]}, f'"{FFN}" at rate 0.5: l1 does not prune modules of kind ffn'),
         (
             {A: [Entry(0.5, "l1")]},
             f'"{A}" at rate 0.5: l1 does not prune modules of kind attention '

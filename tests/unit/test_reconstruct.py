@@ -251,11 +251,11 @@ def test_gradient_training_finds_no_better_linears(
 
 @pytest.fixture(scope="module")
 def embedded() -> Checkpoint:
-    from composable.checkpoint import import_pretrained
     from composable.hub import resolve_model
+    from composable.pretrained import import_model
 
     folder, revision = resolve_model("embedded")
-    return import_pretrained(folder, "embedded", revision)
+    return import_model(folder, "embedded", revision)
 
 
 def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_path: Path) -> None:

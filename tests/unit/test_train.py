@@ -17,7 +17,8 @@ from composable import families, surgery, train
 from composable.callbacks import LengthSampler, best_of, stats_csv
 from composable.errors import UserError
 from composable.tasks import translation
-from composable.tasks.translation import Pairs, collator_for, token_losses
+from composable.tasks.losses import token_losses
+from composable.tasks.translation import Pairs, collator_for
 from tests import tiny
 
 
@@ -508,7 +509,7 @@ def test_attention_without_heads_can_be_trained(corpora: Any, tmp_path: Path) ->
     """Its q, k, v, o hold nothing: Adafactor and safetensors must not stumble over them."""
     model = tiny.t5(dropout_rate=0.0)
     gone = "decoder.block.1.layer.1.EncDecAttention"
-    structure = {**surgery.empty_structure(), "kept_heads": {gone: []}}
+    structure = {**surgery.empty_structure(), "kept_units": {gone: []}}
     surgery.apply_structure(model, families.of(model), structure)  # type: ignore[arg-type]
     assert model.get_submodule(gone).q.weight.shape == (0, 32)
     _, outcome = tune(corpora, tmp_path, model=model)

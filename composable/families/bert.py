@@ -1,0 +1,22 @@
+"""BERT and what shares its layout (RoBERTa, XLM-R, CamemBERT, ELECTRA): post-norm encoders."""
+
+from composable.families.base import Family, Layers
+
+BERT = Family(
+    name="BERT",
+    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+    layers=(Layers(r"(?:\w+\.)?encoder\.layer", "encoder", ("num_hidden_layers",)),),
+    attention="attention",
+    # o lies beside the rest, and the attention adds its input and normalises
+    attention_parts=(
+        ("q", "self.query"),
+        ("k", "self.key"),
+        ("v", "self.value"),
+        ("o", "output.dense"),
+    ),
+    core="self",
+    head_size="attention_head_size",
+    ffn="",
+    ffn_parts=(("up", "intermediate.dense"), ("down", "output.dense")),
+    activation="intermediate.intermediate_act_fn",
+)

@@ -1,0 +1,117 @@
+"""Classes of images: folders with a folder for each class, or .npz; top-1 and top-5 accuracy."""
+
+from typing import Any
+
+import torch
+
+from composable.errors import MismatchError
+from composable.tasks import images, scores
+from composable.tasks.base import Score, Task, class_labels, described, signature
+from composable.tasks.images import Images, Pixels, Preparation
+from composable.tasks.losses import mean_functions
+from composable.tasks.samples import measure
+from composable.tasks.text_classification import class_ids, class_losses, class_names, classify
+
+
+def outputs_of(corpus: Images, names: list[str]) -> tuple[dict[int, int], str]:
+    """Find the output of a model for every class of the images.
+
+    Returns:
+        Class -> output, and how: by "name", "order" or "number", see `class_ids`.
+
+    Raises:
+        MismatchError: they do not fit.
+    """
+    if corpus.classes:
+        ids, how = class_ids([*corpus.classes], corpus.classes, names)
+        return {number: ids[name] for number, name in enumerate(corpus.classes)}, how
+    least, most = min(corpus.labels), max(corpus.labels)
+    if least < 0 or most >= len(names):
+        raise MismatchError(
+            f"{corpus.name}: labels from {least} to {most}, the model has {len(names)} classes; "
+            f"numbers from 0 to {len(names) - 1} were expected."
+        )
+    return {number: number for number in range(len(names))}, "number"
+
+
+class ImageClassification(Task):
+    """One class for an image."""
+
+    name = "image_classification"
+    auto_class = "AutoModelForImageClassification"
+    heads = ("ForImageClassification", "ForImageClassificationWithTeacher")
+    main = "top1"
+
+    def outputs(self, labels: int | None) -> int | None:
+        """Return how many classes a head gets."""
+        return labels
+
+    def knows(self, config: Any) -> dict[str, Any]:
+        """Return the names of the classes."""
+        return {"labels": class_labels(config)}
+
+    def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Images:
+        """Read a split of `--data`, see `images.read`."""
+        return images.read(data, default, split, limit)
+
+    def dataset(self, corpus: Images, checkpoint: Any, is_sorted: bool = False) -> Pixels:
+        """Prepare the images as the model file says; all are of one length."""
+        ids, _ = outputs_of(corpus, class_names(checkpoint))
+        preparation = Preparation.of(checkpoint.info.get("image"), checkpoint.model.config)
+        labels = [ids[label] for label in corpus.labels]
+        return Pixels(corpus.pictures, labels, preparation, self.length(checkpoint))
+
+    def collator(self, checkpoint: Any) -> Any:
+        """Return what stacks pixel_values and labels."""
+        return images.stack
+
+    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
+        """Return (step, measure) of the cross-entropy."""
+        return mean_functions(class_losses, smoothing)
+
+    def length(self, checkpoint: Any) -> int:
+        """Return the tokens of an image."""
+        tokens = checkpoint.family.image_tokens
+        if tokens is None:
+            raise MismatchError(
+                f"a model of the family {checkpoint.family.name} reads no images; a model for "
+                "images was expected."
+            )
+        return int(tokens(checkpoint.model.config))
+
+    def evaluate(
+        self, checkpoint: Any, corpus: Images, settings: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Classify, and score by the share of images whose class is the likeliest, or among 5."""
+        names = class_names(checkpoint)
+        data = self.dataset(corpus, checkpoint)
+        found = measure(checkpoint, data, self.collator(checkpoint), classify, settings)
+        logits = torch.stack([row[0] for row in found.rows])
+        preparation = data.preparation
+        said = signature(
+            corpus,
+            len(data),
+            size="x".join(map(str, preparation.size)),
+            mean=",".join(f"{value:g}" for value in preparation.mean),
+            std=",".join(f"{value:g}" for value in preparation.std),
+            classes_by=outputs_of(corpus, names)[1],
+            dtype=settings["dtype"],
+        )
+        return [names[i] for i in logits.argmax(1).tolist()], {
+            "top1": _score(logits, data.labels, 1, said),
+            "top5": _score(logits, data.labels, 5, said),
+            "loss": round(found.mean(1), 6),
+            "samples": len(data),
+            "samples_per_second": round(len(data) / found.seconds, 2),
+            "data": described(corpus, len(data)),
+        }
+
+
+def _score(logits: torch.Tensor, labels: list[int], k: int, said: str) -> dict[str, Any]:
+    """Score by the k likeliest classes, or by all where there are fewer."""
+    counted = min(k, logits.shape[1])
+    value = 100 * scores.top_k(logits.numpy(), labels, counted)
+    return Score(f"top-{counted}", value, f"{said}|k:{counted} of {logits.shape[1]}").to_json()
+
+
+IMAGE_CLASSIFICATION = ImageClassification()

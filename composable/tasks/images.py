@@ -1,0 +1,248 @@
+"""Labelled images: folders with a folder for each class, .npz files; as a model wants them."""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from composable import files
+from composable.errors import FormatError, UserError
+from composable.tasks import splits
+from composable.tasks.splits import Corpus, Source
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
+WANTED = (
+    "a folder with train, valid (val, dev, validation) and test, each with a folder of images for "
+    "each class, or an .npz file with train_images, train_labels, valid_images, valid_labels, "
+    "test_images, test_labels"
+)
+#: What numpy raises where a file is no .npz, or a damaged one.
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Images(Corpus):
+    """A split.
+
+    Attributes:
+        pictures: paths of files; or an array (images, height, width) or (images, height, width,
+            channels), uint8 from 0 to 255 or floats from 0 to 1.
+        labels: number of the class of each.
+        classes: names of the classes in the order of their numbers; () where they have none.
+    """
+
+    pictures: Any
+    labels: list[int]
+    classes: tuple[str, ...]
+
+
+def read(data: str | None, default: str | None, split: str, limit: int | None) -> Images:
+    """Read a split.
+
+    Args:
+        data: the `--data` option.
+        default: what the model file asks for.
+        split: train, valid or test; see `splits.sources` for what is missing.
+        limit: the first so many images; those of a folder come from each class in turn.
+
+    Raises:
+        FormatError: an .npz has other arrays.
+        UserError: there are no such files.
+    """
+    name = data or default
+    if name and Path(name).is_file():
+        return _read_arrays(Path(name), split, limit)
+    name, places = splits.locate(data, default, split, _find, WANTED)
+    return _read_folder(name, split, places[0], limit)
+
+
+def _find(folder: Path, split: str) -> Path | None:
+    return splits.folder_of(folder, splits.NAMES[split])
+
+
+def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Images:
+    """List the files of each class; classes are numbered in the order of their names."""
+    classes = sorted(each.name for each in place.path.iterdir() if each.is_dir())
+    groups = []
+    for number, each in enumerate(classes):
+        inside = sorted((place.path / each).iterdir())
+        paths = [path for path in inside if path.suffix.lower() in ENDINGS]
+        groups.append([(path, number) for path in splits.take(paths, place.share)])
+    chosen = splits.interleave(groups, limit)
+    if not chosen:
+        raise FormatError(f"{place.path}: no images ({', '.join(ENDINGS)}) for {split}.")
+    total = hashlib.sha256()
+    for path, _ in chosen:
+        relative = path.relative_to(place.path).as_posix()
+        total.update(files.canonical_json([relative, path.stat().st_size]).encode())
+        total.update(path.read_bytes())
+    paths, labels = ([*side] for side in zip(*chosen, strict=True))
+    return Images(name, split, place.label, total.hexdigest(), paths, labels, tuple(classes))
+
+
+def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = {
+                each: next((n for n in splits.NAMES[each] if f"{n}_images" in archive), None)
+                for each in splits.NAMES
+            }
+            found = {each: Path(stem) if stem else None for each, stem in names.items()}
+            places = splits.sources(split, found)
+            if not places:
+                raise UserError(f"{path}: no {split} split; expected {WANTED}.")
+            stem = places[0].path.name
+            pictures, labels = archive[f"{stem}_images"], archive[f"{stem}_labels"]
+    except (*_UNREADABLE, KeyError) as error:
+        raise FormatError(f"{path}: not such an .npz file ({error}); expected {WANTED}.") from error
+    _check(path, stem, pictures, labels)
+    chosen = splits.take(range(len(pictures)), places[0].share)[:limit]
+    if not chosen:
+        raise FormatError(f"{path}: no images for {split}; at least one was expected.")
+    pictures, numbers = pictures[chosen], labels.reshape(-1)[chosen]
+    shape = [str(pictures.dtype), *pictures.shape]
+    total = hashlib.sha256(files.canonical_json(shape).encode())
+    total.update(np.ascontiguousarray(pictures).tobytes())
+    total.update(numbers.astype("<i8").tobytes())
+    file = f"{path.name}:{places[0].label}"
+    return Images(str(path), split, file, total.hexdigest(), pictures, numbers.tolist(), ())
+
+
+def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Refuse arrays that are not images and labels."""
+    said = f"{pictures.dtype} {pictures.shape}"
+    is_image = pictures.ndim in (3, 4) and (pictures.ndim == 3 or pictures.shape[3] in (1, 3))
+    is_float = pictures.dtype.kind == "f"
+    if not is_image or not (is_float or pictures.dtype == np.uint8):
+        raise FormatError(
+            f"{path}: {stem}_images is {said}; expected (images, height, width) or (images, "
+            "height, width, 1 or 3), uint8 or floats from 0 to 1."
+        )
+    if is_float and pictures.size and not (pictures.min() >= 0 and pictures.max() <= 1):
+        raise FormatError(
+            f"{path}: {stem}_images has values from {pictures.min()} to {pictures.max()}; floats "
+            "from 0 to 1 were expected."
+        )
+    if labels.dtype.kind not in "iu" or labels.size != len(pictures):
+        raise FormatError(
+            f"{path}: {stem}_labels is {labels.dtype} {labels.shape}; expected {len(pictures)} "
+            "whole numbers."
+        )
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a model wants its images.
+
+    Attributes:
+        size: height and width.
+        mean: of each channel, on the scale from 0 to 1.
+        std: of each channel; (pixel - mean) / std is what the model sees.
+        channels: 1 (grey) or 3 (red, green, blue).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any] | None, config: Any) -> "Preparation":
+        """Take what the model file says; without it the config's size, 0.5 and 0.5."""
+        said = info or {}
+        channels = int(getattr(config, "num_channels", 3))
+        size: Any = said.get("size") or getattr(config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        mean, std = (tuple(said.get(key) or [0.5] * channels) for key in ("mean", "std"))
+        return cls((height, width), mean, std, channels)
+
+    def tensor(self, picture: Any) -> Tensor:
+        """Turn an image into (channels, height, width), float32.
+
+        Args:
+            picture: path of a file, or (height, width) or (height, width, channels) as in `Images`.
+
+        Raises:
+            FormatError: the file is no image, or of colours where the model takes none.
+        """
+        pixels = self._open(picture) if isinstance(picture, Path) else self._resized(picture)
+        scaled = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        mean, std = (torch.tensor(side)[:, None, None] for side in (self.mean, self.std))
+        return (scaled - mean) / std
+
+    def _open(self, path: Path) -> NDArray[np.float32]:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(path) as image:
+                return self._resized(
+                    np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
+                )
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
+
+    def _resized(self, picture: NDArray[Any]) -> NDArray[np.float32]:
+        """Resize bilinearly, with Pillow's filter, and scale: (height, width, channels), 0 to 1."""
+        from PIL import Image
+
+        layers = picture if picture.ndim == 3 else picture[..., None]
+        if layers.shape[2] > self.channels:
+            raise FormatError(
+                f"the images have {layers.shape[2]} channels, the model takes {self.channels}; "
+                "convert them."
+            )
+        if layers.shape[:2] != self.size:
+            mode = None if layers.dtype == np.uint8 else np.float32  # Pillow knows no other floats
+            layers = np.stack(
+                [
+                    np.asarray(
+                        Image.fromarray(layers[..., i].astype(mode or np.uint8)).resize(
+                            self.size[::-1], Image.Resampling.BILINEAR
+                        )
+                    )
+                    for i in range(layers.shape[2])
+                ],
+                axis=-1,
+            )
+        scaled = layers.astype(np.float32) / (255 if layers.dtype == np.uint8 else 1)
+        return np.broadcast_to(scaled, (*self.size, self.channels))
+
+
+class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
+    """Images as a model wants them, read one by one when they are asked for.
+
+    Attributes:
+        labels: number of the model's output for each.
+        lengths: tokens of every image.
+        sizes: the same twice, see `Task.dataset`.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Any], labels: list[int], preparation: Preparation, tokens: int
+    ):
+        self.pictures, self.labels, self.preparation = pictures, labels, preparation
+        self.lengths = [tokens] * len(labels)
+        self.sizes = [(tokens, tokens)] * len(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = self.preparation.tensor(self.pictures[index])
+        return {"pixel_values": pixels, "labels": self.labels[index]}
+
+
+def stack(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Put images together: pixel_values (batch, channels, height, width), labels (batch,)."""
+    return {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "labels": torch.tensor([item["labels"] for item in items]),
+    }

@@ -1,0 +1,162 @@
+"""Answers that are spans of a text (SQuAD 1.1 and 2.0): exact match and F1 of words."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from composable.errors import UserError
+from composable.tasks import scores, squad
+from composable.tasks.base import Score, Task, described, signature
+from composable.tasks.losses import mean_functions
+from composable.tasks.samples import (
+    Samples,
+    has_token_types,
+    measure,
+    most_tokens,
+    pad_texts,
+    pad_token,
+)
+from composable.tasks.squad import Questions
+
+PLACES = ("start_positions", "end_positions")
+
+
+def pad_questions(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
+    """Pad samples, with start_positions and end_positions, each (batch,)."""
+    return pad_texts(items, pad) | {
+        name: torch.tensor([item[name] for item in items]) for name in PLACES
+    }
+
+
+def find_spans(
+    model: Any, batch: dict[str, Tensor], smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a model on a batch; padding is no place of an answer.
+
+    Returns:
+        Logits of the start and the end, each (batch, length) and minus infinity for padding, and
+        the mean of both cross-entropies, (batch,); all float32.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name not in PLACES}
+    output = model(**inputs)
+    is_padding = batch["attention_mask"] == 0
+    both = [
+        logits.float().masked_fill(is_padding, -torch.inf)
+        for logits in (output.start_logits, output.end_logits)
+    ]
+    losses = [
+        _cross_entropy(logits, batch[name], is_padding, smoothing)
+        for logits, name in zip(both, PLACES, strict=True)
+    ]
+    return both[0], both[1], (losses[0] + losses[1]) / 2
+
+
+def _cross_entropy(logits: Tensor, places: Tensor, is_padding: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy over the tokens that are no padding: (batch,)."""
+    odds = log_softmax(logits, 1)
+    target = odds.gather(1, places[:, None])[:, 0]
+    if not smoothing:
+        return -target
+    mean = odds.masked_fill(is_padding, 0.0).sum(1) / (~is_padding).sum(1)
+    return -(1 - smoothing) * target - smoothing * mean
+
+
+def span_losses(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
+    """Losses of a batch: (batch,), float32."""
+    return find_spans(model, batch, smoothing)[2]
+
+
+class QuestionAnswering(Task):
+    """A span of a context for a question, or none."""
+
+    name = "question_answering"
+    auto_class = "AutoModelForQuestionAnswering"
+    heads = ("ForQuestionAnswering",)
+    main = "f1"
+    options = ("null_threshold",)
+
+    def read(
+        self, data: str | None, default: str | None, split: str, limit: int | None
+    ) -> Questions:
+        """Read a split of `--data`, see `squad.read`."""
+        return squad.read(data, default, split, limit)
+
+    def dataset(self, corpus: Questions, checkpoint: Any, is_sorted: bool = False) -> Samples:
+        """Tokenise; a long context gives several samples, see `squad.windows`."""
+        if not getattr(checkpoint.tokenizer, "is_fast", False):
+            raise UserError(
+                f"the tokenizer ({type(checkpoint.tokenizer).__name__}) does not know which "
+                "characters its tokens are of; one of the tokenizers library was expected."
+            )
+        longest, has_types = self.length(checkpoint), has_token_types(checkpoint)
+        items = squad.windows(checkpoint.tokenizer, corpus.questions, longest, has_types)
+        return Samples(items, is_sorted)
+
+    def collator(self, checkpoint: Any) -> Any:
+        """Return what pads the tokens; start_positions and end_positions are (batch,)."""
+        return functools.partial(pad_questions, pad=pad_token(checkpoint))
+
+    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
+        """Return (step, measure) of the mean of the cross-entropies of start and end."""
+        return mean_functions(span_losses, smoothing)
+
+    def length(self, checkpoint: Any) -> int:
+        """Return the most tokens of a question and a part of its context."""
+        return most_tokens(checkpoint, squad.MAX_TOKENS)
+
+    def evaluate(
+        self, checkpoint: Any, corpus: Questions, settings: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Answer, and score by exact match and F1 as SQuAD's own programs do."""
+        data = self.dataset(corpus, checkpoint)
+        found = measure(checkpoint, data, self.collator(checkpoint), find_spans, settings)
+        logits = [(row[0].numpy(), row[1].numpy()) for row in found.rows]
+        best = squad.best_answers(corpus.questions, data.items, logits, checkpoint.tokenizer)
+        threshold = settings.get("null_threshold") or 0.0
+        texts = [each.text_at(threshold) if corpus.can_fail else each.text for each in best]
+        lines = [" ".join(text.split()) for text in texts]
+        longest, count = self.length(checkpoint), len(texts)
+        said = signature(
+            corpus,
+            count,
+            rules="squad-2.0" if corpus.can_fail else "squad-1.1",
+            max_length=longest,
+            stride=min(squad.STRIDE, longest // 3),
+            n_best=squad.N_BEST,
+            answer_tokens=squad.ANSWER_TOKENS,
+            null_threshold=threshold if corpus.can_fail else "none",
+            dtype=settings["dtype"],
+        )
+        return lines, {
+            **_scores(corpus, texts, said),
+            "loss": round(found.mean(2), 6),
+            "samples": count,
+            "windows": len(data),
+            "samples_per_second": round(count / found.seconds, 2),
+            "data": described(corpus, count),
+        }
+
+
+def _scores(corpus: Questions, texts: list[str], said: str) -> dict[str, Any]:
+    """Score answers by the rules of the version."""
+    wanted = [_wanted(each.wanted, corpus.can_fail) for each in corpus.questions]
+    pairs = list(zip(texts, wanted, strict=True))
+    exact = [scores.exact_match(text, answers) for text, answers in pairs]
+    shared = [scores.word_f1(text, answers, corpus.can_fail) for text, answers in pairs]
+    answerable = sum(bool(each.answers) for each in corpus.questions)
+    counts = {"questions": len(pairs), "answerable": answerable}
+    return {
+        "exact_match": Score("exact match", scores.per_cent(exact), said, counts).to_json(),
+        "f1": Score("F1", scores.per_cent(shared), said, counts).to_json(),
+    }
+
+
+def _wanted(answers: list[str], can_fail: bool) -> list[str]:
+    """Leave out answers of which nothing is left, as the program for version 2.0 does."""
+    return [each for each in answers if scores.normalised(each)] or [""] if can_fail else answers
+
+
+QUESTION_ANSWERING = QuestionAnswering()

@@ -1,0 +1,244 @@
+"""Samples of token ids, padded to batches, and a model run over all of them."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from composable import kernels
+from composable.cli import shows_progress
+from composable.errors import UserError
+
+if TYPE_CHECKING:
+    from composable.checkpoint import Checkpoint
+
+BATCH_TOKENS = 8192
+#: Most tokens of a batch on a CPU: what a layer makes of them stays in its cache.
+CPU_TOKENS = 2048
+
+
+class Samples(Dataset[dict[str, Any]]):
+    """Samples with `input_ids`, longest first where `is_sorted`.
+
+    Attributes:
+        items: the samples.
+        lengths: tokens of every sample.
+        sizes: the same twice, see `Task.dataset`.
+    """
+
+    def __init__(self, items: list[dict[str, Any]], is_sorted: bool = False):
+        self.items = sorted(items, key=_shortness) if is_sorted else items
+        self.lengths = [len(item["input_ids"]) for item in self.items]
+        self.sizes = [(length, length) for length in self.lengths]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+def _shortness(item: dict[str, Any]) -> int:
+    return -len(item["input_ids"])
+
+
+def positions(checkpoint: "Checkpoint") -> int | None:
+    """Return how many tokens the model has positions for; None where it has no such limit."""
+    config = checkpoint.model.config
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limit = next((int(count) for count in found if count), None)
+    for name, part in checkpoint.model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+            # where padding has a position of its own, those before it are not used
+            unused = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - unused
+    return limit
+
+
+def most_tokens(checkpoint: "Checkpoint", default: int) -> int:
+    """Return the most tokens of a sample.
+
+    Args:
+        checkpoint: its info may have a `max_length`; never more than the model has positions.
+        default: where it has none.
+    """
+    wanted = int(checkpoint.info.get("max_length") or default)
+    return min(wanted, positions(checkpoint) or wanted)
+
+
+def pad_token(checkpoint: "Checkpoint") -> int:
+    """Return the id that fills up a batch; the attention mask hides it."""
+    config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
+    for found in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(found, int) and found >= 0:
+            return found
+    return 0
+
+
+def pad_token_of_classifier(checkpoint: "Checkpoint") -> int:
+    """As `pad_token`, and tell the model: some look for the last token before the padding."""
+    token = pad_token(checkpoint)
+    checkpoint.model.config.pad_token_id = token
+    return token
+
+
+def has_token_types(checkpoint: "Checkpoint") -> bool:
+    """Tell whether the model tells first and second texts apart, and the tokenizer does."""
+    # a tokenizer of the general class says so of any model
+    return (
+        getattr(checkpoint.model.config, "type_vocab_size", 0) > 1
+        and "token_type_ids" in checkpoint.tokenizer.model_input_names
+    )
+
+
+def tokenised(
+    checkpoint: "Checkpoint", texts: Sequence[str], others: Sequence[str] | None, longest: int
+) -> list[dict[str, Any]]:
+    """Tokenise texts, or pairs of texts.
+
+    Args:
+        checkpoint: whose tokenizer.
+        texts: one an entry.
+        others: the second text of each pair.
+        longest: tokens; of a pair the longer text is cut first.
+
+    Returns:
+        Samples with input_ids and, where the model wants them, token_type_ids: arrays of int32.
+    """
+    names = ["input_ids", *(["token_type_ids"] if has_token_types(checkpoint) else [])]
+    found = checkpoint.tokenizer(
+        list(texts),
+        list(others) if others else None,
+        truncation=True,
+        max_length=longest,
+        return_attention_mask=False,
+        return_token_type_ids=len(names) > 1,
+    )
+    return [
+        {name: np.array(found[name][i], dtype=np.int32) for name in names}
+        for i in range(len(texts))
+    ]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Put rows of unequal lengths together, filled up on the right: (rows, longest), int64."""
+    filled = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
+    for line, row in zip(filled, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(filled)
+
+
+def pad_texts(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
+    """Pad samples to input_ids, attention_mask and, where they have them, token_type_ids."""
+    rows = [item["input_ids"] for item in items]
+    batch = {
+        "input_ids": padded(rows, pad),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+    }
+    if "token_type_ids" in items[0]:
+        batch["token_type_ids"] = padded([item["token_type_ids"] for item in items], 0)
+    return batch
+
+
+def pad_labelled(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
+    """Pad samples with one label each: (batch,), int64 or float32 as the labels are."""
+    labels = torch.tensor([item["labels"] for item in items])
+    return pad_texts(items, pad) | {"labels": labels}
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Group indices by length, longest first, so that a batch hardly pads.
+
+    Args:
+        lengths: tokens of each row.
+        batch_tokens: the longest row of a batch times its rows stays within this number.
+
+    Yields:
+        Indices of a batch, at least one; the first batch is the widest, so memory runs out
+        at once or not at all.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    while order:
+        size = max(1, batch_tokens // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+@dataclass
+class Measured:
+    """What a model gave for every sample.
+
+    Attributes:
+        rows: of every sample, in the order of the dataset; on the CPU.
+        seconds: that the model ran.
+    """
+
+    rows: list[tuple[Tensor, ...]]
+    seconds: float
+
+    def mean(self, index: int) -> float:
+        """Mean of one of the tensors over all samples.
+
+        Raises:
+            UserError: it is NaN or infinite.
+        """
+        return finite(float(torch.stack([row[index] for row in self.rows]).double().mean()))
+
+
+def finite(loss: float) -> float:
+    """Return a loss as it is.
+
+    Raises:
+        UserError: it is NaN or infinite.
+    """
+    if not np.isfinite(loss):
+        raise UserError(
+            f"the model's loss is {loss}, a finite number was expected; its weights give no "
+            "usable outputs with this --dtype."
+        )
+    return loss
+
+
+def measure(
+    checkpoint: "Checkpoint",
+    dataset: Any,
+    collate: Callable[[list[Any]], dict[str, Tensor]],
+    function: Callable[[Any, dict[str, Tensor]], tuple[Tensor, ...]],
+    settings: dict[str, Any],
+) -> Measured:
+    """Run a model over a dataset in batches of samples of like length.
+
+    Args:
+        checkpoint: its model is moved to the device and set to eval mode.
+        dataset: with `lengths`.
+        collate: makes a batch.
+        function: (model, batch) -> tensors, each (batch, ...).
+        settings: device, dtype and batch_tokens; on a CPU a batch has at most `CPU_TOKENS`.
+    """
+    device, dtype = settings["device"], getattr(torch, settings["dtype"])
+    model = checkpoint.model.to(device).eval()  # type: ignore[arg-type]
+    size = settings.get("batch_tokens") or BATCH_TOKENS
+    size = min(size, CPU_TOKENS) if torch.device(device).type == "cpu" else size
+    rows: list[tuple[Tensor, ...]] = [()] * len(dataset)
+    bar = tqdm(total=len(dataset), desc="evaluate", unit="sample", disable=not shows_progress())
+    started = time.perf_counter()
+    with (
+        bar,
+        torch.inference_mode(),
+        kernels.autocast(device, dtype),
+        kernels.for_cpu(model, device, max(dataset.lengths)),
+    ):
+        for chosen in length_batches(dataset.lengths, size):
+            batch = collate([dataset[i] for i in chosen])
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            found = [tensor.float().cpu() for tensor in function(model, batch)]
+            for place, *parts in zip(chosen, *found, strict=True):
+                rows[place] = tuple(parts)
+            bar.update(len(chosen))
+    return Measured(rows, time.perf_counter() - started)

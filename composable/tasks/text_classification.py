@@ -1,0 +1,174 @@
+"""Classes of texts and pairs of texts: GLUE, IMDb and other tables; accuracy, F1, Matthews."""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from composable.errors import MismatchError
+from composable.tasks import labelled_texts, scores
+from composable.tasks.base import Score, Task, class_labels, described, signature
+from composable.tasks.labelled_texts import LabelledTexts
+from composable.tasks.losses import mean_functions
+from composable.tasks.samples import (
+    Samples,
+    measure,
+    most_tokens,
+    pad_labelled,
+    pad_token_of_classifier,
+    tokenised,
+)
+
+MAX_TOKENS = 128
+
+
+def class_names(checkpoint: Any) -> list[str]:
+    """Names of a classifier's outputs; where the model file has none, their numbers."""
+    count = checkpoint.model.config.num_labels
+    return [str(name) for name in checkpoint.info.get("labels") or range(count)]
+
+
+def class_ids(
+    labels: list[str], classes: tuple[str, ...], names: list[str]
+) -> tuple[dict[str, int], str]:
+    """Find the output of a model for every label.
+
+    Args:
+        labels: of the samples.
+        classes: all labels in the order of their numbers; () where nobody says.
+        names: of the model's outputs.
+
+    Returns:
+        Label -> number of the output, and how they were brought together: by name (whatever the
+        case), where the model has all of these names; else by order, where it has as many outputs;
+        else the labels are numbers.
+
+    Raises:
+        MismatchError: none of these is possible.
+    """
+    known = list(classes) or sorted(set(labels))
+    lowered = [name.lower() for name in names]
+    if all(each.lower() in lowered for each in known):
+        return {each: lowered.index(each.lower()) for each in known}, "name"
+    if len(classes) == len(names):
+        return {each: number for number, each in enumerate(classes)}, "order"
+    if not classes and all(each.isdecimal() and int(each) < len(names) for each in known):
+        return {each: int(each) for each in known}, "number"
+    raise MismatchError(
+        f"the data has the classes {', '.join(known[:10])}, the model {', '.join(names[:10])} "
+        f"({len(names)}); the same names, or numbers below {len(names)}, were expected."
+    )
+
+
+def classify(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Run a classifier on a batch.
+
+    Returns:
+        Logits (batch, classes) and cross-entropies (batch,), float32.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs).logits.float()
+    losses = cross_entropy(logits, batch["labels"], reduction="none", label_smoothing=smoothing)
+    return logits, losses
+
+
+def class_losses(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
+    """Cross-entropies of a batch: (batch,), float32."""
+    return classify(model, batch, smoothing)[1]
+
+
+class TextClassification(Task):
+    """One class for a text or a pair of texts."""
+
+    name = "text_classification"
+    auto_class = "AutoModelForSequenceClassification"
+    heads = ("ForSequenceClassification",)
+    main = "accuracy"
+
+    def fits(self, labels: int) -> bool:
+        """Tell classifiers from regressions, which have one output."""
+        return labels != 1
+
+    def outputs(self, labels: int | None) -> int | None:
+        """Return how many classes a head gets."""
+        return labels
+
+    def knows(self, config: Any) -> dict[str, Any]:
+        """Return the names of the classes."""
+        return {"labels": class_labels(config)}
+
+    def read(
+        self, data: str | None, default: str | None, split: str, limit: int | None
+    ) -> LabelledTexts:
+        """Read a split of `--data`, see `labelled_texts.read`."""
+        return labelled_texts.read(data, default, split, limit, labelled_texts.CLASSES)
+
+    def dataset(self, corpus: LabelledTexts, checkpoint: Any, is_sorted: bool = False) -> Samples:
+        """Tokenise; labels are the numbers of the model's outputs."""
+        ids, _ = class_ids(corpus.labels, corpus.classes, class_names(checkpoint))
+        items = tokenised(checkpoint, corpus.texts, corpus.others, self.length(checkpoint))
+        for item, label in zip(items, corpus.labels, strict=True):
+            item["labels"] = ids[label]
+        return Samples(items, is_sorted)
+
+    def collator(self, checkpoint: Any) -> Any:
+        """Return what pads the tokens; labels are (batch,)."""
+        return functools.partial(pad_labelled, pad=pad_token_of_classifier(checkpoint))
+
+    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
+        """Return (step, measure) of the cross-entropy."""
+        return mean_functions(class_losses, smoothing)
+
+    def length(self, checkpoint: Any) -> int:
+        """Return the most tokens of a text, or of both together."""
+        return most_tokens(checkpoint, MAX_TOKENS)
+
+    def evaluate(
+        self, checkpoint: Any, corpus: LabelledTexts, settings: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Classify, and score by accuracy, F1 and Matthews correlation."""
+        names = class_names(checkpoint)
+        ids, how = class_ids(corpus.labels, corpus.classes, names)
+        data = self.dataset(corpus, checkpoint)
+        found = measure(checkpoint, data, self.collator(checkpoint), classify, settings)
+        predicted = torch.stack([row[0] for row in found.rows]).argmax(1)
+        labels = torch.tensor([item["labels"] for item in data.items])
+        positive = ids[corpus.classes[1]] if len(corpus.classes) == 2 else 1
+        said = signature(
+            corpus,
+            len(data),
+            max_length=self.length(checkpoint),
+            classes_by=how,
+            dtype=settings["dtype"],
+        )
+        return [names[i] for i in predicted.tolist()], {
+            **_scores(predicted.numpy(), labels.numpy(), names, positive, said),
+            "loss": round(found.mean(1), 6),
+            "samples": len(data),
+            "samples_per_second": round(len(data) / found.seconds, 2),
+            "data": described(corpus, len(data)),
+        }
+
+
+def _scores(
+    predicted: Any, labels: Any, names: list[str], positive: int, said: str
+) -> dict[str, Any]:
+    """Score classes: F1 is that of the second of two classes, else the mean over all."""
+    if len(names) == 2:
+        f1, how = (
+            scores.f1(predicted, labels, positive),
+            f"average:binary|positive:{names[positive]}",
+        )
+    else:
+        f1, how = scores.macro_f1(predicted, labels), "average:macro"
+    found = {
+        "accuracy": Score("accuracy", 100 * scores.accuracy(predicted, labels), said),
+        "f1": Score("F1", 100 * f1, f"{said}|{how}"),
+        "matthews": Score("Matthews", 100 * scores.matthews(predicted, labels), said),
+    }
+    return {key: score.to_json() for key, score in found.items()}
+
+
+TEXT_CLASSIFICATION = TextClassification()

@@ -1,0 +1,126 @@
+"""How alike two texts are, as a number (STS-B): Spearman and Pearson correlation."""
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from composable.errors import FormatError, MismatchError, UserError
+from composable.tasks import labelled_texts, scores
+from composable.tasks.base import Score, Task, described, signature
+from composable.tasks.labelled_texts import LabelledTexts
+from composable.tasks.losses import mean_functions
+from composable.tasks.samples import (
+    Samples,
+    measure,
+    most_tokens,
+    pad_labelled,
+    pad_token_of_classifier,
+    tokenised,
+)
+
+MAX_TOKENS = 128
+
+
+def regress(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Run a model with one output on a batch.
+
+    Returns:
+        Outputs and squared errors, each (batch,), float32.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    outputs = model(**inputs).logits[:, 0].float()
+    return outputs, (outputs - batch["labels"]).square()
+
+
+def squared_errors(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
+    """Squared errors of a batch: (batch,); there are no classes to smooth."""
+    return regress(model, batch)[1]
+
+
+class TextSimilarity(Task):
+    """A number for a pair of texts."""
+
+    name = "text_similarity"
+    auto_class = "AutoModelForSequenceClassification"
+    heads = ("ForSequenceClassification",)
+    main = "spearman"
+
+    def fits(self, labels: int) -> bool:
+        """Tell regressions from classifiers."""
+        return labels == 1
+
+    def outputs(self, labels: int | None) -> int | None:
+        """Return the one output a head gets."""
+        if labels not in (None, 1):
+            raise UserError(f"--labels {labels}: {self.name} has one output; leave it out.")
+        return 1
+
+    def read(
+        self, data: str | None, default: str | None, split: str, limit: int | None
+    ) -> LabelledTexts:
+        """Read a split of `--data`, see `labelled_texts.read`; every label must be a number."""
+        corpus = labelled_texts.read(data, default, split, limit, labelled_texts.SCORES)
+        for number, label in enumerate(corpus.labels, 1):
+            if not _is_number(label):
+                raise FormatError(
+                    f"{corpus.name}: sample {number} of {corpus.file} has the score {label!r}; a "
+                    "number was expected."
+                )
+        return corpus
+
+    def dataset(self, corpus: LabelledTexts, checkpoint: Any, is_sorted: bool = False) -> Samples:
+        """Tokenise; labels are the scores."""
+        outputs = checkpoint.model.config.num_labels
+        if outputs != 1:
+            raise MismatchError(
+                f"the model has {outputs} outputs; for a similarity a model with one was expected."
+            )
+        items = tokenised(checkpoint, corpus.texts, corpus.others, self.length(checkpoint))
+        for item, label in zip(items, corpus.labels, strict=True):
+            item["labels"] = float(label)
+        return Samples(items, is_sorted)
+
+    def collator(self, checkpoint: Any) -> Any:
+        """Return what pads the tokens; labels are (batch,)."""
+        return functools.partial(pad_labelled, pad=pad_token_of_classifier(checkpoint))
+
+    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
+        """Return (step, measure) of the squared error; smoothing has no meaning here."""
+        return mean_functions(squared_errors, smoothing)
+
+    def length(self, checkpoint: Any) -> int:
+        """Return the most tokens of both texts together."""
+        return most_tokens(checkpoint, MAX_TOKENS)
+
+    def evaluate(
+        self, checkpoint: Any, corpus: LabelledTexts, settings: dict[str, Any]
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Predict, and score by Spearman and Pearson correlation."""
+        data = self.dataset(corpus, checkpoint)
+        found = measure(checkpoint, data, self.collator(checkpoint), regress, settings)
+        outputs = torch.stack([row[0] for row in found.rows]).double().numpy()
+        wanted = [item["labels"] for item in data.items]
+        length, dtype = self.length(checkpoint), settings["dtype"]
+        said = signature(corpus, len(data), max_length=length, dtype=dtype)
+        loss = found.mean(1)
+        return [f"{output:.4f}" for output in outputs], {
+            "spearman": Score("Spearman", 100 * scores.spearman(outputs, wanted), said).to_json(),
+            "pearson": Score("Pearson", 100 * scores.pearson(outputs, wanted), said).to_json(),
+            "loss": round(loss, 6),
+            "samples": len(data),
+            "samples_per_second": round(len(data) / found.seconds, 2),
+            "data": described(corpus, len(data)),
+        }
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+TEXT_SIMILARITY = TextSimilarity()

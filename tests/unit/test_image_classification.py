@@ -1,0 +1,206 @@
+"""Images: folders and .npz, how they are prepared, classes to outputs, top-k."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from composable.errors import FormatError, MismatchError, UserError
+from composable.tasks import images
+from composable.tasks.image_classification import IMAGE_CLASSIFICATION, outputs_of
+from composable.tasks.images import Images, Preparation
+from tests import tiny_tasks
+
+SETTINGS = {"device": "cpu", "dtype": "float32"}
+Image = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib")
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def read(path: Path, split: str = "test", limit: int | None = None) -> Images:
+    return images.read(str(path), None, split, limit)
+
+
+def test_folders_and_arrays_hold_the_same(tmp_path: Path) -> None:
+    """The same pixels, labels, answers and scores."""
+    folder = tiny_tasks.data("image_classification", tmp_path / "folder")
+    pictures, labels = tiny_tasks.pictures(10, seed=2)  # as of its test split
+    archive = save(tmp_path / "x.npz", test_images=pictures, test_labels=labels)
+    from_files, from_arrays = read(folder), read(archive)
+    assert from_files.classes == ("dark", "left")
+    assert from_files.labels == [0, 1] * 5 == from_arrays.labels
+    assert (from_files.file, from_arrays.file) == ("test", "x.npz:test")
+    made = tiny_tasks.checkpoint("image_classification")
+    data = [IMAGE_CLASSIFICATION.dataset(each, made) for each in (from_files, from_arrays)]
+    for one, two in zip(*data, strict=True):
+        assert torch.equal(one["pixel_values"], two["pixel_values"])
+        assert one["labels"] == two["labels"]
+    assert data[0].lengths == [5] * 10  # 4 patches and a token
+    found = [
+        IMAGE_CLASSIFICATION.evaluate(made, each, SETTINGS) for each in (from_files, from_arrays)
+    ]
+    assert found[0][0] == found[1][0]
+    assert found[0][1]["top1"]["value"] == found[1][1]["top1"]["value"]
+    assert "|classes_by:order|" in found[0][1]["top1"]["signature"]
+    assert "|size:8x8|mean:0.5,0.5,0.5|std:0.5,0.5,0.5|" in found[1][1]["top1"]["signature"]
+    assert "|classes_by:number|" in found[1][1]["top1"]["signature"]
+
+
+def test_limit_and_held_out_images_are_of_all_classes(tmp_path: Path) -> None:
+    folder = tiny_tasks.data("image_classification", tmp_path)
+    assert read(folder, limit=3).labels == [0, 1, 0]
+    for each in ("val", "test"):
+        (folder / each).rename(tmp_path.parent / f"{tmp_path.name}-{each}")
+    held, left = read(folder, "valid"), read(folder, "train")
+    assert [path.name for path in held.pictures] == ["000.png", "001.png", "020.png", "021.png"]
+    assert held.labels == [0, 1, 0, 1]
+    assert len(left.pictures) == 36
+    assert (held.file, left.file) == ("train[1of10]", "train[9of10]")
+
+
+def test_arrays_without_a_split(tmp_path: Path) -> None:
+    pictures, labels = tiny_tasks.pictures(20)
+    path = save(tmp_path / "x.npz", val_images=pictures, val_labels=labels[:, None])
+    assert read(path, "test").labels == labels.tolist()
+    assert read(path, "valid").labels == labels[[0, 10]].tolist()
+    assert read(path, "train", 4).file == "x.npz:val[9of10]"
+    with pytest.raises(UserError, match=r"no train split; expected a folder .* train_images"):
+        read(save(tmp_path / "y.npz", test_images=pictures, test_labels=labels), "train")
+
+
+def test_preparation_of_bytes_and_floats() -> None:
+    """(pixel / 255 - mean) / std, channels first."""
+    made = Preparation((2, 2), (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), 3)
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
+    expected = (pixels / 255 - [0.5, 0.25, 0.0]) / [0.5, 1.0, 2.0]
+    found = made.tensor(pixels)
+    assert found.dtype == torch.float32
+    assert found.permute(1, 2, 0).numpy() == pytest.approx(expected, abs=1e-6)
+    assert torch.allclose(made.tensor(pixels / 255), found, atol=1e-6)
+
+
+def test_grey_images_fill_all_channels() -> None:
+    made = Preparation((2, 2), (0.0,) * 3, (1.0,) * 3, 3)
+    found = made.tensor(np.full((2, 2), 51, dtype=np.uint8))
+    assert torch.allclose(found, torch.full((3, 2, 2), 0.2))
+    with pytest.raises(FormatError, match="the images have 3 channels, the model takes 1"):
+        Preparation((2, 2), (0.0,), (1.0,), 1).tensor(np.zeros((2, 2, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (16, 12)])
+def test_images_are_resized_as_by_pillow(size: tuple[int, int], tmp_path: Path) -> None:
+    pixels = tiny_tasks.pictures(1)[0][0]
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    made = Preparation(size, (0.0,) * 3, (1.0,) * 3, 3)
+    expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+    for picture in (pixels, tmp_path / "x.png"):
+        found = made.tensor(picture).permute(1, 2, 0).numpy()
+        assert found.shape == (*size, 3)
+        assert found == pytest.approx(expected / 255, abs=1e-6)
+    floats = made.tensor(pixels / 255).permute(1, 2, 0).numpy()
+    assert floats == pytest.approx(expected / 255, abs=1 / 255)
+
+
+def test_grey_models_read_colour_files_as_grey(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2), (255, 255, 255)).save(tmp_path / "x.png")
+    made = Preparation((2, 2), (0.0,), (1.0,), 1)
+    assert torch.equal(made.tensor(tmp_path / "x.png"), torch.ones(1, 2, 2))
+
+
+def test_what_the_model_file_says_counts() -> None:
+    config = tiny_tasks.checkpoint("image_classification").model.config
+    assert Preparation.of(None, config) == Preparation((8, 8), (0.5,) * 3, (0.5,) * 3, 3)
+    said = {"size": [4, 6], "mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}
+    assert Preparation.of(said, config) == Preparation((4, 6), (0.1, 0.2, 0.3), (1, 2, 3), 3)
+
+
+def corpus(classes: tuple[str, ...], labels: list[int]) -> Images:
+    return Images("x", "test", "x", "0" * 64, np.zeros((len(labels), 8, 8)), labels, classes)
+
+
+def test_classes_and_outputs() -> None:
+    assert outputs_of(corpus(("cat", "dog"), [0, 1]), ["Dog", "Cat"]) == ({0: 1, 1: 0}, "name")
+    assert outputs_of(corpus(("n01", "n02"), [1]), ["cat", "dog"]) == ({0: 0, 1: 1}, "order")
+    assert outputs_of(corpus((), [1]), ["cat", "dog"]) == ({0: 0, 1: 1}, "number")
+    with pytest.raises(MismatchError, match="the data has the classes a, b, c, the model cat, dog"):
+        outputs_of(corpus(("a", "b", "c"), [0]), ["cat", "dog"])
+    with pytest.raises(MismatchError, match="labels from 0 to 2, the model has 2 classes"):
+        outputs_of(corpus((), [0, 2]), ["cat", "dog"])
+
+
+@pytest.mark.parametrize(("classes", "k"), [(2, 2), (7, 5)])
+def test_top_5_of_fewer_classes_says_so(classes: int, k: int, tmp_path: Path) -> None:
+    pictures, labels = tiny_tasks.pictures(12)
+    path = save(tmp_path / "x.npz", test_images=pictures, test_labels=labels)
+    made = tiny_tasks.checkpoint("image_classification", labels=classes)
+    lines, report = IMAGE_CLASSIFICATION.evaluate(made, read(path), SETTINGS)
+    assert report["top5"]["name"] == f"top-{k}"
+    assert report["top5"]["signature"].endswith(f"|k:{k} of {classes}")
+    data = IMAGE_CLASSIFICATION.dataset(read(path), made)
+    with torch.no_grad():
+        logits = torch.stack(
+            [made.model(pixel_values=each["pixel_values"][None]).logits[0] for each in data]
+        )
+    assert lines == [str(i) for i in logits.argmax(1).tolist()]
+    likeliest = logits.topk(k).indices
+    share = float((likeliest == torch.tensor(labels)[:, None]).any(1).float().mean())
+    assert report["top5"]["value"] == pytest.approx(100 * share, abs=1e-4)
+
+
+def test_models_for_text_are_refused() -> None:
+    made = tiny_tasks.checkpoint("text_classification")
+    with pytest.raises(MismatchError, match="reads no images; a model for images was expected"):
+        IMAGE_CLASSIFICATION.length(made)
+
+
+IMAGES, LABELS = tiny_tasks.pictures(4)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "message"),
+    [
+        (IMAGES.astype(np.int64), LABELS, r"test_images is int64 \(4, 8, 8, 3\); expected"),
+        (IMAGES[..., :2], LABELS, r"test_images is uint8 \(4, 8, 8, 2\)"),
+        (IMAGES[0, 0], LABELS, r"test_images is uint8 \(8, 3\)"),
+        (IMAGES / 100, LABELS, r"test_images has values from .* floats from 0 to 1 were expected"),
+        (IMAGES * np.nan, LABELS, "test_images has values from nan to nan"),
+        (IMAGES, LABELS[:3], r"test_labels is int64 \(3,\); expected 4 whole numbers"),
+        (IMAGES, LABELS / 2, "test_labels is float64"),
+        (IMAGES[:0], LABELS[:0], "no images for test"),
+    ],
+)
+def test_other_arrays_are_refused(pictures: Any, labels: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        read(save(tmp_path / "x.npz", test_images=pictures, test_labels=labels))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    whole = save(tmp_path / "x.npz", test_images=IMAGES, test_labels=LABELS).read_bytes()
+    objects = np.array([{}], dtype=object)
+    contents = {"text": b"text", "cut": whole[:200], "empty": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    np.save(tmp_path / "one.npy", IMAGES)
+    save(tmp_path / "pickled.npz", test_images=objects, test_labels=objects)
+    save(tmp_path / "unlabelled.npz", test_images=IMAGES)
+    for name in (*contents, "one.npy", "pickled.npz", "unlabelled.npz"):
+        with pytest.raises(FormatError, match=rf"{name}: not such an \.npz file") as caught:
+            read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_folders_without_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no test split; expected a folder with train, valid"):
+        read(tmp_path)
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    with pytest.raises(FormatError, match=r"no images \(\.png, .*\) for test"):
+        read(tmp_path)
+    (tmp_path / "test" / "cat" / "x.png").write_bytes(b"no image")
+    with pytest.raises(FormatError, match=r"x\.png: cannot be read as an image"):
+        Preparation((2, 2), (0.0,), (1.0,), 1).tensor(read(tmp_path).pictures[0])

