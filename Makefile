@@ -13,6 +13,7 @@ READY := $(VENV)/.ready
 
 # The pipeline: which model, data and configurations, and where the results go.
 MODEL ?= embedded
+DENSE ?=
 DATA ?=
 CONFIGS ?=
 OUT ?= out/$(notdir $(patsubst %/,%,$(MODEL)))
@@ -35,6 +36,7 @@ help:
 	@echo "make demo      the whole chain on the embedded model and data, a few minutes on 2 cores"
 	@echo "make test      the tests; make nightly: the slower ones; make lint: style and types"
 	@echo "make pipeline  MODEL=google-t5/t5-small DATA=multi30k CONFIGS=conf.json OUT=out/mine"
+	@echo "               DENSE=model/bert.pth DATA=path/to/sst2: any model file, with its task's data"
 	@echo "make control   the same configurations without module-level fine-tuning, for comparison"
 	@echo "make bench     all benchmarks, into docs/benchmarks.md: more than an hour on 2 cores"
 	@echo "make bench-gpu those of interest on a GPU, on a T5-small trained for them"
@@ -72,7 +74,7 @@ demo: $(READY)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 pipeline MODEL=embedded OUT=out/demo
 
 # Settings of an earlier run must not be mixed with these: its results would pass for ours.
-SETTINGS := MODEL=$(MODEL) DATA=$(DATA) CONFIGS=$(CONFIGS) LIMIT=$(LIMIT) PRUNE_ARGS=$(PRUNE_ARGS) BLOCK_ARGS=$(BLOCK_ARGS) \
+SETTINGS := MODEL=$(MODEL) DENSE=$(DENSE) DATA=$(DATA) CONFIGS=$(CONFIGS) LIMIT=$(LIMIT) PRUNE_ARGS=$(PRUNE_ARGS) BLOCK_ARGS=$(BLOCK_ARGS) \
 	MODEL_ARGS=$(MODEL_ARGS) EVAL_ARGS=$(EVAL_ARGS)
 $(OUT)/.settings:
 	@mkdir -p $(OUT) && echo '$(SETTINGS)' > $@
@@ -96,8 +98,13 @@ table: $(EVALUATIONS) $(OUT)/loss.png
 control-table: $(OUT)/loss_control.png $(EVALUATIONS)
 	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $< > $(OUT)/json/report.json
 
+ifeq ($(DENSE),)
 $(OUT)/dense.pth: | $(READY)
 	$(call run,dense,download_model.py -m $(MODEL) -o $@)
+else
+$(OUT)/dense.pth: $(DENSE) | $(READY)
+	@mkdir -p $(OUT)/json && cp $< $@
+endif
 
 ifeq ($(CONFIGS),)
 $(OUT)/conf.json: $(OUT)/dense.pth

@@ -6,6 +6,11 @@ from typing import Any
 
 from benchmarks import machine
 
+RESULTS = """# Results on real models and data
+
+Written by `python benchmarks/run.py real_chains --data FOLDER` (a folder with `sst2`, `stsb` and
+`wikitext-2`); do not edit. The English to German results are in [benchmarks.md](benchmarks.md).
+"""
 INTRO = """# Benchmarks
 
 Written by `python benchmarks/run.py` (`make bench`, `make bench-gpu`); do not edit. Each section
@@ -141,13 +146,14 @@ def split(page: str) -> dict[str, str]:
     return {match[1]: match[0] for match in found}
 
 
-def replace(page: str, new: dict[str, str], order: list[str]) -> str:
+def replace(page: str, new: dict[str, str], order: list[str], intro: str = INTRO) -> str:
     """Put new sections into a page; the others stay as they are.
 
     Args:
         page: the present text, empty where there is none.
         new: key -> section, as `markdown` writes it.
         order: all keys, in the order of the page; a section of another key is dropped.
+        intro: what stands before the sections.
     """
     sections = {**split(page), **new}
-    return "\n".join([INTRO, *(sections[key] for key in order if key in sections)])
+    return "\n".join([intro, *(sections[key] for key in order if key in sections)])

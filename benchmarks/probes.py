@@ -79,14 +79,14 @@ def modules_of(dense: Any, variants: list[Any], keeps_masks: bool) -> dict[str, 
 
     from torch.nn.utils import prune
 
-    from composable.surgery import keep_heads
+    from composable.surgery import keep_units
 
     known = {module.name: module for module in dense.family.modules(dense.model)}
     found: dict[str, list[Any]] = {}
     for variant in variants:
-        part = copy.deepcopy(dense.model.get_submodule(variant.module))
+        part = copy.deepcopy(dense.model.get_submodule(known[variant.module].holder))
         if variant.kept_units is not None:
-            keep_heads(part, known[variant.module], variant.kept_units)
+            keep_units(part, known[variant.module], variant.kept_units)
         parameters = dict(part.named_parameters())
         for name, tensor in variant.tensors.items():
             parameters[name].data = tensor.clone()
@@ -154,6 +154,16 @@ def save(form: str, path: Path, output: Path) -> None:
         modules = load_pickles(path)
         found = measured(lambda: save_pickles(output, modules))
     answer(**found, bytes=output.stat().st_size)
+
+
+@main.command()
+@click.argument("model", type=PATH)
+def modules(model: Path) -> None:
+    """List the prunable modules of a model: name -> kind."""
+    from composable import checkpoint
+
+    dense = checkpoint.load(model)
+    answer(kinds={module.name: module.kind for module in dense.family.modules(dense.model)})
 
 
 @main.command()

@@ -29,6 +29,9 @@ NAMES = ("module_level", "composed_quality", "composability", "throughput", "bun
 #: those that a GPU is of interest for
 ON_GPU = NAMES[:4]
 PAGE = machine.ROOT / "docs" / "benchmarks.md"
+#: has a page of its own, and runs only when it is named
+REAL = "real_chains"
+RESULTS = machine.ROOT / "docs" / "results.md"
 
 
 def keys() -> list[str]:
@@ -49,13 +52,13 @@ def keys() -> list[str]:
 @click.option("--jobs", type=int, help="Side by side.  [default: 2 on a CPU, 1 on a GPU]")
 @click.option("--fresh", "is_fresh", is_flag=True, help="Measure again what is there already.")
 @click.option(
-    "--page", "target", type=click.Path(path_type=Path), default=PAGE,
-    show_default="docs/benchmarks.md",
+    "--page", "target", type=click.Path(path_type=Path),
+    help="[default: docs/benchmarks.md; of real_chains docs/results.md]",
 )  # fmt: skip
 @cli.path_option("-o", "--out", default="out/bench", text="Results, and the runs behind them.")
 def main(
     names: tuple[str, ...], is_quick: bool, device: str, model: str, data: str, dtype: str,
-    jobs: int | None, is_fresh: bool, target: Path, out: Path,
+    jobs: int | None, is_fresh: bool, target: Path | None, out: Path,
 ) -> dict[str, object]:  # fmt: skip
     """Run benchmarks by NAME, all of them by default.
 
@@ -65,7 +68,6 @@ def main(
     check_names(chosen)
     # relative to the caller; the scripts run in the repository's root
     out = out.resolve() / "quick" if is_quick else out.resolve()
-    target = out / "benchmarks.md" if is_quick else target
     model = str(Path(model).resolve()) if Path(model).is_file() else model
     made: set[str] | None = set() if is_fresh else None
     jobs = jobs or (2 if device == "cpu" else 1)
@@ -77,20 +79,24 @@ def main(
         section = module_of(name).measure(context)
         section.facts, section.seconds = runner.facts(), runner.seconds()
         key = f"{name}_cuda" if device == "cuda" else name
-        keep(out, key, section, target)
-        written.append(key)
-    return {"page": target.name, "sections": written}
+        usual = RESULTS if name == REAL else PAGE
+        place = target or (out / usual.name if is_quick else usual)
+        keep(out, key, section, place)
+        written.append(f"{place.name}: {key}")
+    return {"wrote": written}
 
 
 def check_names(names: tuple[str, ...]) -> None:
     """Refuse names of benchmarks that do not exist."""
     for name in names:
-        if name not in NAMES:
-            raise click.UsageError(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}.")
+        if name not in (*NAMES, REAL):
+            known = ", ".join((*NAMES, REAL))
+            raise click.UsageError(f"unknown benchmark {name!r}; known: {known}.")
 
 
 def keep(out: Path, key: str, section: page.Section, target: Path) -> None:
     """Write a result: its JSON, its picture, and its section of the page."""
+    is_real = key.startswith(REAL)
     picture = f"benchmark_{key}.png" if section.picture else None
     if section.picture:
         with files.atomic_write(target.with_name(str(picture))) as file:
@@ -99,7 +105,10 @@ def keep(out: Path, key: str, section: page.Section, target: Path) -> None:
     stored, picture = page.Section.from_json(json.loads((out / f"{key}.json").read_text()))
     text = page.markdown(key, stored, caption(key), picture)
     present = target.read_text(encoding="utf-8") if target.is_file() else ""
-    files.write_text(target, page.replace(present, {key: text}, keys()))
+    order, intro = ([REAL], page.RESULTS) if is_real else (keys(), page.INTRO)
+    files.write_text(target, page.replace(present, {key: text}, order, intro))
+    if is_real:  # what the support table of the README goes by
+        files.write_json(target.with_suffix(".json"), stored.figures["ran"])
 
 
 def caption(key: str) -> str:
