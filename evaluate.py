@@ -94,6 +94,8 @@ def main(
     corpus = task.read(options["data"], data, options["split"], options["limit"])
     lengths = _lengths(task, loaded, options)
     dense = loaded.info.get("dense_parameters")
+    if options["dtype"] == "float32":
+        loaded.model.float()  # weights in bfloat16 would be computed with as they are
     lines, quality = task.evaluate(loaded, corpus, options)
     report = {
         "model": str(model),

@@ -253,7 +253,7 @@ def _choose_one(
             both = " and ".join(f"{reader.path} ({r.entry})" for reader, r in (first, other))
             raise MismatchError(
                 f'two different variants of "{module}" answer {wanted}: {both}; leave one bundle '
-                "out, or name the method in the configuration."
+                "out, or, where the methods differ, name one in the configuration."
             )
     return first
 

@@ -269,7 +269,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
         raise FormatError(
-            f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}."
+            f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}; "
+            "make it again with download_model.py or compose_model.py."
         )
     return stored
 
@@ -346,7 +347,7 @@ def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in stored.items():
             (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _first_line(error: BaseException) -> str:

@@ -231,7 +231,7 @@ def calibration_options(function: Function) -> Function:
     for option in (
         click.option(
             "--memory-budget",
-            default="4G",
+            default="2G",
             help="Memory for statistics and cached inputs; more modules than fit take more passes.",
         ),
         click.option(

@@ -152,7 +152,7 @@ def parse_metadata(
     if found.get("version") != expected.version:
         raise FormatError(
             f"made by another version (format version {found.get('version')!r:.20}, this program "
-            f"reads {expected.version!r}; make it again, or update composable)"
+            f"reads {expected.version!r})"
         )
     if not header.startswith(PREFIX) or header_checksum(header) != header[CHECKSUM]:
         raise FormatError("damaged (the checksum of its header differs)")

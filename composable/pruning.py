@@ -117,8 +117,9 @@ def _prune(dense: Checkpoint, module: Module, entry: Entry, inputs: Inputs | Non
     variant = Variant(module.name, module.kind, entry, plain=False, kept_units=kept)
     if module.groups < module.units and module.kind == "attention":
         variant.gqa = WHOLE_GROUPS if module.by_groups else PER_GROUP
-    variant.tensors = own_tensors(holder, module, kept)
-    variant.tensors.update(decision.tensors or {})
+    tensors = own_tensors(holder, module, kept) | (decision.tensors or {})
+    # what a bundle holds; the dense model may be in bfloat16
+    variant.tensors = {name: tensor.float() for name, tensor in tensors.items()}
     if decision.mask is not None:
         _mask(variant, "weight", decision.mask)
     if entry.o is not None:
@@ -146,7 +147,7 @@ def _mask_output(
         seen = seen and seen.columns(columns)
     decision = method.prune(linear, o, entry.rate, seen)
     for name, tensor in (decision.tensors or {}).items():
-        variant.tensors[f"{module.output}.{name}"] = tensor
+        variant.tensors[f"{module.output}.{name}"] = tensor.float()
     if decision.mask is not None:
         _mask(variant, f"{module.output}.weight", decision.mask)
 

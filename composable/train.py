@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback, TrainingArguments
@@ -32,7 +33,7 @@ from composable.callbacks import (
     rows_of,
     stats_csv,
 )
-from composable.checkpoint import Checkpoint
+from composable.checkpoint import Checkpoint, unique_tensors
 from composable.errors import UserError
 from composable.surgery import apply_masks
 
@@ -234,6 +235,31 @@ class Trainer(transformers.Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Count nothing: transformers walks through all modules for it, in every step."""
         return 0
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the weights by their own names; save_pretrained takes old ones for ViTs."""
+        if self.args.should_save:
+            assert self.model is not None
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors = {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in unique_tensors(self.model.state_dict())
+            }
+            save_file(tensors, folder / COMPLETE[0], metadata={"format": "pt"})
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Let nothing be missing but the other names of tied weights."""
+        assert self.model is not None
+        state = self.model.state_dict()
+        found = {t.data_ptr() for name, t in state.items() if name not in load_result.missing_keys}
+        lost = [n for n in load_result.missing_keys if state[n].data_ptr() not in found]
+        lost = [name for name in lost if state[name].numel()] + list(load_result.unexpected_keys)
+        if lost:
+            raise UserError(
+                f"{self.args.output_dir}: a checkpoint does not fit the model ({lost[0]}); delete "
+                "the folder, or use --no-resume."
+            )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:

@@ -48,6 +48,7 @@ class Task(ABC):
         main: key of the score that stands for all others in a table.
         options: those of evaluate.py that not every task has, and this one has.
         batch_size: samples of a training step, if nothing else is said.
+        has_length: whether a model file may say how many tokens a sample has at most.
         stacks: of models that can do it, see `families.base.Family.stacks`.
     """
 
@@ -57,6 +58,7 @@ class Task(ABC):
     main: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 64
+    has_length: ClassVar[bool] = True
     stacks: ClassVar[tuple[tuple[str, ...], ...]] = (("encoder",), ("decoder",))
 
     def fits(self, labels: int) -> bool:

@@ -23,7 +23,8 @@ def outputs_of(corpus: Images, names: list[str]) -> tuple[dict[int, int], str]:
         MismatchError: they do not fit.
     """
     if corpus.classes:
-        ids, how = class_ids([*corpus.classes], corpus.classes, names)
+        # folders by number or code, in their order, are what image models are trained on
+        ids, how = class_ids([*corpus.classes], corpus.classes, names, trusts_order=True)
         return {number: ids[name] for number, name in enumerate(corpus.classes)}, how
     least, most = min(corpus.labels), max(corpus.labels)
     if least < 0 or most >= len(names):
@@ -41,6 +42,11 @@ class ImageClassification(Task):
     auto_class = "AutoModelForImageClassification"
     heads = ("ForImageClassification", "ForImageClassificationWithTeacher")
     main = "top1"
+    has_length = False
+
+    def fits(self, labels: int) -> bool:
+        """Tell whether there is something to choose from."""
+        return labels > 1
 
     def outputs(self, labels: int | None) -> int | None:
         """Return how many classes a head gets."""

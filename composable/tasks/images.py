@@ -183,6 +183,11 @@ class Preparation:
 
         try:
             with Image.open(path) as image:
+                if image.mode[0] in "IF":  # convert would cut off what is above 255
+                    raise FormatError(
+                        f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
+                        "it to 8 bits a channel."
+                    )
                 return self._resized(
                     np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
                 )

@@ -69,6 +69,12 @@ def training_functions(smoothing: float = 0.0) -> tuple[Any, Any]:
     return step, sample_losses
 
 
+def without_cache(model: Any) -> dict[str, bool]:
+    """Arguments that keep a model from storing keys and values that nobody reads."""
+    config = getattr(model, "module", model).config  # of several processes
+    return {"use_cache": False} if hasattr(config, "use_cache") else {}
+
+
 def mean_functions(losses_of: Any, smoothing: float = 0.0) -> tuple[Any, Any]:
     """Return (step, measure) for `train.run` of a loss that every sample has one of.
 

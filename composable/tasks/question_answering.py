@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 from composable.errors import UserError
 from composable.tasks import scores, squad
 from composable.tasks.base import Score, Task, described, signature
-from composable.tasks.losses import mean_functions
+from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
     Samples,
     has_token_types,
@@ -41,7 +41,7 @@ def find_spans(
         the mean of both cross-entropies, (batch,); all float32.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name not in PLACES}
-    output = model(**inputs)
+    output = model(**inputs, **without_cache(model))
     is_padding = batch["attention_mask"] == 0
     both = [
         logits.float().masked_fill(is_padding, -torch.inf)

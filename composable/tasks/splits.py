@@ -81,7 +81,10 @@ def locate(
     """
     name = data or default
     if name is None:
-        raise UserError(f"--data is missing, and the model file names no data; expected {wanted}.")
+        raise UserError(
+            f"no data: the model file names none, and --data (of prune.py --calibration-data) is "
+            f"missing; expected {wanted}."
+        )
     path = Path(name)
     if not path.exists():
         raise UserError(f"--data {name}: no such file or folder; expected {wanted}.")

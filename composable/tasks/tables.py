@@ -66,15 +66,20 @@ def read_table(path: Path) -> Table:
 
 
 def _read_tsv(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
-    lines = [line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")]
+    full = [line for line in map(_without_return, text.split("\n")) if line]
+    lines = [line.split("\t") for line in full] or [[]]
     if len(lines[0]) == len(UNNAMED) and lines[0][1] in ("0", "1"):
         return list(UNNAMED), lines
     return lines[0], lines[1:]
 
 
+def _without_return(line: str) -> str:
+    return line.removesuffix("\r")
+
+
 def _read_csv(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
         raise FormatError(f"{path}: not a CSV file ({error}).") from error
     return (rows[0], rows[1:]) if rows else ([], [])
@@ -83,7 +88,10 @@ def _read_csv(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
 def _read_jsonl(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
     columns: list[str] = []
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # not splitlines: a JSON string may hold line separators of Unicode
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
         except ValueError as error:

@@ -11,7 +11,7 @@ from composable.errors import MismatchError
 from composable.tasks import labelled_texts, scores
 from composable.tasks.base import Score, Task, class_labels, described, signature
 from composable.tasks.labelled_texts import LabelledTexts
-from composable.tasks.losses import mean_functions
+from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
     Samples,
     measure,
@@ -31,7 +31,7 @@ def class_names(checkpoint: Any) -> list[str]:
 
 
 def class_ids(
-    labels: list[str], classes: tuple[str, ...], names: list[str]
+    labels: list[str], classes: tuple[str, ...], names: list[str], trusts_order: bool = False
 ) -> tuple[dict[str, int], str]:
     """Find the output of a model for every label.
 
@@ -39,11 +39,13 @@ def class_ids(
         labels: of the samples.
         classes: all labels in the order of their numbers; () where nobody says.
         names: of the model's outputs.
+        trusts_order: `classes` are in the model's order, whatever names it has for them.
 
     Returns:
         Label -> number of the output, and how they were brought together: by name (whatever the
-        case), where the model has all of these names; else by order, where it has as many outputs;
-        else the labels are numbers.
+        case), where the model has all of these names; by number, where the labels are numbers and
+        nobody says more; by order, where the model has but numbers for names, and as many; and by
+        the order of the alphabet, if nobody says another.
 
     Raises:
         MismatchError: none of these is possible.
@@ -52,13 +54,15 @@ def class_ids(
     lowered = [name.lower() for name in names]
     if all(each.lower() in lowered for each in known):
         return {each: lowered.index(each.lower()) for each in known}, "name"
-    if len(classes) == len(names):
-        return {each: number for number, each in enumerate(classes)}, "order"
     if not classes and all(each.isdecimal() and int(each) < len(names) for each in known):
         return {each: int(each) for each in known}, "number"
+    are_numbers = all(name.removeprefix("LABEL_").isdecimal() for name in names)
+    if len(known) == len(names) and (trusts_order or are_numbers):
+        order = "order" if classes else "alphabet"
+        return {each: number for number, each in enumerate(known)}, order
     raise MismatchError(
         f"the data has the classes {', '.join(known[:10])}, the model {', '.join(names[:10])} "
-        f"({len(names)}); the same names, or numbers below {len(names)}, were expected."
+        f"({len(names)}); the same names, or as many without names, were expected."
     )
 
 
@@ -69,7 +73,7 @@ def classify(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tu
         Logits (batch, classes) and cross-entropies (batch,), float32.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs).logits.float()
+    logits = model(**inputs, **without_cache(model)).logits.float()
     losses = cross_entropy(logits, batch["labels"], reduction="none", label_smoothing=smoothing)
     return logits, losses
 
@@ -89,7 +93,7 @@ class TextClassification(Task):
 
     def fits(self, labels: int) -> bool:
         """Tell classifiers from regressions, which have one output."""
-        return labels != 1
+        return labels > 1
 
     def outputs(self, labels: int | None) -> int | None:
         """Return how many classes a head gets."""

@@ -11,7 +11,7 @@ from composable.errors import FormatError, MismatchError, UserError
 from composable.tasks import labelled_texts, scores
 from composable.tasks.base import Score, Task, described, signature
 from composable.tasks.labelled_texts import LabelledTexts
-from composable.tasks.losses import mean_functions
+from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
     Samples,
     measure,
@@ -31,7 +31,7 @@ def regress(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         Outputs and squared errors, each (batch,), float32.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    outputs = model(**inputs).logits[:, 0].float()
+    outputs = model(**inputs, **without_cache(model)).logits[:, 0].float()
     return outputs, (outputs - batch["labels"]).square()
 
 

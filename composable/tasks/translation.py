@@ -218,6 +218,7 @@ class Translation(Task):
     heads = ("ForConditionalGeneration", "WithLMHeadModel")
     main = "bleu"
     stacks = (("encoder", "decoder"),)
+    has_length = False
     options = ("num_beams", "max_length", "target_length")
 
     def knows(self, config: Any) -> dict[str, Any]:

@@ -620,8 +620,8 @@ def test_several_bundles(tmp_path: Path) -> None:
         choose([same, other], {LINEAR: Entry(0.5)})
     assert str(caught.value) == (
         f'two different variants of "{LINEAR}" answer rate 0.5: {tmp_path}/b.npy (rate 0.5 '
-        f"(other)) and {tmp_path}/c.npy (rate 0.5 (l1)); leave one bundle out, or name the "
-        "method in the configuration."
+        f"(other)) and {tmp_path}/c.npy (rate 0.5 (l1)); leave one bundle out, or, where the "
+        "methods differ, name one in the configuration."
     )
     # methods meet where the configuration names them
     assert choose([same, other], {LINEAR: Entry(0.5, "other")})[0][0] is same

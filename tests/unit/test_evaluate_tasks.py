@@ -110,7 +110,7 @@ def test_data_of_translation_is_not_taken(folder: Path, task: str) -> None:
         assert result.exit_code == 1
         assert f"--data {data}: no such file or folder; expected a " in result.stderr
     result = run(evaluate.main, "-m", folder / f"{task}.pth")
-    assert "--data is missing, and the model file names no data; expected a " in result.stderr
+    assert "--data (of prune.py --calibration-data) is missing; expected a " in result.stderr
     assert result.stderr.count("\n") == 1
 
 

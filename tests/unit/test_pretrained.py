@@ -85,6 +85,11 @@ def test_names_of_classes_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
+        ("bert", {"labels": 1}, "text_classification is not done with 1 outputs; give --labels"),
+        ("vit", {"labels": 1}, "image_classification is not done with 1 outputs; give --labels"),
+        ("vit", {"max_length": 9}, "--max-length 9: not for image_classification"),
+        ("gpt2", {"task": "text_classification", "add_cross_attention": True}, "is the decoder of"),
+        ("bert", {"is_decoder": True}, "its config says that it is the decoder of another model"),
         ("bert", {"task": "mining"}, 'unknown task "mining"; known are translation, text_class'),
         ("bert", {"task": "translation"}, "BERT has encoder layers, with which translation is not"),
         ("bert", {"task": "language_modeling"}, "with which language_modeling is not done here"),
@@ -96,8 +101,11 @@ def test_names_of_classes_are_kept(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(
     layout: str, options: Any, message: str, tmp_path: Path
 ) -> None:
+    changes = {
+        key: options.pop(key) for key in ("add_cross_attention", "is_decoder") & options.keys()
+    }
     with pytest.raises(UserError) as caught:
-        import_model(folder_of(layout, tmp_path / "hf"), "tiny", **options)
+        import_model(folder_of(layout, tmp_path / "hf", **changes), "tiny", **options)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -109,7 +117,61 @@ def test_a_missing_head_needs_a_task(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["architectures"] = ["BertForSequenceClassification"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"lack classifier\.bias, classifier\.weight; if that is"):
+    with pytest.raises(
+        UserError, match=r"lack classifier\.bias, classifier\.weight; name the task"
+    ):
+        import_model(folder, "bert")
+
+
+@pytest.mark.parametrize("options", [{"labels": 3}, {"task": "text_similarity"}])
+def test_a_head_of_another_size_is_replaced(options: Any, tmp_path: Path) -> None:
+    """The everyday case: a model of 1,000 classes for 10."""
+    folder = folder_of("bert", tmp_path / "hf")
+    made = import_model(folder, "bert", **options)
+    assert made.model.config.num_labels == options.get("labels", 1)
+    own = tiny.build("bert").state_dict()
+    for name, tensor in made.model.state_dict().items():
+        assert name.startswith("classifier.") != torch.equal(tensor, own.get(name, tensor)), name
+
+
+def test_a_head_of_another_size_is_not_replaced_unasked(tmp_path: Path) -> None:
+    folder = folder_of("bert", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(i): str(i) for i in range(5)}
+    config["label2id"] = {str(i): i for i in range(5)}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match=r"classifier\.bias is of shape \(2,\), the model needs \(5"
+    ):
+        import_model(folder, "bert")
+
+
+@pytest.mark.parametrize("layout", ["llama_gqa", "qwen2", "qwen3", "mistral", "opt", "gpt2"])
+def test_language_models_get_a_head_for_questions(layout: str, tmp_path: Path) -> None:
+    """Some of these classes call their trunk otherwise than those of language models."""
+    made = import_model(folder_of(layout, tmp_path / "hf"), "x", task="question_answering")
+    own = {name.partition(".")[2]: t for name, t in tiny.dense(layout).model.state_dict().items()}
+    layers = 0
+    for name, tensor in made.model.state_dict().items():
+        if "layers." in name or ".h." in name:
+            assert torch.equal(tensor, own[name.partition(".")[2]]), name
+            layers += 1
+    assert layers > 20
+
+
+def test_the_code_of_a_folder_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of("bert", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoTokenizer": ["code.T", None]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    assert import_model(folder, "bert").info["task"] == "text_classification"
+    config["model_type"] = "foo"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r'"foo" is not supported; known are'):
         import_model(folder, "bert")
 
 
@@ -153,6 +215,19 @@ def test_how_images_are_prepared(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     found = import_model(folder, "x").info["image"]
     assert (found["mean"], found["std"]) == (said["image_mean"], said["image_std"])
     assert "its images are cropped; here they are resized as a whole" in caplog.text
+    said = {"do_normalize": False, "resample": 3, "image_mean": [0.1, 0.2, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    found = import_model(folder, "x").info["image"]
+    assert (found["mean"], found["std"]) == ([0.0] * 3, [1.0] * 3)
+    assert "its images are not resized bilinearly;" in caplog.text
+
+
+@pytest.mark.parametrize("said", ['{"image_mean": null}', '{"image_std": [0.5]}', "[1]"])
+def test_a_strange_preprocessor(said: str, tmp_path: Path) -> None:
+    folder = folder_of("vit", tmp_path / "hf", num_channels=3)
+    (folder / "preprocessor_config.json").write_text(said)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json: "):
+        import_model(folder, "x")
 
 
 def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ SETTINGS = {"device": "cpu", "dtype": "float32"}
         ("negative positive", "negative positive", "positive neutral negative", (2, 0), "name"),
         ("b c", "", "a b c", (1, 2), "name"),
         ("0 2", "", "x y z", (0, 2), "number"),
+        ("good bad", "", "0 1", (1, 0), "alphabet"),
         ("1 2", "", "1 2 3", (0, 1), "name"),  # stars: 1 is the name of the first output
     ],
 )
@@ -37,7 +38,9 @@ def test_labels_and_outputs(
 @pytest.mark.parametrize(
     ("labels", "classes", "names"),
     [
-        ("good bad", "", "0 1"),
+        ("good bad", "", "0 1 2"),
+        ("negative positive", "negative positive", "contradiction entailment"),
+        ("good bad", "", "POSITIVE NEGATIVE"),
         ("0 2", "", "x y"),
         ("a b c", "a b c", "0 1"),  # names of the data are no numbers of the model
     ],

