@@ -68,7 +68,7 @@ def import_model(
         raise UserError(f"--max-length {max_length}: not for {chosen.name}; leave it out.")
     asked = _Asked(chosen, chosen.outputs(labels), task is not None or labels is not None)
     torch.manual_seed(seed)
-    model = _load(folder, family, asked, {**reading, "dtype": getattr(torch, dtype)})
+    model = _load(folder, asked, {**reading, "dtype": getattr(torch, dtype)})
     if family.prepare is not None:
         family.prepare(model)
     is_image = family.image_tokens is not None
@@ -153,7 +153,7 @@ def _check(source: Path, config: Any, family: Family, task: "Task") -> None:
         )
 
 
-def _load(folder: Path, family: Family, asked: _Asked, reading: dict[str, Any]) -> PreTrainedModel:
+def _load(folder: Path, asked: _Asked, reading: dict[str, Any]) -> PreTrainedModel:
     """Load the weights; every one must be in the folder, but those of a fresh head, and finite."""
     model, report = _read(folder, asked, reading)
     if prefix := _other_prefix(model, report):  # some heads call what they share by another name
@@ -161,19 +161,19 @@ def _load(folder: Path, family: Family, asked: _Asked, reading: dict[str, Any]) 
         model, report = _read(folder, asked, {**reading, "key_mapping": renamed})
     other = {name: shapes for name, *shapes in report["mismatched_keys"]}
     missing = sorted({*report["missing_keys"], *other})
-    fresh = [name for name in missing if asked.may_add and _is_head(name, model, family)]
+    fresh = [name for name in missing if asked.may_add and _is_head(name, model)]
     for name, (stored, wanted) in sorted(other.items()):
         if name not in fresh:
             raise UserError(
                 f"{folder}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
-                f"{'; --task or --labels replace it' if _is_head(name, model, family) else ''}."
+                f"{'; --task or --labels replace it' if _is_head(name, model) else ''}."
             )
     lost = [name for name in missing if name not in fresh]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise UserError(
             f"{folder}: the weights lack {', '.join(lost[:3])}{more}"
-            f"{'; name the task with --task' if _is_head(lost[0], model, family) else ''}."
+            f"{'; name the task with --task' if _is_head(lost[0], model) else ''}."
         )
     if fresh:
         log.info("%s: a fresh head for %s: %s", folder, asked.task.name, ", ".join(fresh))
@@ -216,10 +216,10 @@ def _other_prefix(model: Any, report: dict[str, Any]) -> str | None:
     return None
 
 
-def _is_head(name: str, model: Any, family: Family) -> bool:
-    """Tell whether a parameter lies outside of what all models of a family share."""
-    trunk = f"{model.base_model_prefix}."
-    return not name.startswith(trunk) or name.startswith(f"{trunk}pooler.")
+def _is_head(name: str, model: Any) -> bool:
+    """Tell whether a parameter lies outside of what all heads share; a pooler counts as head."""
+    trunk = {id(parameter) for parameter in model.base_model.parameters()}
+    return id(model.get_parameter(name)) not in trunk or ".pooler." in f".{name}"
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:

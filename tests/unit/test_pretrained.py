@@ -186,6 +186,20 @@ def test_weights_of_layers_are_never_made_up(tmp_path: Path) -> None:
         import_model(folder, "bert", task="text_classification")
 
 
+def test_t5_gets_no_fresh_weights(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny.t5().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("encoder.block.1.layer.0.SelfAttention.q.weight")
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"lack encoder\.block\.1\.layer\.0\.SelfAttention\.q\.weight\."
+    ):
+        import_model(tmp_path, "t5", task="translation")
+
+
 def test_an_unknown_architecture_names_those_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["X"]}')
     with pytest.raises(UserError, match=r'"mamba" is not supported; known are .*llama.*adding\.md'):
