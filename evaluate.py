@@ -82,11 +82,11 @@ def main(
     whitespace tokens, for comparison with the thesis only. docs/formats.md lists the scores of the
     other tasks; docs/costs.md holds the formula of the MACs.
     """
-    from composable import checkpoint, cost, files, tasks, train
+    from composable import checkpoint, cost, devices, files, tasks
 
     files.check_writable(output, predictions)
-    options["device"] = train.select_device(options["device"])
-    options["dtype"] = train.select_dtype(options["dtype"], options["device"], trains=False)
+    options["device"] = devices.select_device(options["device"])
+    options["dtype"] = devices.select_dtype(options["dtype"], options["device"], trains=False)
     loaded = checkpoint.load(model)
     task = tasks.by_name(loaded.info["task"])
     _refuse_foreign(task)

@@ -17,6 +17,7 @@ from composable import (
     callbacks,
     checkpoint,
     cost,
+    devices,
     distill,
     files,
     reconstruct,
@@ -216,7 +217,7 @@ def calibrate(
         task.read(name, default, "train", samples),
         task.read(name, default, "valid", samples),
     )
-    budget, device = parse_bytes(memory_budget), train.select_device(device)
+    budget, device = parse_bytes(memory_budget), devices.select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return obtain(dense, corpora, calibration, budget, device), corpora
     with PartialState(cpu=device == "cpu").main_process_first():  # the others read what it wrote
@@ -234,7 +235,7 @@ def _settings(
         lr=training.lr or default.lr,
         patience=training.early_stop,
         seed=training.seed,
-        device=train.select_device(training.device),
+        device=devices.select_device(training.device),
         budget=parse_bytes(memory_budget),
     )
     return reconstruct.Settings(solver, linear_solver, device=phase.device, phase=phase)

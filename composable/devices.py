@@ -1,0 +1,59 @@
+"""The --device and --dtype options: which GPU, and whether bfloat16 pays."""
+
+import os
+import re
+
+import torch
+
+from composable.errors import UserError
+
+#: Instructions of a CPU that computes in bfloat16.
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_tile")
+
+
+def select_device(device: str) -> str:
+    """Turn the `--device` option into cpu or cuda, and hide all GPUs but the chosen one.
+
+    Raises:
+        UserError: no such device.
+    """
+    name, _, index = device.partition(":")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
+        raise UserError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
+    if name == "cuda" and index and not torch.cuda.is_initialized():
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(int(index))
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise UserError(f"--device {device}: no CUDA device is available; use --device cpu.")
+    return "cuda" if has_gpu and name != "cpu" else "cpu"
+
+
+def select_dtype(dtype: str, device: str, trains: bool = True) -> str:
+    """Turn the `--dtype` option into float32, bfloat16 or float16.
+
+    Args:
+        dtype: auto takes bfloat16 where the hardware computes in it, else float32.
+        device: from `select_device`.
+        trains: on a CPU only a training gains from bfloat16.
+    """
+    if dtype != "auto":
+        return dtype
+    if device == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in NATIVE_BFLOAT16)
+        has_it = trains and any(test() for test in tests if test)
+    return "bfloat16" if has_it else "float32"
+
+
+def _visible_device(index: int) -> str:
+    """Name the GPU that is number `index` of those this process may see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(index)
+    listed = visible.split(",")
+    if index >= len(listed):
+        raise UserError(
+            f"--device cuda:{index}: CUDA_VISIBLE_DEVICES is {visible!r}; count from 0."
+        )
+    return listed[index]
