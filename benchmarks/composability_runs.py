@@ -17,6 +17,13 @@ EARLY_OPTIONS = ("--epochs", "10", "--early-stop", "2")
 COMPOSED = (0, 1, 25, 50, 100, 300, 1000)
 COMPOSED_BLEU = (0, 100, 300, 1000)
 FAMILIES = (4, 16, 64)
+#: how shared variants are fine-tuned: name -> options of block_level_finetuning.py, and the last of
+#: the individual trainings whose loss is worth reaching with them
+DEFAULT = "hybrid"
+PROCEDURES: dict[str, tuple[tuple[str, ...], str | None]] = {
+    DEFAULT: ((), None),
+    "hybrid, 1 epoch": (("--epochs", "1"), "300"),
+}
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Family:
 
     Attributes:
         levels: what they are drawn from.
+        procedure: how their variants are fine-tuned, key of `PROCEDURES`.
         shared: number of configurations -> seconds of pruning and module-level fine-tuning of the
             variants they need.
         variants: number of configurations -> how many those are.
@@ -59,6 +67,7 @@ class Family:
     """
 
     levels: Levels
+    procedure: str
     shared: dict[int, float]
     variants: dict[int, int]
     paths: list[Path]
@@ -69,11 +78,13 @@ def draw_configurations(context: Context, levels: Levels) -> list[Configuration]
     return drawn(max(FAMILIES), *context.names(), levels)
 
 
-def share(context: Context, found: list[Configuration], count: int) -> tuple[Run, Run]:
+def share(
+    context: Context, found: list[Configuration], count: int, procedure: str
+) -> tuple[Run, Run]:
     """Prune and fine-tune the variants that the first `count` configurations need."""
     scheme = context.scheme(context.write("drawn", found[:count]))
     pruned = context.prune(scheme)
-    return pruned, context.tune("hybrid", pruned)
+    return pruned, context.tune("hybrid", pruned, *PROCEDURES[procedure][0])
 
 
 def trained(
@@ -149,25 +160,32 @@ def composed(
     return points
 
 
-def follow(context: Context, wanted: Sequence[tuple[Levels, int, int]]) -> list[Family]:
+def follow(
+    context: Context, wanted: Sequence[tuple[Levels, int, int, Sequence[str]]]
+) -> list[Family]:
     """Measure sets of configurations.
 
     Args:
         context: settings.
-        wanted: what each set is drawn from, how many of its configurations are trained, and how
-            many of these by themselves until early stop.
+        wanted: what each set is drawn from, how many of its configurations are trained, how many of
+            these by themselves until early stop, and by which procedures variants are shared.
     """
     sizes = FAMILIES[: context.few(len(FAMILIES), 1)]
-    drawings = [draw_configurations(context, levels)[: sizes[-1]] for levels, *_ in wanted]
+    sets = [
+        (levels, draw_configurations(context, levels)[: sizes[-1]], repeats, early, procedure)
+        for levels, repeats, early, procedures in wanted
+        for procedure in procedures
+    ]
     shares = context.runner.parallel(
-        [partial(share, context, found, count) for found in drawings for count in sizes]
+        [partial(share, context, one[1], count, one[4]) for one in sets for count in sizes]
     )
     families = []
-    for place, (levels, repeats, _) in enumerate(wanted):
+    for place, (levels, _, repeats, _, procedure) in enumerate(sets):
         mine = dict(zip(sizes, shares[place * len(sizes) :], strict=False))
         families.append(
             Family(
                 levels,
+                procedure,
                 {n: sum(map(context.seconds, runs)) for n, runs in mine.items()},
                 {n: tuned.report["variants"] for n, (_, tuned) in mine.items()},
                 [Path() for _ in range(context.few(repeats, 1))],
@@ -175,11 +193,16 @@ def follow(context: Context, wanted: Sequence[tuple[Levels, int, int]]) -> list[
         )
 
     def walk(place: int, index: int) -> None:
+        _, drawing, _, early, procedure = sets[place]
         pruned, tuned = shares[(place + 1) * len(sizes) - 1]
-        configurations = context.write("drawn", drawings[place])
+        configurations = context.write("drawn", drawing)
         composing = context.compose([pruned.output(PRUNED)], configurations, index)
-        path = families[place].paths[index]
-        path.alone = alone(context, composing, index < wanted[place][2])
+        path, last = families[place].paths[index], PROCEDURES[procedure][1]
+        known = alone(context, composing, index < early and last is None)
+        names = list(known)
+        path.alone = (
+            known if last is None else {n: known[n] for n in names[: names.index(last) + 1]}
+        )
         lowest = min(point.loss for point in path.alone.values())
         path.composed = composed(context, tuned.output(TUNED), configurations, index, lowest)
 

@@ -267,14 +267,14 @@ def test_ratio_counts_what_is_shared_once(
     losses: list[float], whole: bool, expected: float | None
 ) -> None:
     path = path_of(losses)
-    family = Family(levels.MILD, {16: 48.0}, {16: 100}, [path])
+    family = Family(levels.MILD, "hybrid", {16: 48.0}, {16: 100}, [path])
     found = composability.ratio(family, path, "300", 16, whole)
     assert found == (None if expected is None else pytest.approx(expected))
 
 
 def test_what_is_not_reached_is_said() -> None:
     paths = [path_of([1.7]), path_of([1.9, 1.9])]
-    family = Family(levels.MILD, {4: 48.0, 16: 48.0}, {4: 9, 16: 9}, paths)
+    family = Family(levels.MILD, "hybrid", {4: 48.0, 16: 48.0}, {4: 9, 16: 9}, paths)
     assert "at L(300) in 1 of 2 configurations" in composability.failures(family)
 
 
