@@ -40,7 +40,7 @@ def test_smollm2_is_pruned_and_composed_within_3_gb(tmp_path: Path, gqa: str) ->
     report, peak = run(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", gqa)
     assert report["variants"] == 30 * (2 + 3 + 1)  # pairs and heads, linears of the ffn, neurons
     assert peak < LIMIT
-    for index, left in ((0, 0.62), (1, 0.7)):
+    for index, left in ((0, 0.64), (1, 0.66)):
         output = f"composed_{index}.pth"
         report, peak = run(
             tmp_path, "compose_model.py", "-m", "dense.pth", "-n", index, "-o", output
