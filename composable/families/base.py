@@ -259,7 +259,7 @@ class Family:
         """Turn the recorded call of a dense attention into one that its variants can take."""
         if self.replay is not None:
             return self.replay(args, kwargs, output)
-        return tuple(args), {**kwargs, **({"past_key_values": None} if CACHE in kwargs else {})}
+        return tuple(args), {**kwargs, **({CACHE: None} if CACHE in kwargs else {})}
 
 
 def fitted(module: Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""DistilBERT: BERT's half as many layers, under other names."""
+"""DistilBERT: half of BERT's layers, under other names."""
 
 from composable.families.base import Family, Layers
 

@@ -145,6 +145,22 @@ class Task(ABC):
         """
 
 
+class Classification(Task):
+    """What tasks with classes have in common."""
+
+    def fits(self, labels: int) -> bool:
+        """Tell whether there is something to choose from; one output is a regression."""
+        return labels > 1
+
+    def outputs(self, labels: int | None) -> int | None:
+        """Return how many classes a head gets."""
+        return labels
+
+    def knows(self, config: Any) -> dict[str, Any]:
+        """Return the names of the classes."""
+        return {"labels": class_labels(config)}
+
+
 def class_labels(config: Any) -> list[str]:
     """Names of a classifier's outputs; "0", "1", ... where its config has none of its own."""
     return [str(config.id2label[i]).removeprefix("LABEL_") for i in range(config.num_labels)]

@@ -6,7 +6,7 @@ import torch
 
 from composable.errors import MismatchError
 from composable.tasks import images, scores
-from composable.tasks.base import Score, Task, class_labels, described, signature
+from composable.tasks.base import Classification, Score, described, signature
 from composable.tasks.images import Images, Pixels, Preparation
 from composable.tasks.losses import mean_functions
 from composable.tasks.samples import measure
@@ -35,7 +35,7 @@ def outputs_of(corpus: Images, names: list[str]) -> tuple[dict[int, int], str]:
     return {number: number for number in range(len(names))}, "number"
 
 
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """One class for an image."""
 
     name = "image_classification"
@@ -43,18 +43,6 @@ class ImageClassification(Task):
     heads = ("ForImageClassification", "ForImageClassificationWithTeacher")
     main = "top1"
     has_length = False
-
-    def fits(self, labels: int) -> bool:
-        """Tell whether there is something to choose from."""
-        return labels > 1
-
-    def outputs(self, labels: int | None) -> int | None:
-        """Return how many classes a head gets."""
-        return labels
-
-    def knows(self, config: Any) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"labels": class_labels(config)}
 
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Images:
         """Read a split of `--data`, see `images.read`."""

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from composable.errors import MismatchError
 from composable.tasks import labelled_texts, scores
-from composable.tasks.base import Score, Task, class_labels, described, signature
+from composable.tasks.base import Classification, Score, described, signature
 from composable.tasks.labelled_texts import LabelledTexts
 from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
@@ -83,25 +83,13 @@ def class_losses(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tens
     return classify(model, batch, smoothing)[1]
 
 
-class TextClassification(Task):
+class TextClassification(Classification):
     """One class for a text or a pair of texts."""
 
     name = "text_classification"
     auto_class = "AutoModelForSequenceClassification"
     heads = ("ForSequenceClassification",)
     main = "accuracy"
-
-    def fits(self, labels: int) -> bool:
-        """Tell classifiers from regressions, which have one output."""
-        return labels > 1
-
-    def outputs(self, labels: int | None) -> int | None:
-        """Return how many classes a head gets."""
-        return labels
-
-    def knows(self, config: Any) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"labels": class_labels(config)}
 
     def read(
         self, data: str | None, default: str | None, split: str, limit: int | None

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from composable import checkpoint
+from composable.tasks.language_modeling import LANGUAGE_MODELING
+from tests import tiny, tiny_tasks
 from tests.unit.test_pretrained import package_file
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +51,30 @@ def test_smollm2_is_pruned_and_composed_within_3_gb(tmp_path: Path, gqa: str) ->
         )
         assert peak < LIMIT
         assert report["nonzero_parameters"] < left * 134_515_008
-    from composable import checkpoint
-
     made = checkpoint.load(tmp_path / "composed_1.pth")
     attention = made.model.model.layers[0].self_attn
     kept = 6 * 64, (3 if gqa == "per-group" else 2) * 64
     assert (len(attention.q_proj.weight), len(attention.k_proj.weight)) == kept
     assert len(made.model.model.layers[29].mlp.gate_proj.weight) == 768
+
+
+def test_bfloat16_goes_through_the_scripts(tmp_path: Path) -> None:
+    """Weights stay in bfloat16, bundles are float32, scores are computed in what they state."""
+    tiny.build("llama_gqa").save_pretrained(tmp_path / "hf")
+    tiny.tokenizer().save_pretrained(tmp_path / "hf")
+    data = tiny_tasks.data("language_modeling", tmp_path / "data")
+    run(tmp_path, "download_model.py", "-m", "hf", "--dtype", "bfloat16", "-o", "dense.pth")
+    run(tmp_path, "config_generator.py", "-m", "dense.pth", "--attention", 0.5, "--linear", 0.5)
+    run(tmp_path, "prune_scheme_generator.py")
+    run(tmp_path, "prune.py", "-m", "dense.pth")
+    run(tmp_path, "compose_model.py", "-m", "dense.pth", "-n", 0, "-o", "composed.pth")
+    made = checkpoint.load(tmp_path / "composed.pth")
+    assert {parameter.dtype for parameter in made.model.parameters()} == {torch.bfloat16}
+    evaluating = ("evaluate.py", "-m", "composed.pth", "--data", data, "--dtype", "float32")
+    report, _ = run(tmp_path, *evaluating)
+    made.model.float()
+    corpus = LANGUAGE_MODELING.read(str(data), None, "test", None)
+    settings = {"device": "cpu", "dtype": "float32", "batch_tokens": 8192, "window": None}
+    _, wanted = LANGUAGE_MODELING.evaluate(made, corpus, settings)
+    assert report["loss"] == pytest.approx(wanted["loss"], abs=2e-6)
+    assert "dtype:float32" in report["perplexity"]["signature"]

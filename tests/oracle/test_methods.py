@@ -10,10 +10,12 @@ from torch.nn.utils import prune
 
 from composable import families, methods
 from composable.errors import ShapeError, UserError
+from composable.families import Module
 from composable.methods.base import kept_units
 from composable.methods.head_l1 import head_importance
 from composable.methods.l1 import keep_mask
-from composable.surgery import units_to_remove
+from composable.methods.neuron_l1 import neuron_importance
+from composable.surgery import kept_groups, units_to_remove
 from tests import tiny
 
 RATES = [0.0, 0.001, 0.05, 0.25, 0.29, 0.3, 1 / 3, 0.5, 0.75, 0.9, 0.999]
@@ -158,3 +160,46 @@ def test_the_table_of_methods() -> None:
     assert methods.for_kind("layer", ("l1", "head_l1")) is None
     assert methods.for_kind("linear", ("head_gram", "alps")) is methods.by_name("alps")
     assert methods.for_kind("attention", ("head_gram", "alps")) is methods.by_name("head_gram")
+
+
+def test_neurons_by_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(5)
+    gate, up = (torch.randn(7, 4, generator=generator) for _ in range(2))
+    down = torch.randn(4, 7, generator=generator)
+    found = neuron_importance([gate, up], down)
+    for neuron in range(7):
+        total = sum(abs(float(x)) for w in (gate, up) for x in w[neuron])
+        total += sum(abs(float(x)) for x in down[:, neuron])
+        assert float(found[neuron]) == pytest.approx(total, rel=1e-6)
+
+
+def test_shared_keys_and_values_count_in_parts() -> None:
+    """The heads of a group together have q of their own, and k and v once."""
+    generator = torch.Generator().manual_seed(6)
+    q = torch.randn(6 * 2, 5, generator=generator)
+    k, v = (torch.randn(3 * 2, 5, generator=generator) for _ in range(2))
+    found = head_importance(q, k, v, 6, 3)
+    for group in range(3):
+        own = float(q[group * 4 : group * 4 + 4].abs().sum())
+        shared = float((k.abs() + v.abs())[group * 2 : group * 2 + 2].sum())
+        assert float(found[group * 2 : group * 2 + 2].sum()) == pytest.approx(
+            own + shared, rel=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "message"),
+    [(5, 5, "12 rows do not divide into 5 heads"), (4, 6, "4 heads do not divide into 6 groups")],
+)
+def test_heads_that_do_not_divide(heads: int, groups: int, message: str) -> None:
+    weight = torch.ones(12, 3)
+    with pytest.raises(ShapeError, match=message):
+        head_importance(weight, weight, weight, heads, groups)
+
+
+def test_groups_keep_equally_many_heads() -> None:
+    module = Module("some", "attention", "decoder", units=4, head_size=2, groups=2)
+    assert kept_groups(module, [0, 2]) == [0, 1]
+    assert kept_groups(module, [2, 3]) == [1]
+    with pytest.raises(ShapeError, match=r'"some": heads \[0, 2, 3\] leave its 2 .* with \[1, 2\]'):
+        kept_groups(module, [0, 2, 3])

@@ -204,3 +204,15 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "test" / "cat" / "x.png").write_bytes(b"no image")
     with pytest.raises(FormatError, match=r"x\.png: cannot be read as an image"):
         Preparation((2, 2), (0.0,), (1.0,), 1).tensor(read(tmp_path).pictures[0])
+
+
+def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:
+    """Pillow would cut off what is above 255."""
+    from PIL import Image
+
+    folder = tmp_path / "test" / "0"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 5000, np.uint16)).save(folder / "x.png")
+    made = tiny_tasks.checkpoint("image_classification")
+    with pytest.raises(FormatError, match=r"x\.png: its pixels have more than 8 bits \(mode I"):
+        IMAGE_CLASSIFICATION.evaluate(made, read(tmp_path), SETTINGS)
