@@ -268,8 +268,8 @@ def measure(context: Context) -> Section:
         "so masked weights save none.",
         "WikiText-2 has no training text here: `train` is the first 90 % of the lines of `valid`. "
         "SST-2 and STS-B are scored on `dev`, which is also what a training stops by.",
-        "A composed model that is better than the dense one says that the dense one was trained too "
-        "little for the task (STS-B), or never for these texts (SmolLM2 on WikiText-2, which "
+        "A composed model that is better than the dense one says that the dense one was trained "
+        "too little for the task (STS-B), or never for these texts (SmolLM2 on WikiText-2, which "
         "model-level fine-tuning adapts it to). It is no gain of pruning.",
     ]
     return Section(
