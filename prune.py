@@ -78,8 +78,11 @@ def main(
     if pruning.uses_inputs(dense, scheme, preferred):
         calibration, _ = tune.calibrate(dense, **options)
         inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
+    states = None
+    if blocks := pruning.blocks_of(scheme):
+        states = tune.block_moments(dense, blocks, **options)
     by_groups = gqa == "whole-groups"
-    variants = pruning.make_variants(dense, scheme, preferred, inputs, by_groups)
+    variants = pruning.make_variants(dense, scheme, preferred, inputs, by_groups, states)
     if test_model:
         # a test model that cannot be is refused before anything is written
         first = {variant.module: variant for variant in reversed(variants)}

@@ -51,6 +51,38 @@ def answer(**report: Any) -> None:
 
 
 @main.command()
+@click.argument("source", type=PATH)
+@click.argument("output", type=PATH)
+@click.argument("count", type=int)
+def lines(source: Path, output: Path, count: int) -> None:
+    """Take the first lines of at least 20 words of the first 90 % of a text."""
+    from composable.tasks.splits import read_text
+
+    found = read_text(source).split("\n")
+    long = [line for line in found[: len(found) * 9 // 10] if len(line.split()) >= 20]
+    output.write_text("\n".join(long[:count]) + "\n", encoding="utf-8")
+    answer(lines=len(long[:count]))
+
+
+@main.command()
+@click.argument("model", type=PATH)
+@click.argument("source", type=PATH)
+@click.argument("output", type=PATH)
+@click.argument("tokens", type=int)
+def prefix(model: Path, source: Path, output: Path, tokens: int) -> None:
+    """Cut a text after so many tokens of a model's tokenizer."""
+    from composable import checkpoint
+    from composable.tasks.splits import read_text
+
+    tokenizer = checkpoint.load(model).tokenizer
+    text = read_text(source)[: tokens * 16]
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    part = text[: found["offset_mapping"][tokens - 1][1]]
+    output.write_text(part, encoding="utf-8")
+    answer(tokens=len(tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]))
+
+
+@main.command()
 @click.argument("form", type=click.Choice(PICKLED))
 @click.argument("model", type=PATH)
 @click.argument("bundle", type=PATH)

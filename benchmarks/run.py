@@ -29,8 +29,8 @@ NAMES = ("module_level", "composed_quality", "composability", "throughput", "bun
 #: those that a GPU is of interest for
 ON_GPU = NAMES[:4]
 PAGE = machine.ROOT / "docs" / "benchmarks.md"
-#: has a page of its own, and runs only when it is named
-REAL = "real_chains"
+#: have a page of their own, and run only when they are named
+REAL = ("real_chains", "depth")
 RESULTS = machine.ROOT / "docs" / "results.md"
 
 
@@ -53,7 +53,7 @@ def keys() -> list[str]:
 @click.option("--fresh", "is_fresh", is_flag=True, help="Measure again what is there already.")
 @click.option(
     "--page", "target", type=click.Path(path_type=Path),
-    help="[default: docs/benchmarks.md; of real_chains docs/results.md]",
+    help="[default: docs/benchmarks.md; of real_chains and depth docs/results.md]",
 )  # fmt: skip
 @cli.path_option("-o", "--out", default="out/bench", text="Results, and the runs behind them.")
 def main(
@@ -79,7 +79,7 @@ def main(
         section = module_of(name).measure(context)
         section.facts, section.seconds = runner.facts(), runner.seconds()
         key = f"{name}_cuda" if device == "cuda" else name
-        usual = RESULTS if name == REAL else PAGE
+        usual = RESULTS if name in REAL else PAGE
         place = target or (out / usual.name if is_quick else usual)
         keep(out, key, section, place)
         written.append(f"{place.name}: {key}")
@@ -89,14 +89,14 @@ def main(
 def check_names(names: tuple[str, ...]) -> None:
     """Refuse names of benchmarks that do not exist."""
     for name in names:
-        if name not in (*NAMES, REAL):
-            known = ", ".join((*NAMES, REAL))
+        if name not in (*NAMES, *REAL):
+            known = ", ".join((*NAMES, *REAL))
             raise click.UsageError(f"unknown benchmark {name!r}; known: {known}.")
 
 
 def keep(out: Path, key: str, section: page.Section, target: Path) -> None:
     """Write a result: its JSON, its picture, and its section of the page."""
-    is_real = key.startswith(REAL)
+    is_real = key in REAL
     picture = f"benchmark_{key}.png" if section.picture else None
     if section.picture:
         with files.atomic_write(target.with_name(str(picture))) as file:
@@ -105,10 +105,13 @@ def keep(out: Path, key: str, section: page.Section, target: Path) -> None:
     stored, picture = page.Section.from_json(json.loads((out / f"{key}.json").read_text()))
     text = page.markdown(key, stored, caption(key), picture)
     present = target.read_text(encoding="utf-8") if target.is_file() else ""
-    order, intro = ([REAL], page.RESULTS) if is_real else (keys(), page.INTRO)
+    order, intro = (list(REAL), page.RESULTS) if is_real else (keys(), page.INTRO)
     files.write_text(target, page.replace(present, {key: text}, order, intro))
     if is_real:  # what the support table of the README goes by
-        files.write_json(target.with_suffix(".json"), stored.figures["ran"])
+        path = target.with_suffix(".json")
+        before = files.read_json(path) if path.is_file() else []
+        ran = {files.canonical_json(one): one for one in (*before, *stored.figures["ran"])}
+        files.write_json(path, [ran[key] for key in sorted(ran)])
 
 
 def caption(key: str) -> str:

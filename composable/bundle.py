@@ -38,6 +38,11 @@ class Variant(Description):
     masks: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
+    def learns(self) -> bool:
+        """Whether it has weights that can be fitted to its dense module's output."""
+        return bool(self.tensors) and not self.removed
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what a composed model takes from this variant; equal to its record's."""
         return _describe(self).digest
@@ -272,11 +277,11 @@ def _answers(record: Record, wanted: Entry) -> bool:
 
 def _part_answers(have: Entry, plain: bool, wanted: Entry) -> bool:
     right_method = plain if wanted.method is None else have.method == wanted.method
-    return have.rate == wanted.rate and right_method
+    return have.rate == wanted.rate and have.through == wanted.through and right_method
 
 
 def _label(record: Record, wanted: Entry) -> str:
     """Say what a variant answers; methods only where they matter."""
-    shows_method = wanted.method or not record.plain or record.entry.o
+    shows_method = wanted.method or not record.plain or record.entry.o or record.entry.through
     entry = record.entry if shows_method else Entry(record.entry.rate)
     return str(entry).removeprefix("rate ")

@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from composable import container
-from composable.config import Entry
+from composable.config import Entry, check_block
 from composable.container import ITEM_SIZE, Format, check_types, strict_json
 from composable.errors import ConfigError, FormatError
 from composable.families.base import KINDS
 from composable.files import canonical_json, digest_of
 
-FORMAT = Format("composable.bundle", "2", "a bundle")
+FORMAT = Format("composable.bundle", "3", "a bundle")
 #: How heads leave an attention whose query heads share key/value heads.
 PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
+#: The method whose variants stand in the place of layers.
+REPLACES = "linear_map"
 METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
 
 
@@ -29,7 +31,7 @@ class Description:
         plain: made for a plain number too, so it answers plain entries as well.
         kept_units: ascending ids of heads or neurons, numbered as in the dense module; None where
             none left.
-        removed: the module is gone; there are no tensors.
+        removed: the module is gone; there are no tensors but those of what stands in its place.
         stats: finite numbers such as error_before and error_after.
         plain_o: like `plain`, for the `o` part of a pair.
         gqa: with grouped queries, how heads left: PER_GROUP or WHOLE_GROUPS; else None.
@@ -73,9 +75,10 @@ class Record(Description):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of module, kind, kept units, removed and tensors; not of rate, method, stats."""
+        """SHA-256 of module, block, kind, kept units, removed, tensors; no rate, method, stats."""
         stored = [list(tensor) for tensor in self.stored]
-        return digest_of([self.module, self.kind, self.kept_units, self.removed, stored])
+        block = [self.module, self.entry.through]
+        return digest_of([block, self.kind, self.kept_units, self.removed, stored])
 
 
 class Part(NamedTuple):
@@ -124,6 +127,7 @@ def _to_json(record: Record) -> dict[str, Any]:
         "rate": float(record.entry.rate),
         "method": record.entry.method,
         "o": None if o is None else {"rate": float(o.rate), "method": o.method},
+        "through": record.entry.through,
         "plain": record.plain,
         "plain_o": record.plain_o,
         "kept_units": record.kept_units,
@@ -195,6 +199,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "rate": (int, float),
     "method": (str,),
     "o": (dict, NONE),
+    "through": (str, NONE),
     "plain": (bool,),
     "plain_o": (bool,),
     "kept_units": (list, NONE),
@@ -228,9 +233,11 @@ def _record(index: int, value: Any) -> Record:
 
 
 def _entry(what: str, value: dict[str, Any]) -> Entry:
-    wanted = {key: value[key] for key in ("rate", "method", "o") if value[key] is not None}
+    keys = ("rate", "method", "o", "through")
+    wanted = {key: value[key] for key in keys if value[key] is not None}
     try:
         entry = Entry.parse(wanted, what)
+        check_block(value["module"], entry, what)
     except ConfigError as error:
         raise FormatError(str(error).rstrip(".")) from error
     if entry.rate == 0 or (entry.o and (entry.o.rate == 0 or not entry.o.method)):
@@ -252,7 +259,8 @@ def _check_rules(what: str, record: Record) -> None:
         "stats are finite": all(
             type(value) in (int, float) and abs(value) < math.inf for value in record.stats.values()
         ),
-        "a removed variant has nothing else": not (record.removed and (stored or units)),
+        "a removed variant has nothing else": not (record.removed and (stored or units))
+        or (record.kind == "layer" and record.entry.method == REPLACES and not units),
         "rate 1 means removed": record.removed or record.entry.rate < 1,
         "only an attention is pruned as a pair": o is None or record.kind == "attention",
         "plain_o needs a pair": o is not None or not record.plain_o,

@@ -162,14 +162,8 @@ class _Texts:
 
     @classmethod
     def of(cls, dense: Checkpoint, corpus: Any, device: str) -> "_Texts":
-        """Tokenise a corpus and make batches of samples of like length, longest first."""
-        task = tasks.by_name(dense.info["task"])
-        dataset, collate = task.dataset(corpus, dense), task.collator(dense)
-        size = BATCH_TOKENS["cpu" if torch.device(device).type == "cpu" else "cuda"]
-        batches = [
-            collate([dataset[index] for index in indices])
-            for indices in length_batches(dataset.lengths, size)
-        ]
+        """Make the batches of a corpus."""
+        batches = batches_of(dense, corpus, device)
         valid = [dense.family.valid_tokens(dense.model, batch) for batch in batches]
         tokens = {stack: sum(int(masks[stack].sum()) for masks in valid) for stack in valid[0]}
         return cls(corpus, batches, tokens)
@@ -183,6 +177,17 @@ class _Texts:
             "split": self.corpus.split,
             "tokens": self.tokens,
         }
+
+
+def batches_of(dense: Checkpoint, corpus: Any, device: str) -> list[dict[str, Tensor]]:
+    """Tokenise a corpus and make batches of samples of like length, longest first."""
+    task = tasks.by_name(dense.info["task"])
+    dataset, collate = task.dataset(corpus, dense), task.collator(dense)
+    size = BATCH_TOKENS["cpu" if torch.device(device).type == "cpu" else "cuda"]
+    return [
+        collate([dataset[index] for index in indices])
+        for indices in length_batches(dataset.lengths, size)
+    ]
 
 
 def _wanted(dense: Checkpoint, linears: Sequence[str] | None) -> list[str]:

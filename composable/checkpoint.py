@@ -23,7 +23,7 @@ from composable.families import Family
 from composable.surgery import Structure, apply_structure, empty_structure
 
 transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
-FORMAT, VERSION = "composable.model", 2
+FORMAT, VERSION = "composable.model", 3
 SEAL = b"sha256:"
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")

@@ -226,6 +226,25 @@ def device_option(function: Function) -> Function:
     return click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")(function)
 
 
+def choice_options(function: Function) -> Function:
+    """Add the options that say which scores count: --stack --metric --reference-offset."""
+    for option in (
+        click.option(
+            "--reference-offset",
+            is_flag=True,
+            help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
+        ),
+        click.option("--metric", help="Of the scores.  [default: the first of the file]"),
+        click.option(
+            "--stack",
+            type=click.Choice(["encoder", "decoder"]),
+            help="Whose layers, where a model has both.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def calibration_options(function: Function) -> Function:
     """Add the options of the statistics of the modules' inputs: where they are, of which texts."""
     for option in (

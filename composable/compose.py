@@ -6,7 +6,7 @@ from pathlib import Path
 from composable import bundle, checkpoint, families
 from composable.bundle import Variant
 from composable.checkpoint import Checkpoint
-from composable.config import merge_pairs, pick, read_configurations
+from composable.config import covered, merge_pairs, pick, read_configurations
 from composable.errors import ShapeError
 from composable.methods import METHODS
 from composable.surgery import (
@@ -23,11 +23,14 @@ def structure_of(variants: Iterable[Variant]) -> Structure:
     structure = empty_structure()
     for variant in variants:
         if variant.kind == "layer" and variant.removed:
-            structure["removed_layers"].append(variant.module)
+            first, *others = covered(variant.module, variant.entry)
+            structure["linear_maps" if variant.tensors else "removed_layers"].append(first)
+            structure["removed_layers"] += others
         elif variant.removed or variant.kept_units is not None:
             structure["kept_units"][variant.module] = variant.kept_units or []
     # equal models get equal files, in whatever order the modules came
     structure["removed_layers"].sort()
+    structure["linear_maps"].sort()
     return structure
 
 

@@ -26,15 +26,17 @@ class Entry:
         rate: fraction removed, 0 (untouched) to 1 (the module is gone).
         method: the method that was asked for; None for a plain number.
         o: of a pair, the entry of the attention's output projection.
+        through: of a layer, the last one of the block that one thing replaces.
     """
 
     rate: Rate
     method: str | None = None
     o: "Entry | None" = None
+    through: str | None = None
 
     @classmethod
     def parse(cls, value: Any, where: str, methods: Sequence[str] | None = None) -> "Entry":
-        """Read a number, `{"rate":, "method":}` or a pair, which also has `"o"`.
+        """Read a number, `{"rate":, "method":}`, a pair (also `"o"`) or a block (also `"through"`).
 
         Args:
             value: what `json` read.
@@ -49,6 +51,8 @@ class Entry:
         _check_keys(value, where)
         method = _parse_method(value["method"], where, methods) if "method" in value else None
         entry = cls(_parse_rate(value["rate"], where), method)
+        if "through" in value:
+            return _block(entry, value, where)
         if "o" not in value:
             return entry
         if isinstance(value["o"], dict) and "o" in value["o"]:
@@ -58,19 +62,22 @@ class Entry:
     def to_json(self) -> Any:
         """Return the shortest JSON value that `parse` reads as this entry."""
         rate = int(self.rate) if self.rate in (0, 1) else self.rate
-        if self.method is None and self.o is None:
+        if self.method is None and self.o is None:  # a block has a method
             return rate
         value: dict[str, Any] = {"rate": rate}
         if self.method is not None:
             value["method"] = self.method
         if self.o is not None:
             value["o"] = self.o.to_json()
+        if self.through is not None:
+            value["through"] = self.through
         return value
 
     def __str__(self) -> str:
         method = f" ({self.method})" if self.method else ""
         pair = f" with o at {self.o}" if self.o else ""
-        return f"rate {_shown(Entry(self.rate).to_json())}{method}{pair}"
+        block = f" through {self.through}" if self.through else ""
+        return f"rate {_shown(Entry(self.rate).to_json())}{method}{pair}{block}"
 
 
 Configuration = dict[str, Entry]
@@ -147,7 +154,7 @@ def read_scheme(
         for name, entries in scheme.items():
             module = _find_module(name, modules, str(path))
             for entry in entries:
-                _check_kind(module, entry, str(path))
+                _check_kind(module, entry, str(path), modules)
     return scheme
 
 
@@ -222,7 +229,9 @@ def pick(configurations: Sequence[Configuration], index: int, path: Path | str) 
 
 
 def uniform_configurations(
-    modules: Sequence["Module"], rates: Mapping[str, Sequence[Rate]]
+    modules: Sequence["Module"],
+    rates: Mapping[str, Sequence[Rate]],
+    layers: Sequence[Configuration] | None = None,
 ) -> list[Configuration]:
     """Give all modules of a kind the same rate.
 
@@ -230,21 +239,67 @@ def uniform_configurations(
         modules: what the model has, in the order to write.
         rates: kind -> one rate per configuration, equally many for each kind; modules of other
             kinds are not listed.
+        layers: entries of the layers that go, for each configuration; what lies in them gets 0.
     """
-    listed = [module for module in modules if module.kind in rates]
     columns = [dict(zip(rates, row, strict=True)) for row in zip(*rates.values(), strict=True)]
-    return [_uniform(listed, column) for column in columns]
+    gone = layers or [{} for _ in columns]
+    return [_uniform(modules, *both) for both in zip(columns, gone, strict=True)]
 
 
-def _uniform(modules: Sequence["Module"], rates: Mapping[str, Rate]) -> Configuration:
+def _uniform(
+    modules: Sequence["Module"], rates: Mapping[str, Rate], layers: Configuration
+) -> Configuration:
     """Give modules their kind's rate; where neurons go the linears of an ffn stay as they are."""
-    ffns = [module.name for module in modules if module.kind == "ffn" and rates["ffn"] > 0]
-    inner = {
-        module.name
-        for module in modules
-        if module.kind == "linear" and any(families.contains(name, module.name) for name in ffns)
-    }
-    return {m.name: Entry(0.0 if m.name in inner else rates[m.kind]) for m in modules}
+    wholes = [m.name for m in modules if m.kind == "ffn" and rates.get("ffn", 0) > 0]
+    wholes += [each for name, entry in layers.items() for each in covered(name, entry)]
+    found = {}
+    for module in modules:
+        if module.name in layers:
+            found[module.name] = layers[module.name]
+        elif module.kind in rates:
+            is_part = any(families.contains(name, module.name) for name in wholes)
+            found[module.name] = Entry(0.0 if is_part else rates[module.kind])
+    return found
+
+
+def parse_numbers(text: str, where: str) -> list[int]:
+    """Read numbers of layers, separated by commas; each once, ascending.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"{where} {text}: expected numbers of layers from 0, such as 3,4,5.")
+    return sorted({int(part) for part in parts})
+
+
+def layer_entries(names: Sequence[str], layers: Sequence[int], maps: bool = False) -> Configuration:
+    """Write down that some layers go.
+
+    Args:
+        names: of all layers of a stack.
+        layers: numbers of those that go, ascending.
+        maps: whether a linear map comes in the place of every run of neighbours.
+    """
+    if not maps:
+        return {names[layer]: Entry(1.0) for layer in layers}
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return {names[run[0]]: Entry(1.0, "linear_map", through=names[run[-1]]) for run in runs}
+
+
+def covered(name: str, entry: Entry) -> list[str]:
+    """Names that an entry decides on: of a block all its layers, else its module."""
+    if entry.through is None:
+        return [name]
+    path, _, first = name.rpartition(".")
+    last = entry.through.rpartition(".")[2]
+    return [f"{path}.{number}" for number in range(int(first), int(last) + 1)]
 
 
 def check_configuration(
@@ -262,12 +317,13 @@ def check_configuration(
             and a part of it both above 0, a stack without layers.
     """
     for name, entry in configuration.items():
-        _check_kind(_find_module(name, modules, where), entry, where)
+        _check_kind(_find_module(name, modules, where), entry, where, modules)
     merge_pairs(configuration, where)
     layers = _layer_counts(modules)
     gone = Counter(
         modules[name].stack
         for name, entry in configuration.items()
+        for _ in covered(name, entry)
         if modules[name].kind == "layer" and entry.rate == 1
     )
     for stack, count in gone.items():
@@ -291,6 +347,7 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
                 f'write two keys, "{name}" and "{name}.o".'
             )
         configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
+        check_block(name, configuration[name], where)
     return configuration
 
 
@@ -307,6 +364,7 @@ def _parse_variants(
     for i, given in enumerate(value):
         where = f'{path}: "{name}"[{i}]'
         entry = Entry.parse(given, where, methods)
+        check_block(name, entry, where)
         for part in (entry, entry.o):
             if part is not None and part.rate == 0:
                 raise ConfigError(
@@ -339,9 +397,10 @@ def _parse_method(value: Any, where: str, methods: Sequence[str] | None) -> str:
 
 def _check_keys(value: dict[str, Any], where: str) -> None:
     for key in value:
-        if key not in ("rate", "method", "o"):
+        if key not in ("rate", "method", "o", "through"):
             raise ConfigError(
-                f"{where}: unknown key {_shown(key)}; known: rate, method (a pair: o)."
+                f"{where}: unknown key {_shown(key)}; known: rate, method (a pair: o, a block of "
+                "layers: through)."
             )
     if "rate" not in value:
         raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
@@ -365,7 +424,9 @@ def _find_module(name: str, modules: Mapping[str, "Module"], where: str) -> "Mod
     )
 
 
-def _check_kind(module: "Module", entry: Entry, where: str) -> None:
+def _check_kind(
+    module: "Module", entry: Entry, where: str, modules: Mapping[str, "Module"]
+) -> None:
     """Refuse what no method makes (yet) of this kind of module."""
     place = f'{where}: "{module.name}"'
     if module.kind in WHOLE_OR_NOTHING and entry.rate not in (0, 1):
@@ -376,12 +437,48 @@ def _check_kind(module: "Module", entry: Entry, where: str) -> None:
         _check_linear(entry, place)
     if module.kind != "attention" and entry.o is not None:
         raise ConfigError(f'{place}: {entry}, but a {module.kind} has no "o"; remove the "o".')
+    if module.kind != "layer" and entry.through is not None:
+        raise ConfigError(
+            f'{place}: {entry}, but only a layer begins a block; remove the "through".'
+        )
+    if module.kind == "layer":
+        for name in covered(module.name, entry):
+            _find_module(name, modules, where)
 
 
 def _check_linear(entry: Entry, place: str) -> None:
     if entry.rate == 1:
         raise ConfigError(
             f"{place}: a linear cannot be removed whole (rate 1) yet; choose a rate below 1."
+        )
+
+
+def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
+    """Read the rest of an entry with "through"."""
+    through = value["through"]
+    if not isinstance(through, str) or not through.rpartition(".")[2].isdecimal():
+        raise ConfigError(f'{where}: "through" is {_shown(through)}; write the path of a layer.')
+    if entry.rate != 1 or entry.method is None or "o" in value:
+        raise ConfigError(
+            f'{where}: {_shown(value)} replaces a block of layers; write "rate": 1 and the '
+            '"method" that does so, linear_map.'
+        )
+    return replace(entry, through=through)
+
+
+def check_block(name: str, entry: Entry, where: str) -> None:
+    """Refuse a block that does not end in the list of layers it begins in, or ends before it.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if entry.through is None:
+        return
+    (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name, entry.through))
+    if path != other or not first.isdecimal() or int(last) < int(first):
+        raise ConfigError(
+            f'{where}: a block from "{name}" through "{entry.through}"; expected a layer and '
+            "itself or a later one of the same stack."
         )
 
 
@@ -397,14 +494,19 @@ def _pair(whole: Entry, output: Entry, where: str) -> Entry:
 
 def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:
     """Yield every (module, part of it) of which both are above rate 0."""
-    wanted = {name for name, entry in configuration.items() if entry.rate > 0}
-    for part in configuration:
+    owners: dict[str, list[str]] = {}  # of a layer in a block: the entry of the block's first one
+    wanted = {name: entry for name, entry in configuration.items() if entry.rate > 0}
+    for name, entry in wanted.items():
+        for each in covered(name, entry):
+            owners.setdefault(each, []).append(name)
+    for part in wanted:
         words = part.split(".")
         above = [".".join(words[:end]) for end in range(1, len(words))]
         # an ffn may be named after its layer while its linears lie in the layer itself
         for name in (*above, *(f"{layer}.{families.FFN}" for layer in above)):
-            if part in wanted and name in wanted and families.contains(name, part):
-                yield name, part
+            if name in owners and families.contains(name, part):
+                yield from ((owner, part) for owner in owners[name])
+        yield from ((owner, part) for owner in owners[part] if owner != part)
 
 
 def _layer_counts(modules: Mapping[str, "Module"]) -> Counter[str]:

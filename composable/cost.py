@@ -20,7 +20,8 @@ class MACs:
     """Multiply-accumulates of one forward pass over one sequence (or one pair of sequences).
 
     Attributes:
-        by_module: name of each attention and ffn -> its MACs; 0 where it was removed.
+        by_module: name of each attention and ffn -> its MACs, 0 where it was removed; and of each
+            linear map in the place of layers.
         tokens: that pass the model, of all its stacks.
     """
 
@@ -106,6 +107,12 @@ def macs(
         for module in family.modules(model)
         if module.kind in ("attention", "ffn")
     }
+    for module in family.modules(model):
+        layer = model.get_submodule(module.holder)
+        if module.kind == "layer" and hasattr(layer, "weight"):  # a linear map
+            weights: Any = layer.weight
+            count = weights.count_nonzero() if nonzero else weights.numel()
+            by_module[module.name] = int(count) * lengths[module.stack]
     return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
 
 

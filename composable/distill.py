@@ -259,7 +259,7 @@ class Result:
     @property
     def seconds(self) -> list[float]:
         """Each variant's equal part of the training, for they are trained side by side."""
-        trained = [bool(variant.tensors) for variant in self.variants]
+        trained = [variant.learns for variant in self.variants]
         total = sum(row["training_seconds"] + row["validation_seconds"] for row in self.rows)
         return [total / sum(trained) if one else 0.0 for one in trained]
 
@@ -303,7 +303,7 @@ def tune(
     if options.dtype == "float16":
         # its loss scaler skips the step of all variants for an overflow in one of them
         raise UserError("--dtype float16 would couple the variants; use bfloat16 or float32.")
-    pupils = [variant for variant in variants if variant.tensors]
+    pupils = [variant for variant in variants if variant.learns]
     if not pupils:
         return Result(variants, None)
     room = Classroom(dense, pupils)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,37 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Open a temporary folder beside `path` and rename it to `path` when the block ends well.
+
+    Raises:
+        OSError: the folder above cannot be written, or the disk is full.
+        UserError: something is in the folder, or it is a file.
+    """
+    check_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield made
+        os.chmod(made, 0o777 & ~_umask())
+        if path.is_dir():
+            path.rmdir()
+        os.replace(made, path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder in which there is something.
+
+    Raises:
+        UserError: so it is, or it is a file.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists already; name a folder that does not, or is empty.")
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -1,6 +1,7 @@
 """Scheme and methods -> variants: every (module, rate, method) that somebody wants, once."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,14 +14,18 @@ from composable.bundle import Variant
 from composable.bundle_header import PER_GROUP, WHOLE_GROUPS
 from composable.checkpoint import Checkpoint
 from composable.config import Entry
-from composable.errors import ConfigError
+from composable.errors import ConfigError, UserError
 from composable.families import Module
 from composable.methods import Method
-from composable.solver import Gram
+from composable.solver import Gram, Regression
 from composable.surgery import own_tensors, slice_linear, unit_rows
 
 #: Path of a linear -> statistics of its inputs in the dense model.
 Inputs = Callable[[str], Gram]
+#: First and last layer of a block, and its moments on the calibration and on held-out texts.
+Block = tuple[str, str]
+States = Callable[[Block], tuple[Regression, Regression]]
+log = logging.getLogger("composable")
 
 
 def make_variants(
@@ -29,6 +34,7 @@ def make_variants(
     preferred: tuple[str, ...] = (),
     inputs: Inputs | None = None,
     by_groups: bool = False,
+    states: States | None = None,
 ) -> list[Variant]:
     """Prune every module at every rate of the scheme.
 
@@ -39,6 +45,7 @@ def make_variants(
         inputs: statistics for the methods that look at the inputs of a module.
         by_groups: with grouped queries, whole groups of heads leave, instead of equally many heads
             from every group.
+        states: moments for the methods that replace a block of layers.
 
     Raises:
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
@@ -51,7 +58,11 @@ def make_variants(
         variant = found.get((module.name, resolved))
         if variant is None:
             chosen = dataclasses.replace(module, by_groups=by_groups)
-            variant = _prune(dense, chosen, resolved, inputs)
+            variant = (
+                _replace(dense, module, resolved, states)
+                if _replaces(resolved)
+                else _prune(dense, chosen, resolved, inputs)
+            )
             found[module.name, resolved] = variant
         variant.plain |= entry.method is None
         variant.plain_o |= entry.o is not None and entry.o.method is None
@@ -65,6 +76,20 @@ def uses_inputs(
     entries = [resolved for *_, resolved in _wanted(dense, scheme, preferred)]
     parts = [part for entry in entries for part in (entry, entry.o) if part and part.rate < 1]
     return any(methods.by_name(str(part.method)).uses_inputs for part in parts)
+
+
+def blocks_of(scheme: dict[str, list[Entry]]) -> list[Block]:
+    """List the blocks of layers that a scheme replaces."""
+    return [
+        (name, entry.through or name)
+        for name, entries in scheme.items()
+        for entry in entries
+        if _replaces(entry)
+    ]
+
+
+def _replaces(entry: Entry) -> bool:
+    return any(m.name == entry.method and m.uses_states for m in methods.METHODS)
 
 
 def _wanted(
@@ -86,7 +111,7 @@ def _resolve(module: Module, entry: Entry, preferred: Iterable[str]) -> Entry:
     if o is not None:
         o_method = _method(module.output_path, "linear", o, tuple(preferred))
         o = Entry(o.rate, o_method)
-    return Entry(entry.rate, method, o)
+    return Entry(entry.rate, method, o, entry.through)
 
 
 def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> str:
@@ -97,7 +122,8 @@ def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> s
         return "remove"
     else:
         chosen = methods.for_kind(kind, preferred)
-    if entry.rate < 1 and (chosen is None or kind not in chosen.kinds):
+    is_able = chosen is not None and kind in chosen.kinds
+    if (entry.rate < 1 or entry.through or (chosen and chosen.uses_states)) and not is_able:
         able = ", ".join(m.name for m in methods.METHODS if kind in m.kinds) or "none yet"
         why = f"{entry.method} does not prune" if entry.method else "no method prunes"
         raise ConfigError(
@@ -124,6 +150,22 @@ def _prune(dense: Checkpoint, module: Module, entry: Entry, inputs: Inputs | Non
         _mask(variant, "weight", decision.mask)
     if entry.o is not None:
         _mask_output(variant, holder, module, entry.o, inputs)
+    return variant
+
+
+def _replace(dense: Checkpoint, module: Module, entry: Entry, states: States | None) -> Variant:
+    """Make what stands in the place of a block of layers, if anything does."""
+    if states is None:
+        raise UserError(f"{entry.method} needs a calibration set; give --calibration-data.")
+    method = methods.by_name(str(entry.method))
+    block = (module.name, entry.through or module.name)
+    decision = method.prune(dense.model.get_submodule(module.name), module, 1.0, states(block))
+    variant = Variant(module.name, module.kind, entry, plain=False, removed=True)
+    variant.tensors, variant.stats = dict(decision.tensors or {}), decision.stats
+    if not variant.tensors:
+        log.info(
+            '"%s" through "%s": no linear map is better than deletion on held-out texts.', *block
+        )
     return variant
 
 

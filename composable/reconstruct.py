@@ -237,7 +237,7 @@ class _Run:
         return {
             index: (variant.module, tuple(variant.kept_units))
             for index, variant in enumerate(self.variants)
-            if variant.tensors
+            if variant.learns
             and variant.kind in kinds
             and variant.kept_units is not None
             and len(variant.kept_units) < self.modules[variant.module].units
@@ -260,7 +260,7 @@ class _Run:
         """Linear -> name of a problem -> problem; those of heads alone are starts, too."""
         found: dict[str, dict[str, Problem]] = {}
         for index, variant in enumerate(self.variants):
-            if not variant.tensors:
+            if not variant.learns:
                 continue
             problems = found.setdefault(self.modules[variant.module].output_path, {})
             units = self._units(*UNITS).get(index)
@@ -370,7 +370,7 @@ class _Run:
         A pair that was not trained with its mask yet has the fit of its heads' training last.
         """
         variant = self.variants[index]
-        if not variant.tensors:
+        if not variant.learns:
             return []
         module, units = self.modules[variant.module], self._units(*UNITS).get(index)
         key = _name_of(units) if units and not variant.masks else str(index)

@@ -115,14 +115,22 @@ class Regression:
     @classmethod
     def zeros(cls, width: int, rows: int, device: torch.device | str = "cpu") -> "Regression":
         """Start with no tokens of `width` inputs and `rows` targets."""
-        cross = torch.zeros(rows, width, dtype=torch.float64, device=device)
-        total = torch.zeros(rows, dtype=torch.float64, device=device)
-        return cls(Gram.zeros(width, device), cross, total)
+        return cls.of(Gram.zeros(width, device), rows)
+
+    @classmethod
+    def of(cls, inputs: Gram, rows: int) -> "Regression":
+        """Start with inputs that several regressions may share, and no targets."""
+        cross = inputs.matrix.new_zeros(rows, len(inputs.matrix))
+        return cls(inputs, cross, inputs.matrix.new_zeros(rows))
 
     def add(self, rows: Tensor, targets: Tensor) -> None:
         """Add tokens: inputs (tokens, n) and their targets (tokens, rows), any float dtype."""
-        targets = targets.to(self.cross.device)
         self.inputs.add(rows)
+        self.add_targets(rows, targets)
+
+    def add_targets(self, rows: Tensor, targets: Tensor) -> None:
+        """Add the targets of inputs that are added, or will be, by themselves."""
+        targets = targets.to(self.cross.device)
         with torch.no_grad(), full_float32(self.cross.device):
             for x, y in zip(
                 rows.to(self.cross.device).split(TOKENS_PER_PRODUCT),

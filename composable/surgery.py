@@ -1,13 +1,16 @@
 """The only code that changes shapes: keep heads and neurons, remove modules, mask weights."""
 
 import re
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from composable.errors import ShapeError
 from composable.families import Family, Module
+from composable.families.base import Layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,15 +23,17 @@ class Structure(TypedDict):
         kept_units: attention -> ascending ids of its heads, ffn -> of its neurons; [] where it is
             gone.
         removed_layers: whole layers that are gone.
+        linear_maps: layers that are gone as well, each with a linear map in its place.
     """
 
     kept_units: dict[str, list[int]]
     removed_layers: list[str]
+    linear_maps: list[str]
 
 
 def empty_structure() -> Structure:
     """Return the structure of a dense model."""
-    return {"kept_units": {}, "removed_layers": []}
+    return {"kept_units": {}, "removed_layers": [], "linear_maps": []}
 
 
 class Nothing(nn.Module):
@@ -56,10 +61,43 @@ class NoAttention(nn.Module):
         self, hidden_states: Tensor, *_: Any, past_key_values: Any = None, **__: Any
     ) -> tuple[Tensor, None]:
         """Return zeros of the input's shape, and no attention weights."""
-        if past_key_values is not None and self.layer_idx is not None:
-            empty = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
-            past_key_values.update(empty, empty, self.layer_idx)
+        _count_tokens(past_key_values, hidden_states, self.layer_idx)
         return torch.zeros_like(hidden_states), None
+
+
+class LinearMap(nn.Linear):
+    """What stands in the place of a block of layers: x + W x + c.
+
+    Args:
+        width: of the states.
+        answer: see `Family.layer_output`.
+        layer_idx: see `NoAttention`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        answer: Callable[[Tensor, tuple[Any, ...]], Any] | None = None,
+        layer_idx: int | None = None,
+    ):
+        super().__init__(width, width)
+        self.layer_idx = layer_idx
+        self._answer = answer
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Return what a layer of the family returns."""
+        cache = next((it for it in (*args, *kwargs.values()) if isinstance(it, Cache)), None)
+        _count_tokens(cache, hidden_states, self.layer_idx)
+        states = hidden_states + super().forward(hidden_states)
+        return states if self._answer is None else self._answer(states, (hidden_states, *args))
+
+
+def _count_tokens(cache: Any, hidden_states: Tensor, layer_idx: int | None) -> None:
+    """Tell a cache how many tokens have passed, with one head of width one."""
+    if cache is not None and layer_idx is not None:
+        empty = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        own.update(empty, empty, layer_idx)
 
 
 def units_to_remove(units: int, rate: float) -> int:
@@ -226,7 +264,7 @@ def apply_structure(model: "PreTrainedModel", family: Family, structure: Structu
         ShapeError: an unknown name, a unit that does not exist, a stack without layers.
     """
     modules = {module.name: module for module in family.modules(model)}
-    for name in (*structure["kept_units"], *structure["removed_layers"]):
+    for name in (name for names in structure.values() for name in names):  # type: ignore[attr-defined]
         if name not in modules:
             raise ShapeError(f'no module "{name}" in this model; it was pruned from another one.')
     attentions = [module for module in modules.values() if module.kind == "attention"]
@@ -240,7 +278,7 @@ def apply_structure(model: "PreTrainedModel", family: Family, structure: Structu
         for module in attentions:
             kept_heads = kept_units.get(module.name)
             adapt(model.get_submodule(module.name), module, family, kept_heads)
-    _remove_layers(model, family, structure["removed_layers"])
+    remove_layers(model, family, structure["removed_layers"], structure["linear_maps"])
 
 
 def _remove(model: nn.Module, module: Module, family: Family) -> None:
@@ -261,38 +299,85 @@ def _remove(model: nn.Module, module: Module, family: Family) -> None:
             put(holder, child, Nothing() if child == module.output else nn.Identity())
 
 
-def _remove_layers(model: "PreTrainedModel", family: Family, names: list[str]) -> None:
-    """Take whole layers out, and let the config count those that stay."""
-    for layers in family.layers:
-        path = _path_of(model, layers.path)
-        present = model.get_submodule(path)
-        removed = {index for index in range(len(present)) if f"{path}.{index}" in names}  # type: ignore[arg-type]
-        stay = _without(path, present, removed, family)
-        if removed:
+def remove_layers(
+    model: Any, family: Family, names: Collection[str], maps: Collection[str] = ()
+) -> None:
+    """Take whole layers out, and let the config count those that stay.
+
+    Args:
+        model: any model of the family, also one that was not made by this program.
+        family: of the model.
+        names: paths of the layers that go.
+        maps: paths of layers that go as well and leave a `LinearMap`, to be filled, in their place.
+
+    Raises:
+        ShapeError: no such layer, a stack without layers, a config that lists something by layer
+            which the family does not know of.
+    """
+    known = set()
+    for layers, (path, present) in zip(family.layers, _lists(model, family), strict=True):
+        paths = [f"{path}.{index}" for index in range(len(present))]
+        known.update(paths)
+        gone = {i for i, name in enumerate(paths) if name in names}
+        mapped = {i for i, name in enumerate(paths) if name in maps}
+        if gone | mapped:
+            _check_removal(model.config, path, present, gone | mapped, layers)
+            if family.before_layer_removal is not None:
+                family.before_layer_removal(present, gone | mapped)
+            for index in mapped:
+                has_cache = any(hasattr(part, "layer_idx") for part in present[index].modules())
+                present[index] = LinearMap(
+                    model.config.hidden_size, family.layer_output, index if has_cache else None
+                )
+            stay = nn.ModuleList(layer for i, layer in enumerate(present) if i not in gone)
             put(model, path, stay)
             _renumber(stay)
             for name in layers.lists:
                 values = getattr(model.config, name, None)
                 if values is not None:
-                    kept = [value for i, value in enumerate(values) if i not in removed]
+                    kept = [value for i, value in enumerate(values) if i not in gone]
                     setattr(model.config, name, kept)
         for count in layers.counts:
-            setattr(model.config, count, len(stay))
+            setattr(model.config, count, len(present) - len(gone))
+    if unknown := sorted({*names, *maps} - known):
+        raise ShapeError(f'no layer "{unknown[0]}" in this model.')
 
 
-def _path_of(model: nn.Module, pattern: str) -> str:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and re.fullmatch(pattern, name):
-            return name
-    raise ShapeError(f'no list of layers "{pattern}" in this {type(model).__name__}.')
+def layer_lists(model: nn.Module, family: Family) -> dict[str, nn.ModuleList]:
+    """Find the layers of every stack.
+
+    Raises:
+        ShapeError: a stack has none.
+    """
+    lists = zip(family.layers, _lists(model, family), strict=True)
+    return {layers.stack: found for layers, (_, found) in lists}
 
 
-def _without(path: str, layers: Any, removed: set[int], family: Family) -> nn.ModuleList:
-    if removed and len(removed) == len(layers):
-        raise ShapeError(f'all {len(layers)} layers of "{path}" would go; at least one must stay.')
-    if removed and family.before_layer_removal is not None:
-        family.before_layer_removal(layers, removed)
-    return nn.ModuleList(layer for i, layer in enumerate(layers) if i not in removed)
+def _lists(model: nn.Module, family: Family) -> list[tuple[str, nn.ModuleList]]:
+    """Path and layers of every list that the family names."""
+    found = []
+    for layers in family.layers:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.ModuleList) and re.fullmatch(layers.path, name):
+                found.append((name, module))
+                break
+        else:
+            raise ShapeError(f'no list of layers "{layers.path}" in this {type(model).__name__}.')
+    return found
+
+
+def _check_removal(
+    config: Any, path: str, present: nn.ModuleList, gone: set[int], layers: Layers
+) -> None:
+    if len(gone) == len(present):
+        raise ShapeError(f'all {len(gone)} layers of "{path}" would go; at least one must stay.')
+    for name, value in config.to_dict().items():
+        by_layer = isinstance(value, list) and len(value) == len(present) and "layer" in name
+        if by_layer and name not in layers.lists:
+            raise ShapeError(
+                f"the config's {name} has an entry for each layer, and its family does not say so; "
+                "add it to its table (docs/adding.md)."
+            )
 
 
 def _renumber(layers: nn.ModuleList) -> None:

@@ -64,6 +64,7 @@ class Options:
         workers: processes that prepare batches.
         compile: whether torch compiles the model.
         steps: optimizer steps after which training ends, and the schedule with it; 0: `epochs` say.
+        optimizer: adafactor, with steps relative to the size of each matrix; or adamw.
     """
 
     epochs: int
@@ -83,6 +84,7 @@ class Options:
     workers: int = 0
     compile: bool = False
     steps: int = 0
+    optimizer: str = "adafactor"
 
     def resolved(self) -> "Options":
         """Name the device and the dtype that auto stands for."""
@@ -186,10 +188,13 @@ class Trainer(transformers.Trainer):
         return super().autocast_smart_context_manager(cache_enabled)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Make Adafactor with relative update sizes over everything that has a gradient."""
+        """Make Adafactor with relative update sizes, or AdamW, over all that has a gradient."""
         if self.optimizer is None:
             assert self.model is not None
             learned = [p for p in self.model.parameters() if p.requires_grad]
+            if self._options.optimizer == "adamw":
+                self.optimizer = torch.optim.AdamW(learned, lr=self._options.lr, weight_decay=0.0)
+                return self.optimizer
             self.optimizer = Adafactor(
                 learned, lr=self._options.lr, scale_parameter=True, relative_step=False
             )

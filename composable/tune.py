@@ -20,15 +20,19 @@ from composable import (
     devices,
     distill,
     files,
+    layer_states,
     reconstruct,
     tasks,
     train,
     variant_table,
 )
 from composable.bundle import Bundle, Variant
-from composable.calibration import Calibration, obtain, parse_bytes
+from composable.calibration import Calibration, batches_of, obtain, parse_bytes
 from composable.checkpoint import Checkpoint
 from composable.errors import MismatchError
+from composable.heal import Heal, prepare
+from composable.layer_states import Pair
+from composable.pruning import Block, States
 
 log = logging.getLogger("composable")
 
@@ -41,6 +45,7 @@ def tune_model(
     label: str,
     data: str | None = None,
     limit: int | None = None,
+    heal: Heal | None = None,
     **_: Any,
 ) -> dict[str, Any]:
     """Fine-tune a whole model on the training split and write it.
@@ -55,12 +60,15 @@ def tune_model(
         label: name of the run.
         data: the `--data` option.
         limit: pairs of each split.
+        heal: which weights learn; None: all.
 
     Returns:
         The closing report.
     """
+    heal = heal or Heal()
+    training = dataclasses.replace(training, optimizer=heal.optimizer)
     size = tasks.by_name(composed.info["task"]).batch_size
-    training = _with_defaults(training.resolved(), batch_size=size)
+    training = _with_defaults(training.resolved(), batch_size=size, lr=heal.lr)
     corpora, stored = _corpora(composed, data, limit), composed.model.dtype
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
@@ -68,9 +76,13 @@ def tune_model(
         "structure": composed.structure,
         "data": [corpus.sha256 for corpus in corpora],
         "prefix": composed.info["prefix"],
+        "heal": dataclasses.asdict(heal),
     }
+    composed.model.float()
+    finish = prepare(composed, heal)
+    learning = sum(p.numel() for p in composed.model.parameters() if p.requires_grad)
     outcome = train.run(
-        composed.model.float(),
+        composed.model,
         composed.masks,
         train.data_of(composed, corpora),
         tasks.by_name(composed.info["task"]).functions(training.smoothing),
@@ -79,8 +91,10 @@ def tune_model(
         stats,
         label=label,
     )
+    finish()
     report = {
         **outcome.report(),
+        **({} if heal.how == "full" else {"heal": heal.how, "learning_parameters": learning}),
         "stats": str(stats),
         "data": corpora[0].name,
         "dtype": training.dtype,
@@ -210,18 +224,63 @@ def calibrate(
         split.
     """
     dense.model.float()
-    samples = min(calibration_samples, limit or calibration_samples)
-    task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
-    name = calibration_data or data
-    corpora = (
-        task.read(name, default, "train", samples),
-        task.read(name, default, "valid", samples),
-    )
+    corpora = _calibration_texts(dense, calibration_data or data, calibration_samples, limit)
     budget, device = parse_bytes(memory_budget), devices.select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return obtain(dense, corpora, calibration, budget, device), corpora
     with PartialState(cpu=device == "cpu").main_process_first():  # the others read what it wrote
         return obtain(dense, corpora, calibration, budget, device), corpora
+
+
+def block_moments(
+    dense: Checkpoint,
+    blocks: Sequence[Block],
+    calibration_data: str | None,
+    calibration_samples: int,
+    device: str,
+    **_: Any,
+) -> States:
+    """Measure the states before and after some blocks of layers.
+
+    Args:
+        dense: the dense model.
+        blocks: first and last layer of each.
+        calibration_data: as for `calibrate`, like the other options.
+        calibration_samples: so many of the training split.
+        device: the `--device` option.
+
+    Returns:
+        Block -> its moments on the calibration texts and on the held-out ones.
+    """
+    device = devices.select_device(device)
+    reader = layer_states.Reader.of(dense.model.float().to(device), dense.family)  # type: ignore[arg-type]
+    places = {block: _place(dense, block) for block in blocks}
+    pairs: dict[str, list[Pair]] = {}
+    for stack, pair in places.values():
+        pairs.setdefault(stack, []).append(pair)
+    found = [
+        layer_states.moments(reader, batches_of(dense, corpus, device), pairs)
+        for corpus in _calibration_texts(dense, calibration_data, calibration_samples)
+    ]
+    return lambda block: (found[0][places[block]], found[1][places[block]])
+
+
+def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
+    """Find the stack of a block, and the states before and after it."""
+    place = dense.family.place(block[0])
+    if place is None:
+        raise MismatchError(f'"{block[0]}" is no layer of this model.')
+    first, last = (int(name.rpartition(".")[2]) for name in block)
+    return place[0], (first, last + 1)
+
+
+def _calibration_texts(
+    dense: Checkpoint, data: str | None, samples: int, limit: int | None = None
+) -> tuple[Any, Any]:
+    """Read some of the training split, and at most as many of the validation split."""
+    task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
+    count = min(samples, limit or samples)
+    return task.read(data, default, "train", count), task.read(data, default, "valid", count)
 
 
 def _settings(

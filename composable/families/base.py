@@ -12,7 +12,7 @@ KINDS = ("attention", "ffn", "linear", "layer")
 #: Name of an ffn whose linears lie in the layer itself: that of the layer and this.
 FFN = "ffn"
 #: What a model without its head reads of a batch.
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values")
 CACHE = "past_key_values"
 
 
@@ -102,8 +102,11 @@ class Family:
             went: "heads", "width" (heads times head size) or "per_group" (query heads of a group).
         default_prefix: text that checkpoints of this family expect before a source sentence.
         image_tokens: config -> tokens that an image has; None for text.
+        image_processor: class of transformers that prepares images as this program does.
         prepare: turns a model of transformers, as it was built, into one with four linears in every
             attention; where they are fused in the library.
+        restore: undoes `prepare`, and gives every layer what the library would compute of its
+            number, so that a model that has lost layers is what its folder is read as.
         adapt_attention: makes one attention run with the given heads (None: all it has), in a
             model in which others may have lost some; called for every attention of such a model.
             None: `counters` are enough.
@@ -111,6 +114,7 @@ class Family:
         replay: turns the recorded call of a dense attention into one its variants can take; None:
             it is taken without the cache.
         run_trunk: runs a model on a batch up to its last layer; None: without its head.
+        layer_output: (states, arguments of the call) -> what a layer returns; None: the states.
     """
 
     name: str
@@ -127,7 +131,9 @@ class Family:
     counters: tuple[tuple[str, str], ...] = ()
     default_prefix: str = ""
     image_tokens: Callable[[Any], int] | None = None
+    image_processor: str = ""
     prepare: Callable[["nn.Module"], None] | None = None
+    restore: Callable[["nn.Module"], None] | None = None
     adapt_attention: Callable[["nn.Module", list[int] | None], None] | None = None
     before_layer_removal: Callable[["nn.ModuleList", set[int]], None] | None = None
     replay: (
@@ -135,6 +141,7 @@ class Family:
         | None
     ) = None
     run_trunk: Callable[[Any, dict[str, Any]], None] | None = None
+    layer_output: Callable[[Any, tuple[Any, ...]], Any] | None = None
 
     @property
     def output_part(self) -> str:
@@ -229,7 +236,7 @@ class Family:
             batch: from a collator.
 
         Returns:
-            Stack -> (batch, length), bool.
+            Stack -> (batch, length), bool; without targets nothing passes a decoder of two stacks.
         """
         if self.image_tokens is not None:
             pixels = batch["pixel_values"]
@@ -238,7 +245,8 @@ class Family:
         tokens = batch["attention_mask"].bool()
         if len(self.stacks) == 1:
             return {self.stacks[0]: tokens}
-        return {"encoder": tokens, "decoder": batch["labels"] != -100}
+        targets = {"decoder": batch["labels"] != -100} if "labels" in batch else {}
+        return {"encoder": tokens, **targets}
 
     @property
     def stacks(self) -> tuple[str, ...]:

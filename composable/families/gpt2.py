@@ -15,6 +15,14 @@ def _prepare(model: "nn.Module") -> None:
     split(model)
 
 
+def _restore(model: "nn.Module") -> None:
+    """Turn plain linears into the fused, transposed ones."""
+    from composable.families.gpt2_linears import join, rescale
+
+    join(model)
+    rescale(model)
+
+
 GPT2 = Family(
     name="GPT-2",
     model_types=("gpt2",),
@@ -27,4 +35,5 @@ GPT2 = Family(
     ffn_parts=(("up", "c_fc"), ("down", "c_proj")),
     activation="act",
     prepare=_prepare,
+    restore=_restore,
 )

@@ -1,8 +1,13 @@
 """GPT-2's linears as torch has them: q, k and v beside each other, weights (outputs, inputs)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+#: Names of the Conv1D in a GPT-2.
+NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
 class SideBySide(nn.Module):
@@ -38,6 +43,44 @@ def split(model: nn.Module) -> None:
                 child,
                 SideBySide(*linears) if width == 3 else linears[0],
             )
+
+
+def join(model: nn.Module) -> None:
+    """Undo `split`: give a model the state dict of the library's."""
+    for name, module in list(model.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if child in NAMES and not isinstance(module, Conv1D):
+            parts = (module.q, module.k, module.v) if isinstance(module, SideBySide) else (module,)
+            setattr(model.get_submodule(parent), child, _conv(parts))
+
+
+def rescale(model: nn.Module) -> None:
+    """Let the scores of every attention be divided as its present number says.
+
+    With `scale_attn_by_inverse_layer_idx` an attention divides its scores by a number that it gets
+    when it is made; where layers before it have left, its queries make up for the difference.
+    """
+    for module in model.modules():
+        if getattr(module, "scale_attn_by_inverse_layer_idx", False):
+            attention: Any = module
+            base = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+            wanted = base / (attention.layer_idx + 1)
+            linear = attention.c_attn
+            width = linear.nf // 3
+            with torch.no_grad():
+                linear.weight[:, :width] *= attention.scaling / wanted
+                linear.bias[:width] *= attention.scaling / wanted
+            attention.scaling = wanted
+
+
+def _conv(linears: Any) -> Conv1D:
+    """Make one transposed linear of linears that read one input."""
+    weight = torch.cat([linear.weight.detach() for linear in linears]).T.contiguous()
+    made = Conv1D(1, 1)
+    made.nf, made.nx = weight.shape[1], weight.shape[0]
+    made.weight = nn.Parameter(weight)
+    made.bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in linears]))
+    return made
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -30,15 +30,21 @@ def _replay(
 
 
 def _run_trunk(model: Any, batch: dict[str, Any]) -> None:
-    """Run encoder and decoder with the given target."""
+    """Run encoder and, where there is a target, decoder."""
     mask = batch["attention_mask"]
     encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-    model.decoder(
-        input_ids=batch["decoder_input_ids"],
-        encoder_hidden_states=encoded,
-        encoder_attention_mask=mask,
-        use_cache=False,
-    )
+    if "decoder_input_ids" in batch:
+        model.decoder(
+            input_ids=batch["decoder_input_ids"],
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            use_cache=False,
+        )
+
+
+def _layer_output(states: Any, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """Hand on the position biases that the layer was given."""
+    return states, args[2], args[5]
 
 
 T5 = Family(
@@ -62,4 +68,5 @@ T5 = Family(
     before_layer_removal=_hand_over_bias,
     replay=_replay,
     run_trunk=_run_trunk,
+    layer_output=_layer_output,
 )

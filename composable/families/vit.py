@@ -26,4 +26,5 @@ VIT = Family(
     ffn_parts=(("up", "fc1"), ("down", "fc2")),
     activation="activation_fn",
     image_tokens=_image_tokens,
+    image_processor="ViTImageProcessor",
 )

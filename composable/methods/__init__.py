@@ -6,12 +6,18 @@ from composable.methods.base import Method, Pruned
 from composable.methods.head_gram import HEAD_GRAM
 from composable.methods.head_l1 import HEAD_L1
 from composable.methods.l1 import L1
+from composable.methods.linear_map import LINEAR_MAP
 from composable.methods.neuron_l1 import NEURON_L1
 from composable.methods.obs import OBS
 from composable.methods.sparsegpt import SPARSEGPT
 from composable.methods.wanda import WANDA
 
-METHODS: tuple[Method, ...] = (L1, WANDA, OBS, SPARSEGPT, ALPS, HEAD_L1, HEAD_GRAM, NEURON_L1)
+METHODS: tuple[Method, ...] = (
+    *(L1, WANDA, OBS, SPARSEGPT, ALPS),
+    *(HEAD_L1, HEAD_GRAM),
+    NEURON_L1,
+    LINEAR_MAP,
+)
 #: The method for a plain rate, by kind of module.
 DEFAULTS = {"linear": L1, "attention": HEAD_L1, "ffn": NEURON_L1}
 

@@ -1,13 +1,13 @@
 """What a pruning method is: a name, the kinds it prunes, and one function per module."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.solver import Gram
 from composable.surgery import units_to_remove
 
 
@@ -20,11 +20,13 @@ class Pruned:
         mask: boolean, True where the weight stays, the shape of the weight (linears).
         tensors: parameters the method changed, by name relative to the module; others are taken
             from the dense module.
+        stats: what was measured in deciding, for the variant.
     """
 
     kept_units: list[int] | None = None
     mask: Tensor | None = None
     tensors: dict[str, Tensor] | None = None
+    stats: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,21 @@ class Method:
         kinds: kinds of modules it can prune.
         reference: paper or program it follows.
         prune: (dense module, its description, rate, inputs) -> decision; rate is above 0 and below
-            1, since rate 0 is untouched and rate 1 is removal, done by surgery for all. `inputs`
-            are the statistics of what enters the linear (of an attention: its output projection,
-            of an ffn: its down projection) in the dense model, None where none were collected.
+            1, since rate 0 is untouched and rate 1 is removal, done by surgery for all but those
+            that put something in its place. `inputs` are the statistics of what enters the linear
+            (of an attention: its output projection, of an ffn: its down projection) in the dense
+            model, None where none were collected.
         uses_inputs: it cannot decide without `inputs`.
+        uses_states: it replaces a block of layers (rate 1); its `inputs` are moments of the states
+            before and after the block on calibration texts and on held-out ones.
     """
 
     name: str
     kinds: tuple[str, ...]
     reference: str
-    prune: Callable[[nn.Module, Module, float, Gram | None], Pruned]
+    prune: Callable[[nn.Module, Module, float, Any], Pruned]
     uses_inputs: bool = False
+    uses_states: bool = False
 
 
 def kept_units(importance: Tensor, rate: float) -> list[int]:

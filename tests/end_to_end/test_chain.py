@@ -576,6 +576,7 @@ def test_rate_1_through_the_scripts(bench: Bench) -> None:
     assert composed.structure == {
         "kept_units": {ATTENTION: [], "decoder.block.0.layer.2.DenseReluDense": []},
         "removed_layers": ["encoder.block.1"],
+        "linear_maps": [],
     }
     run = call("evaluate.py", "-q", "-m", "model/composed.pth", "--limit", 4, cwd=bench.folder)
     assert run.report["parameters"] < sum(p.numel() for p in tiny.t5().parameters())

@@ -425,6 +425,7 @@ def prune(model: checkpoint.Checkpoint) -> tuple[str, str, str]:
     model.structure = {
         "kept_units": {attention: [], cross: [1, 3], ffn: []},
         "removed_layers": [],
+        "linear_maps": [],
     }
     apply_structure(model.model, model.family, model.structure)
     return attention, cross, ffn

@@ -9,12 +9,22 @@ import pytest
 import torch
 import transformers
 
-from composable import bundle, calibration, checkpoint, compose, distill, reconstruct, tasks, train
+from composable import (
+    bundle,
+    calibration,
+    checkpoint,
+    compose,
+    distill,
+    reconstruct,
+    tasks,
+    train,
+    tune,
+)
 from composable.attention_phase import Settings
 from composable.bundle import Variant
 from composable.checkpoint import Checkpoint, config_dict, fingerprint_of
 from composable.config import Entry
-from composable.pruning import make_variants
+from composable.pruning import blocks_of, make_variants
 from tests import tiny, tiny_tasks
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
@@ -81,6 +91,8 @@ def scheme_of(made: Checkpoint) -> dict[str, list[Entry]]:
         some = [m for m in by_kind[kind] if m.stack == stack]
         module = some[-1] if kind in ("layer", "linear") else some[0]
         entry = Entry(1.0) if method == support_table.REMOVAL else Entry(0.5, method)
+        if method == "linear_map":
+            entry = Entry(1.0, method)
         found.setdefault(module.name, []).append(entry)
     pruned = next(m for m in by_kind["attention"] if m.name in found)
     found[pruned.name].append(Entry(0.5, "head_l1", Entry(0.3, "l1")))
@@ -96,7 +108,9 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     corpora: Any = [task.read(str(folder), None, split, None) for split in ("train", "valid")]
     measured = calibration.measure(made, tuple(corpora), tmp_path / "c.npy", 1 << 30)
     scheme = scheme_of(made)
-    variants = make_variants(made, scheme, inputs=measured.inputs)
+    place = {"calibration_data": str(folder), "calibration_samples": 40, "device": "cpu"}
+    states = tune.block_moments(made, blocks_of(scheme), **place)
+    variants = make_variants(made, scheme, inputs=measured.inputs, states=states)
     assert {(v.kind, v.entry.method) for v in variants} >= {
         (kind, "remove" if method == support_table.REMOVAL else method)
         for kind, method in support_table.columns()
@@ -122,7 +136,7 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
 
 def check_errors(solver: str, variants: list[Variant]) -> None:
     """No variant is worse than it was, on held-out data; most are better."""
-    stats = [v.stats for v in variants if v.tensors]
+    stats = [v.stats for v in variants if v.learns]
     assert all("error_after" in one for one in stats)
     ratios = [one["error_after"] / max(one["error_before"], 1e-12) for one in stats]
     limit = 1 + 1e-6 if solver != "ls" else 1.5  # least squares know nothing of held-out data

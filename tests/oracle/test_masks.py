@@ -480,7 +480,9 @@ def test_inputs_that_do_not_fit_are_refused(method: methods.Method) -> None:
             method.prune(part, module, 0.5, bad(inputs, torch.tensor(fault)))
 
 
-@pytest.mark.parametrize("method", [m for m in methods.METHODS if not m.uses_inputs])
+@pytest.mark.parametrize(
+    "method", [m for m in methods.METHODS if not (m.uses_inputs or m.uses_states)]
+)
 def test_the_others_ignore_inputs(method: methods.Method) -> None:
     part, module = linear(weights(4, 32)), MODULE
     if method.kinds != ("linear",):

@@ -149,7 +149,7 @@ def test_torch_reads_it_without_running_code(file: Path) -> None:
         "state_dict": dict,
     }  # fmt: skip
     assert stored["format"] == "composable.model"
-    assert stored["version"] == 2
+    assert stored["version"] == 3
     assert all(str(file.parent) not in str(value) for value in stored.values())
 
 
@@ -306,7 +306,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda f, t: f.read_bytes()[:30_000] + f.read_bytes()[30_100:], "checksum does not match"
     ),
     "another version": (
-        lambda f, t: rewritten(f, version=1), "version 1 of the format, this program reads 2"
+        lambda f, t: rewritten(f, version=1), "version 1 of the format, this program reads 3"
     ),
     "no version": (lambda f, t: rewritten(f, version=None), "version None of the format"),
     "another format": (lambda f, t: rewritten(f, format="other.model"), "not a model file of this"),

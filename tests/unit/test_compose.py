@@ -249,6 +249,7 @@ def test_structure_of_collects_and_sorts() -> None:
     assert structure_of([*gone, kept]) == {
         "kept_units": {"x": [], "y": [1, 2], "a.ffn": [], "b.ffn": []},
         "removed_layers": ["decoder.block.0", "decoder.block.1"],
+        "linear_maps": [],
     }
 
 

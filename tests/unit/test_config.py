@@ -13,7 +13,7 @@ from composable.config import Entry
 from composable.errors import ConfigError, FormatError
 from composable.families.base import Module
 
-METHODS = ("head_l1", "l1")
+METHODS = ("head_l1", "l1", "linear_map")
 PARTS = (("q", "q"), ("k", "k"), ("v", "v"), ("o", "o"))
 LAYER, LAYER1 = "encoder.block.0", "encoder.block.1"
 ATTENTION = f"{LAYER}.layer.0.SelfAttention"
@@ -56,6 +56,10 @@ ENTRIES = [
         {"rate": 0.25, "method": "head_l1", "o": {"rate": 0.3, "method": "l1"}},
         Entry(0.25, "head_l1", Entry(0.3, "l1")),
     ),
+    (
+        {"rate": 1, "method": "l1", "through": "encoder.block.3"},
+        Entry(1.0, "l1", through="encoder.block.3"),
+    ),
 ]
 
 
@@ -76,7 +80,8 @@ def test_equal_entries() -> None:
 
 def test_entries_have_a_name() -> None:
     assert str(Entry(1.0)) == "rate 1"
-    assert str(ENTRIES[-1][1]) == "rate 0.25 (head_l1) with o at rate 0.3 (l1)"
+    assert str(ENTRIES[-2][1]) == "rate 0.25 (head_l1) with o at rate 0.3 (l1)"
+    assert str(ENTRIES[-1][1]) == "rate 1 (l1) through encoder.block.3"
 
 
 BAD_ENTRIES = [
@@ -93,12 +98,17 @@ BAD_ENTRIES = [
     ({"method": "l1"}, '{"method": "l1"} has no "rate"'),
     ({"rate": 2}, "rate 2 is not a number"),
     ({"rate": 0.5, "ratio": 1}, 'unknown key "ratio"; known: rate, method'),
-    ({"rate": 0.5, "method": "l2"}, 'unknown method "l2"; known: head_l1, l1'),
+    ({"rate": 0.5, "method": "l2"}, 'unknown method "l2"; known: head_l1, l1, linear_map'),
     ({"rate": 0.5, "method": None}, "method null is not a name"),
     ({"rate": 0.5, "method": ""}, 'method "" is not a name'),
     ({"rate": 0.5, "method": 7}, "method 7 is not a name"),
+    ({"rate": 1, "method": "l1", "through": 3}, '"through" is 3; write the path of a layer'),
+    ({"rate": 1, "method": "l1", "through": "last"}, '"through" is "last"; write the path'),
+    ({"rate": 1, "through": "e.block.3"}, "replaces a block of layers; write"),
+    ({"rate": 0.5, "method": "l1", "through": "e.block.3"}, "replaces a block of layers; write"),
 ]
 BAD_PAIRS = [
+    ({"rate": 1, "method": "l1", "o": 1, "through": "e.block.3"}, "replaces a block of layers"),
     ({"rate": 0.5, "o": 3}, '"o": rate 3 is not a number'),
     ({"rate": 0.5, "o": {"rate": 0.5, "method": "l2"}}, '"o": unknown method "l2"'),
     ({"rate": 0.5, "o": {"rate": 0.5, "o": 0.5}}, '"o" inside "o"'),
@@ -165,6 +175,12 @@ def test_bad_entry_in_configuration(tmp_path: Path, value: Any, message: str) ->
 
 
 OTHER = "encoder.block.9.layer.0.SelfAttention"
+
+
+def block(through: str) -> dict[str, Any]:
+    return {"rate": 1, "method": "linear_map", "through": through}
+
+
 BAD_FOR_MODEL = [
     ({OTHER: 0.5}, f'conf.json[1]: no module "{OTHER}" in this model'),
     ({OTHER: 0.5}, "(2 encoder and 1 decoder layers; nearest: encoder.block.0.layer.0.SelfAtt"),
@@ -182,6 +198,13 @@ BAD_FOR_MODEL = [
     ({LAYER: 1, OUT: 0.25}, f'"{LAYER}" (rate 1) and its part "{OUT}" (rate 0.25)'),
     ({LAYER: 1, LAYER1: 1}, "all 2 encoder layers are at rate 1"),
     ({"decoder.block.0": 1}, "all 1 decoder layers are at rate 1"),
+    ({LAYER: block(LAYER1)}, "all 2 encoder layers are at rate 1"),
+    ({LAYER1: block(LAYER)}, f'a block from "{LAYER1}" through "{LAYER}"; expected'),
+    ({LAYER: block("decoder.block.0")}, f'a block from "{LAYER}" through "decoder.block.0"'),
+    ({ATTENTION: block(LAYER)}, f'a block from "{ATTENTION}" through "{LAYER}"'),
+    ({LAYER: block("encoder.block.7")}, 'no module "encoder.block.2" in this model'),
+    ({LAYER: block(LAYER), WI: 0.5}, f'and its part "{WI}" (rate 0.5) are both above 0'),
+    ({LAYER: block(LAYER1), LAYER1: 1}, f'(linear_map) through {LAYER1}) and its part "{LAYER1}"'),
 ]
 
 
@@ -323,6 +346,14 @@ BAD_MERGES = [
     ),
     ({ATTENTION: Entry(0.5), OUT: Entry(1)}, "a linear cannot be removed whole (rate 1)"),
     ({LAYER: Entry(1), WI: Entry(0.5)}, f'"{LAYER}" (rate 1) and its part "{WI}" (rate 0.5)'),
+    (
+        {"e.block.3": Entry(1, "x", through="e.block.5"), "e.block.5.layer.0": Entry(0.5)},
+        '"e.block.3" (rate 1 (x) through e.block.5) and its part "e.block.5.layer.0" (rate 0.5)',
+    ),
+    (
+        {"e.block.3": Entry(1, "x", through="e.block.5"), "e.block.4": Entry(1)},
+        'and its part "e.block.4" (rate 1)',
+    ),
     ({FFN: Entry(1), WO: Entry(0.5)}, f'"{FFN}" (rate 1) and its part "{WO}" (rate 0.5)'),
     (
         {LAYER: Entry(1), ATTENTION: Entry(0.5), OUT: Entry(0.5)},
@@ -338,6 +369,39 @@ def test_bad_merge(configuration: dict[str, Entry], message: str) -> None:
             config.scheme_of([{}, shuffled])
         assert message in str(caught.value)
         assert str(caught.value).startswith("conf.json[1]: ")
+
+
+def test_layers_that_go_leave_what_lies_in_them_at_0() -> None:
+    rates = {"attention": [0.25, 0.25], "linear": [0.5, 0.0]}
+    gone: Any = [{LAYER: Entry(1)}, {LAYER: Entry(1, "linear_map", through=LAYER)}]
+    for found, layers in zip(
+        config.uniform_configurations(_MODULES, rates, gone), gone, strict=True
+    ):
+        assert {n: e for n, e in found.items() if n.startswith(LAYER)} == {
+            ATTENTION: Entry(0), OUT: Entry(0), WI: Entry(0), WO: Entry(0), **layers,
+        }  # fmt: skip
+        assert found[CROSS] == Entry(0.25)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [([1], {"e.1": "e.1"}), ([0, 1, 3], {"e.0": "e.1", "e.3": "e.3"}), ([], {})],
+)
+def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str]) -> None:
+    names = [f"e.{i}" for i in range(4)]
+    found = config.layer_entries(names, layers, maps=True)
+    assert found == {n: Entry(1.0, "linear_map", through=t) for n, t in expected.items()}
+    assert config.layer_entries(names, layers) == {names[i]: Entry(1.0) for i in layers}
+    assert [each for n, e in found.items() for each in config.covered(n, e)] == [
+        names[i] for i in layers
+    ]
+
+
+@pytest.mark.parametrize("text", ["1;2", "a", "-1", "1.5", "1 2"])
+def test_numbers_of_layers(text: str) -> None:
+    assert config.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
+    with pytest.raises(ConfigError, match=f"--layers {text}: expected numbers of layers from 0"):
+        config.parse_numbers(text, "--layers")
 
 
 def test_names_that_only_begin_alike_do_not_overlap() -> None:

@@ -182,7 +182,7 @@ def test_the_dense_model_stays_as_it_is() -> None:
         (
             {LAYER: [Entry(0.25)]},
             f'"{LAYER}" at rate 0.25: no method prunes modules of kind layer '
-            "(methods that do: none yet); use rate 0 or 1, or another method.",
+            "(methods that do: linear_map); use rate 0 or 1, or another method.",
         ),
         ({FFN: [Entry(0.5, "l1")]}, f'"{FFN}" at rate 0.5: l1 does not prune modules of kind ffn'),
         (

@@ -1,0 +1,64 @@
+"""Linear map: in place of a block of layers, the least-squares fit of what the block adds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from composable.families import Module
+from composable.methods.base import Method, Pruned
+from composable.solver import Regression, refit, regression_error
+
+#: Relative to the mean squares of the inputs; it pulls towards plain deletion.
+RIDGE = 1e-2
+
+
+def refit_residual(moments: Regression, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+    """Fit b - a = W a + c by least squares with a ridge on W.
+
+    Args:
+        moments: inputs a (tokens, features), targets b - a.
+        ridge: see `solver.refit`.
+
+    Returns:
+        W (features, features) and c (features,), float32, on the CPU; 0 in rows that gain nothing.
+    """
+    cross = moments.augmented_cross()
+    start = torch.zeros_like(cross)
+    (found,) = refit(
+        moments.inputs.augmented(), start, [torch.ones_like(start).bool()], ridge, cross=cross,
+        device=cross.device,
+    )  # fmt: skip
+    return found[:, :-1].contiguous(), found[:, -1].contiguous()
+
+
+def fit(holder: nn.Module, module: Module, rate: float, texts: Any) -> Pruned:
+    """Fit a map for a block on the calibration texts; keep it if the held-out texts bear it out.
+
+    Args:
+        holder: first layer of the block.
+        module: its description.
+        rate: 1.
+        texts: moments of the block on the calibration texts and on held-out ones.
+
+    Returns:
+        `weight` and `bias` of x + W x + c, or no tensors where deletion is as good; the squared
+        error on the held-out texts, relative to what the block adds: `error_before` (of deletion,
+        so 1) and `error_after`.
+    """
+    train, held_out = texts
+    weight, bias = refit_residual(train)
+    error = regression_error(held_out, weight, bias) / max(held_out.target_square, 1e-300)
+    if not error < 1:
+        return Pruned(stats={"error_before": 1.0, "error_after": 1.0})
+    tensors = {"weight": weight, "bias": bias}
+    return Pruned(tensors=tensors, stats={"error_before": 1.0, "error_after": error})
+
+
+LINEAR_MAP = Method(
+    name="linear_map",
+    kinds=("layer",),
+    reference="ridge regression of block outputs on block inputs",
+    prune=fit,
+    uses_states=True,
+)

@@ -1,0 +1,66 @@
+"""Plain texts, one sample a line: text files, and JSON lines with the text under a key."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from composable.errors import FormatError
+from composable.tasks.splits import Corpus, read_text
+
+
+@dataclass(frozen=True)
+class PlainTexts(Corpus):
+    """Samples without labels.
+
+    Attributes:
+        texts: without the empty ones.
+    """
+
+    texts: list[str]
+
+
+def is_plain(data: str | None, key: str | None) -> bool:
+    """Tell whether `--data` is a file of plain texts, not the data of a task."""
+    if data is None or not Path(data).is_file():
+        return False
+    ending = Path(data.removesuffix(".gz")).suffix
+    return ending in (".txt", ".tokens", ".raw") or (ending == ".jsonl" and key is not None)
+
+
+def read_texts(path: Path, key: str | None = None, limit: int | None = None) -> PlainTexts:
+    """Read a file of texts.
+
+    Args:
+        path: a text a line, or .jsonl with an object a line; also .gz. Empty ones are left out.
+        key: of the text in an object.
+        limit: the first so many texts.
+
+    Raises:
+        FormatError: no such file, or no text in it.
+    """
+    lines = read_text(path).split("\n")
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        found = [_value(path, i, line, key) for i, line in enumerate(lines, 1) if line.strip()]
+    else:
+        found = [line.strip() for line in lines]
+    texts = [text for text in found if text.strip()][:limit]
+    if not texts:
+        raise FormatError(f"{path}: no text in it; at least one line was expected.")
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return PlainTexts(str(path), "train", path.name, digest, texts)
+
+
+def _value(path: Path, number: int, line: str, key: str | None) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise FormatError(f"{path}: line {number} is not JSON ({error}).") from error
+    found = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(found, str):
+        keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise FormatError(
+            f'{path}: line {number} has no text under the key "{key}" (has {keys}); name it with '
+            "--key."
+        )
+    return found

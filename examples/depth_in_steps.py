@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Measure once, keep the scores in a file, and cut several models out of one by them, from Python.
+
+python examples/depth_in_steps.py path/or/hub-id texts.txt -n 1 3 5 -o out/steps
+"""
+
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from composable import cli
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("texts", type=click.Path(path_type=Path))
+@click.option("-n", "--count", "counts", multiple=True, default=(1, 3), help="Layers to remove.")
+@click.option("-o", "--output", default=Path("out/steps"), type=click.Path(path_type=Path))
+def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict[str, object]:
+    """Analyse MODEL on the lines of TEXTS; write scores, their picture, and a folder for each N."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from composable import depth, importance, importance_plot
+
+    # 1. measure two metrics in one pass, and keep them
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    dense = AutoModelForCausalLM.from_pretrained(model)
+    lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    metrics = ("angular_all", "bi_score")
+    found = depth.analyse(dense, lines, tokenizer, metrics=metrics, limit=256, max_length=256)
+    importance.save(output / "distances.npz", found)
+
+    # 2. at any later time: read them, look at them
+    scores = importance.load(output / "distances.npz")
+    importance_plot.write(output / "distances.png", [scores.of()], title=model)
+    click.echo(depth.block_table(scores, threshold=0.3, metric="bi_score"), err=True)
+
+    # 3. cut; each model from the dense one
+    removed = {}
+    for count in counts:
+        smaller = AutoModelForCausalLM.from_pretrained(model)
+        removed[count] = depth.best_cut(scores, count)
+        depth.cut(smaller, removed[count])
+        depth.save(smaller, output / f"without_{count}", tokenizer)
+    return {"wrote": str(output), "removed": removed}
+
+
+if __name__ == "__main__":
+    main()

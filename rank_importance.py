@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Measure how much every block of layers changes its input, on a calibration set.
+
+./rank_importance.py -m model/llama.pth --calibration-data texts.txt
+./rank_importance.py --metric bi_score angular_last --calibration-data c4.jsonl --key text
+./rank_importance.py --calibration-data multi30k --iterative 3 --stack decoder
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composable import cli
+
+
+@cli.command()
+@cli.model_option("model/t5-small.pth")
+@click.option(
+    "--method", type=click.Choice(["layer_distance"]), default="layer_distance", help="Of scoring."
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    default=("angular_all",),
+    metavar="NAME..",
+    help="angular_all, angular_last, angular_token:I, bi_score, relative_magnitude, "
+    "relative_residual, euclidean_last, linear_approximation_last (both also token:I), linear_fit; "
+    "several are measured in one pass.",
+)
+@click.option(
+    "--calibration-data",
+    help="File with a text a line, or .jsonl with --key; or a folder with the data of the model's "
+    "task, as --data of the other scripts, whose training split is read.  [default: what the "
+    "model file says]",
+)
+@click.option("--key", help="Of the text in a line of .jsonl.")
+@click.option(
+    "--calibration-samples",
+    type=click.IntRange(min=1),
+    default=256,
+    help="The first so many samples; of a language model's folder, lines.",
+)
+@click.option("--max-length", type=click.IntRange(min=1), help="Tokens of a text at most.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Samples of a batch of texts.  [default: as many as are 2,048 tokens]",
+)
+@cli.path_option("-o", "--output", default="distances.npz", text="File to write.")
+@click.option("--threshold", type=float, help="List blocks up to this score only.")
+@click.option(
+    "--reference-offset",
+    is_flag=True,
+    help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
+)
+@click.option(
+    "--iterative",
+    type=click.IntRange(min=1),
+    help="Also let so many layers go one by one, by the first metric, measuring again each time.",
+)
+@click.option(
+    "--stack",
+    type=click.Choice(["encoder", "decoder"]),
+    help="Whose layers --iterative takes, where a model has both.",
+)
+@click.option(
+    "--largest",
+    type=click.IntRange(min=1),
+    help="Most layers of a block by linear_fit.  [default: all]",
+)
+@click.option(
+    "--memory-budget",
+    default="2G",
+    help="Memory for the moments of linear_fit; what does not fit takes more passes.",
+)
+@cli.device_option
+def main(
+    model: Path,
+    method: str,
+    metrics: tuple[str, ...],
+    output: Path,
+    threshold: float | None,
+    reference_offset: bool,
+    iterative: int | None,
+    stack: str | None,
+    largest: int | None,
+    memory_budget: str,
+    device: str,
+    **texts: Any,
+) -> dict[str, object]:
+    """Measure how much every block of layers changes its input, on a calibration set.
+
+    The smaller the distance between what enters a block and what leaves it, the less is lost with
+    the block. config_generator.py --scores chooses layers by the file, plot_importance.py draws it.
+    """
+    from composable import checkpoint, depth, devices, files, importance, layer_states, ranking
+    from composable.calibration import parse_bytes
+    from composable.methods.layer_distance import Metric
+
+    wanted = [Metric.parse(name) for name in dict.fromkeys(metrics)]
+    files.check_writable(output)
+    dense = checkpoint.load(model)
+    device = devices.select_device(device)
+    dense.model.float().to(device)
+    batches, facts = ranking.batches(dense, device=device, **texts)
+    reader = layer_states.Reader.of(dense.model, dense.family)
+    found = layer_states.measure(reader, batches, wanted, largest, parse_bytes(memory_budget))
+    scores = depth.scores_of(found, dense.info["source"], dense.fingerprint)
+    if iterative:
+        name = scores.of(stack).stack
+        order = layer_states.removal_order(reader, batches, wanted[0], name, iterative)
+        scores.removals.append(importance.Removal(name, *order))
+    importance.save(output, scores)
+    return {
+        "wrote": str(output),
+        "method": method,
+        **facts,
+        "tokens": {one.stack: one.tokens for one in found},
+        "blocks": ranking.tables(scores, threshold, reference_offset),
+        "removal": {one.stack: one.order for one in scores.removals},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The scripts of depth pruning: scores, pictures, configurations, composed models, folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from composable import checkpoint, importance
+from tests import tiny, tiny_tasks
+from tests.end_to_end.conftest import Ended
+from tests.end_to_end.conftest import call as call_in
+
+LAYOUTS = ("t5", "bert", "distilbert", "opt", "gpt2", "llama_gqa", "vit")
+
+
+def made_of(layout: str, folder: Path) -> tuple[Path, Path]:
+    """A model file, and a folder with data of its task."""
+    changes = {
+        "t5": {"num_decoder_layers": 4}, "distilbert": {"n_layers": 4}
+    }.get(layout, {"num_hidden_layers": 4})  # fmt: skip
+    made = tiny.dense(layout, **changes)
+    data = folder / "data"
+    if layout == "t5":
+        tiny.corpus(data)
+    else:
+        task = made.info["task"]
+        tiny_tasks.data(task, data)
+        if made.tokenizer is not None:
+            made.tokenizer = tiny_tasks.tokenizer(task != "language_modeling")
+    checkpoint.save(folder / "dense.pth", made)
+    return folder / "dense.pth", data
+
+
+def call(folder: Path, script: str, *args: Any) -> Ended:
+    return call_in(script, *args, cwd=folder)
+
+
+def ok(folder: Path, script: str, *args: Any) -> dict[str, Any]:
+    ended = call(folder, script, *args)
+    assert ended.code == 0, ended.err
+    report: dict[str, Any] = json.loads(ended.out)
+    return report
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_whole_way(layout: str, tmp_path: Path) -> None:
+    model, data = made_of(layout, tmp_path)
+    stack = ["--stack", "decoder"] if layout == "t5" else []
+    report = ok(
+        tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data,
+        "--metric", "bi_score", "angular_token:0", "--iterative", 2, *stack,
+    )  # fmt: skip
+    names = {"t5": ["encoder", "decoder"]}.get(layout) or list(report["blocks"])
+    assert list(report["blocks"]) == names
+    assert set(report["blocks"][names[-1]]) == {"bi_score", "angular_token:0"}
+    ok(tmp_path, "plot_importance.py")
+    assert (tmp_path / "distances.png").read_bytes()[:4] == b"\x89PNG"
+    choose = ("config_generator.py", "-m", model, "--scores", "distances.npz", *stack)
+    ok(tmp_path, *choose, "--drop-layers", 1, 2, "--attention", 0.5, 0.25)
+    ok(tmp_path, "prune_scheme_generator.py")
+    ok(tmp_path, "prune.py", "-m", model)
+    scores = importance.load(tmp_path / "distances.npz").of(names[-1])
+    first, _ = importance.best_block(scores, 2)
+    ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
+    composed = checkpoint.load(tmp_path / "composed.pth")
+    removed = composed.structure["removed_layers"]
+    assert [int(name.rpartition(".")[2]) for name in removed] == [first, first + 1]
+    assert composed.structure["kept_units"]
+    ended = call(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
+    assert ended.code == 1
+    assert "has a shape that transformers cannot build" in ended.err
+    ok(tmp_path, *choose, "--drop-layers", 2, "--policy", "iterative")
+    ok(tmp_path, "prune_scheme_generator.py")
+    ok(tmp_path, "prune.py", "-m", model)
+    ok(tmp_path, "compose_model.py", "-m", model, "-o", "composed.pth")
+    composed = checkpoint.load(tmp_path / "composed.pth")
+    report = ok(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
+    assert report["removed_layers"] == composed.structure["removed_layers"]
+    order = importance.load(tmp_path / "distances.npz").removal(names[-1]).order
+    again = type(composed.model).from_pretrained(tmp_path / "folder").eval()
+    assert again.config.depth_pruning[names[-1]]["removed"] == sorted(order)
+    batch = tiny.inputs(composed)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            again(**batch).logits, composed.model(**batch).logits, rtol=0, atol=1e-5
+        )
+    if layout != "vit":
+        ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "folder")("a red dog")
+        assert ids["input_ids"] == composed.tokenizer("a red dog")["input_ids"]
+    # and back: a folder is a model like any other
+    ok(tmp_path, "download_model.py", "-m", tmp_path / "folder", "-o", "back.pth")
+    back = checkpoint.load(tmp_path / "back.pth")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            back.model(**batch).logits, composed.model(**batch).logits, rtol=0, atol=1e-5
+        )
+    if layout == "vit":
+        assert back.info["image"]["mean"] == composed.info["image"]["mean"]
+
+
+def test_linear_maps_and_healing(tmp_path: Path) -> None:
+    model, data = made_of("llama_gqa", tmp_path)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the man sits in the house\nthe red dog runs . a cat sleeps\n" * 3)
+    rank = ("rank_importance.py", "-m", model, "--calibration-data", texts)
+    fit = ok(tmp_path, *rank, "--metric", "linear_fit", "--largest", 2, "--batch-size", 2)
+    assert [row["block_size"] for row in fit["blocks"]["decoder"]["linear_fit"]] == [1, 2]
+    choose = ("config_generator.py", "-m", model, "--scores", "distances.npz")
+    ok(tmp_path, *choose, "--drop-layers", 2, "--linear-map")
+    (configuration,) = json.loads((tmp_path / "conf.json").read_text())
+    ((name, entry),) = [(n, e) for n, e in configuration.items() if e]
+    assert entry["method"] == "linear_map"
+    assert int(entry["through"].rpartition(".")[2]) == int(name.rpartition(".")[2]) + 1
+    ok(tmp_path, "prune_scheme_generator.py")
+    report = ok(tmp_path, "prune.py", "-m", model, "--calibration-data", data)
+    assert report["variants"] == 1
+    tuned = ("block_level_finetuning.py", "-m", model, "--data", data, "--solver")
+    for solver in ("ls", "grad"):  # a map is made by prune.py, and passes through
+        ok(tmp_path, *tuned, solver, "--epochs", 1)
+        ok(tmp_path, "compose_model.py", "-m", model, "-p", "modules_finetuned.npy", "-o", "a.pth")
+        ok(tmp_path, "compose_model.py", "-m", model, "-p", "modules.npy", "-o", "b.pth")
+        a, b = (checkpoint.load(tmp_path / name).model.state_dict() for name in ("a.pth", "b.pth"))
+        assert all(torch.equal(tensor, b[key]) for key, tensor in a.items())
+    heal = ("model_level_finetuning.py", "-m", model, "-p", "modules.npy", "--data", data)
+    for how in ("neighbours", "lora"):
+        report = ok(tmp_path, *heal, "--heal", how, "--rank", 2, "--epochs", 1, "--lr", 0.01)
+        assert 0 < report["learning_parameters"] < report["parameters"]
+        assert report["heal"] == how
+    if checkpoint.load(tmp_path / "b.pth").structure["linear_maps"]:
+        ended = call(tmp_path, "export_model.py", "-m", "b.pth")
+        assert "a linear map stands in its place" in ended.err
+
+
+def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
+    model, _ = made_of("opt", tmp_path)
+    choose = ("config_generator.py", "-m", model)
+    layer = "model.decoder.layers."
+
+    def gone(*args: Any) -> list[list[str]]:
+        ok(tmp_path, *choose, *args)
+        found = json.loads((tmp_path / "conf.json").read_text())
+        return [[n.removeprefix(layer) for n, rate in one.items() if rate == 1] for one in found]
+
+    assert gone("--layers", "0,2", "1") == [["0", "2"], ["1"]]
+    assert gone("--drop-layers", 0, 2, "--policy", "deepest") == [[], ["1", "2"]]
+    protected = gone("--drop-layers", 2, "--policy", "deepest", "--protect", "1,3")
+    assert protected == [["0", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--drop-layers", 1], "the policy block needs --scores"),
+        (
+            ["--drop-layers", 1, 2, "--attention", 0.5],
+            "--attention has 1 rates and --drop-layers has 2",
+        ),
+        (["--layers", "1", "--drop-layers", 1], "both say which layers go"),
+        (["--layers", "9"], "--layers 9: expected one of the decoder's layers 0 to 3"),
+        (["--layers", "1", "--protect", "1"], "that is not protected"),
+        (["--layers", "x"], "--layers x: expected numbers of layers"),
+        (["--layers", "0,1,2,3"], "all 4 decoder layers are at rate 1"),
+        (
+            ["--drop-layers", 1, "--stack", "encoder"],
+            "--stack encoder: this model has only decoder",
+        ),
+        (["--drop-layers", 1, "--scores", "none.npz"], "none.npz: No such file"),
+        (["--drop-layers", 1, "--scores", "other.npz"], "other.npz: measured on another model"),
+        (
+            ["--drop-layers", 1, "--scores", "short.npz"],
+            "the scores are of 3 layers, the decoder has 4",
+        ),
+    ],
+)
+def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
+    model, _ = made_of("opt", tmp_path)
+    values = np.zeros((3, 3))
+    some = [importance.Distances("decoder", "x", values)]
+    importance.save(tmp_path / "other.npz", importance.Scores(some, fingerprint="ab"))
+    np.savez(tmp_path / "short.npz", arr_0=values)
+    ended = call(tmp_path, "config_generator.py", "-m", model, *args)
+    assert ended.code == 1
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "conf.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--metric", "near"], 'unknown metric "near"; known are angular_all'),
+        (["--calibration-data", "none"], "--data none: no such file or folder"),
+        (["--calibration-data", "empty.txt"], "empty.txt: no text in it"),
+        (["--calibration-data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
+        (
+            ["--calibration-data", "data", "--key", "b"],
+            "--key, --max-length and --batch-size are for",
+        ),
+        (
+            ["--calibration-data", "data", "--iterative", 4],
+            "--iterative 4 by angular_all: expected 1",
+        ),
+        (
+            ["--calibration-data", "data", "--metric", "angular_token:99"],
+            "no sample of the calibration",
+        ),
+        (["--calibration-data", "data", "--memory-budget", "x"], "--memory-budget x"),
+    ],
+)
+def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
+    model, _ = made_of("opt", tmp_path)
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    ended = call(tmp_path, "rank_importance.py", "-m", model, *args)
+    assert ended.code == 1
+    assert message in ended.err.splitlines()[-1]
+    assert not (tmp_path / "distances.npz").exists()
+
+
+def test_bad_pictures(tmp_path: Path) -> None:
+    ended = call(tmp_path, "plot_importance.py")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    importance.save(
+        tmp_path / "a.npz", importance.Scores([importance.Distances("encoder", "x", np.eye(2))])
+    )
+    for args, message in (
+        (["-o", "a.pdf"], "only .png can be written"),
+        (["--metric", "y"], 'no scores by "y"; the file has x'),
+        (["--stack", "decoder"], "no scores of the decoder"),
+    ):
+        ended = call(tmp_path, "plot_importance.py", "a.npz", *args)
+        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert message in ended.err
+
+
+def test_plain_texts_measure_the_encoder_alone(tmp_path: Path) -> None:
+    model, _ = made_of("t5", tmp_path)
+    (tmp_path / "a.txt").write_text("a dog runs .\nthe man sits\n")
+    ended = call(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", "a.txt")
+    assert ended.code == 0, ended.err
+    assert "plain texts have no targets: the decoder is not measured" in ended.err
+    assert list(json.loads(ended.out)["blocks"]) == ["encoder"]
