@@ -25,7 +25,10 @@ from composable import cli, files
 #: in the order of the page
 #: file of each benchmark where it has another name
 FILES = {"throughput": "throughput_page"}
-NAMES = ("module_level", "composed_quality", "composability", "throughput", "bundle", "growth")
+NAMES = (
+    *("module_level", "composed_quality", "composability", "throughput"),
+    *("bundle", "growth", "analysis"),
+)
 #: those that a GPU is of interest for
 ON_GPU = NAMES[:4]
 PAGE = machine.ROOT / "docs" / "benchmarks.md"
