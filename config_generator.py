@@ -9,17 +9,14 @@
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from composable import cli, config, files
+from composable.distances import POLICIES
 from composable.errors import ConfigError
-
-if TYPE_CHECKING:
-    from composable.families import Module
 
 DEFAULT_RATES = {"attention": (0.25, 0.5, 0.25), "linear": (0.3, 0.3, 0.5)}
 
@@ -56,66 +53,16 @@ def chosen_rates(
     }
 
 
-def chosen_layers(
-    modules: Sequence["Module"],
-    cuts: Sequence[int | str],
-    fingerprint: str,
-    policy: str,
-    scores: Path | None,
-    stack: str | None,
-    metric: str | None,
-    reference_offset: bool,
-    protect: str,
-    linear_map: bool,
-) -> list[config.Configuration]:
-    """Choose the layers that go.
-
-    Args:
-        modules: of the model.
-        cuts: for every configuration how many layers go, or which.
-        fingerprint: of the model.
-        policy: see `importance.choose`, as for the other options.
-        scores: file, where there is one.
-        stack: whose layers.
-        metric: of the scores.
-        reference_offset: read the scores of blocks that are larger by one layer.
-        protect: numbers of layers that stay.
-        linear_map: whether something comes in their place.
-
-    Returns:
-        The entries of the layers, for every configuration.
+def refuse_lonely(options: dict[str, Any]) -> None:
+    """Refuse options that say which layers go where none are to go.
 
     Raises:
-        ConfigError: so many cannot go, or those cannot.
-        UserError: the scores do not have what is needed, or are of another model.
+        ConfigError: there is one.
     """
-    from composable import importance
-
-    stacks = list(dict.fromkeys(module.stack for module in modules if module.kind == "layer"))
-    if stack is None and len(stacks) > 1:
-        raise ConfigError(f"the model has {' and '.join(stacks)}; say which with --stack.")
-    name = stack or stacks[0]
-    names = [m.name for m in modules if m.kind == "layer" and m.stack == name]
-    if not names:
-        raise ConfigError(f"--stack {name}: this model has only {' and '.join(stacks)}.")
-    found = importance.load(scores) if scores else None
-    if found and found.fingerprint not in ("", fingerprint):
-        raise ConfigError(f"{scores}: measured on another model; run rank_importance.py on this.")
-    protected = config.parse_numbers(protect, "--protect")
-    chosen = [
-        importance.choose(policy, cut, len(names), found, name, metric, protected, reference_offset)
-        if isinstance(cut, int)
-        else config.parse_numbers(cut, "--layers")
-        for cut in cuts
-    ]
-    for layers in chosen:
-        for layer in layers:
-            if layer >= len(names) or layer in protected:
-                raise ConfigError(
-                    f"--layers {layer}: expected one of the {name}'s layers 0 to {len(names) - 1} "
-                    "that is not protected."
-                )
-    return [config.layer_entries(names, layers, linear_map) for layers in chosen]
+    for name, value in options.items():
+        if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} needs --drop-layers N or --layers; add one of them.")
 
 
 @cli.command()
@@ -170,8 +117,8 @@ def chosen_layers(
 )
 @click.option(
     "--policy",
-    type=click.Choice(["block", "singles", "deepest", "iterative"]),
-    default="block",
+    type=click.Choice(POLICIES),
+    default=POLICIES[0],
     help="Which layers --drop-layers takes. block: neighbours that together change their input "
     "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
     "--iterative found; deepest: the last but the very last, without scores.",
@@ -213,14 +160,16 @@ def main(
     if drop_layers and layers:
         raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
     flag, cuts = ("--layers", layers) if layers else ("--drop-layers", drop_layers)
+    if not cuts:
+        refuse_lonely(choice)
     rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
     files.check_writable(output)
-    from composable import checkpoint, families
+    from composable import checkpoint, depth, families
 
     loaded = checkpoint.load(model)
     loaded.require_dense(model, "config_generator.py")
     modules = families.of(loaded.model).modules(loaded.model)
-    dropped = chosen_layers(modules, cuts, loaded.fingerprint, **choice) if cuts else None
+    dropped = depth.configurations(loaded, cuts, **choice) if cuts else None
     configurations = config.uniform_configurations(modules, rates, dropped)
     by_name = {module.name: module for module in modules}
     for i, configuration in enumerate(configurations):
@@ -231,7 +180,7 @@ def main(
         "configurations": len(configurations),
         "modules": Counter(module.kind for module in modules if module.kind in rates),
         "rates": rates,
-        **({"dropped": [list(one) for one in dropped]} if dropped else {}),
+        **({"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}),
     }
 
 

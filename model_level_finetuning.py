@@ -27,7 +27,7 @@ from composable import cli
     help="What learns: all weights; the layers beside those that are gone; or low-rank adapters of "
     "the ffns, merged at the end.",
 )
-@click.option("--rank", type=click.IntRange(min=1), default=64, help="Of the adapters.")
+@click.option("--rank", type=click.IntRange(min=1), default=64, help="Of the adapters of lora.")
 @cli.training_options(epochs=4, lr=None, early_stop=2, is_whole_model=True)
 def main(
     model: Path,
@@ -43,7 +43,8 @@ def main(
 ) -> dict[str, object]:
     """Finish configuration N with a short fine-tuning of the whole model.
 
-    The peak learning rate is 0.002 unless --lr says otherwise, with --heal lora 0.0003.
+    The peak learning rate is 0.002 unless --lr says otherwise; with --heal lora 0.0003, which is
+    AdamW's and not relative to the size of a matrix.
     """
     from composable import compose, files, tune
     from composable.heal import Heal

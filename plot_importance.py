@@ -28,16 +28,16 @@ def main(
     title: str | None,
 ) -> dict[str, object]:
     """Draw all blocks as a heat map, the best of every size marked, and a strip of the layers."""
-    from composable import files, importance, importance_plot
+    from composable import distances, distances_plot, files
     from composable.errors import UserError
 
     output = output or scores.with_suffix(".png")
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
-    found = importance.load(scores)
+    found = distances.load(scores)
     stacks = [stack] if stack else list(dict.fromkeys(one.stack for one in found.distances))
     files.check_writable(output)
-    importance_plot.write(
+    distances_plot.write(
         output,
         [found.of(name, metric) for name in stacks],
         title=found.model if title is None else title,

@@ -63,7 +63,8 @@ def main(
     """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
 
     All choices but l1 look at the inputs of the modules: they measure them once and write
-    --calibration, or read it where it exists.
+    --calibration, or read it where it exists. Linear maps in the place of layers are fitted to the
+    same texts.
     """
     from composable import bundle, checkpoint, compose, files, methods, pruning, tune
     from composable.config import read_scheme
@@ -85,9 +86,7 @@ def main(
     variants = pruning.make_variants(dense, scheme, preferred, inputs, by_groups, states)
     if test_model:
         # a test model that cannot be is refused before anything is written
-        first = {variant.module: variant for variant in reversed(variants)}
-        chosen = [variant for variant in variants if first[variant.module] is variant]
-        test = compose.compose(dense, compose.without_parts(chosen))
+        test = compose.compose(dense, compose.that_fit(dense, variants))
     origin = {"preferred": list(preferred), "source": dense.info["source"]}
     bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
     report: dict[str, object] = {
@@ -96,6 +95,7 @@ def main(
         "modules": len(scheme),
         "bytes": output.stat().st_size,
         **facts,
+        **pruning.maps_of(variants),
     }
     if test_model:
         checkpoint.save(test_model, test)

@@ -31,11 +31,11 @@ from composable import cli
 )
 @click.option(
     "--calibration-data",
-    help="File with a text a line, or .jsonl with --key; or a folder with the data of the model's "
+    help="File with a text a line, or .jsonl (--key); or a folder with the data of the model's "
     "task, as --data of the other scripts, whose training split is read.  [default: what the "
     "model file says]",
 )
-@click.option("--key", help="Of the text in a line of .jsonl.")
+@click.option("--key", default="text", help="Of the text in a line of .jsonl.")
 @click.option(
     "--calibration-samples",
     type=click.IntRange(min=1),
@@ -46,7 +46,7 @@ from composable import cli
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Samples of a batch of texts.  [default: as many as are 2,048 tokens]",
+    help="Samples of a batch.  [default: as many as are 2,048 tokens]",
 )
 @cli.path_option("-o", "--output", default="distances.npz", text="File to write.")
 @click.option("--threshold", type=float, help="List blocks up to this score only.")
@@ -65,6 +65,7 @@ from composable import cli
     type=click.Choice(["encoder", "decoder"]),
     help="Whose layers --iterative takes, where a model has both.",
 )
+@click.option("--protect", default="", help="Layers that --iterative leaves, e.g. 0,29.")
 @click.option(
     "--largest",
     type=click.IntRange(min=1),
@@ -85,6 +86,7 @@ def main(
     reference_offset: bool,
     iterative: int | None,
     stack: str | None,
+    protect: str,
     largest: int | None,
     memory_budget: str,
     device: str,
@@ -95,24 +97,35 @@ def main(
     The smaller the distance between what enters a block and what leaves it, the less is lost with
     the block. config_generator.py --scores chooses layers by the file, plot_importance.py draws it.
     """
-    from composable import checkpoint, depth, devices, files, importance, layer_states, ranking
+    from composable import (
+        checkpoint,
+        config,
+        depth,
+        devices,
+        distances,
+        files,
+        layer_states,
+        ranking,
+    )
     from composable.calibration import parse_bytes
     from composable.methods.layer_distance import Metric
 
     wanted = [Metric.parse(name) for name in dict.fromkeys(metrics)]
+    budget = parse_bytes(memory_budget)
     files.check_writable(output)
     dense = checkpoint.load(model)
+    dense.require_dense(model, "rank_importance.py")
     device = devices.select_device(device)
     dense.model.float().to(device)
     batches, facts = ranking.batches(dense, device=device, **texts)
     reader = layer_states.Reader.of(dense.model, dense.family)
-    found = layer_states.measure(reader, batches, wanted, largest, parse_bytes(memory_budget))
+    protected = config.parse_numbers(protect, "--protect")
+    removing = ranking.removing(reader, batches, wanted[0], stack, iterative, protected)
+    found = layer_states.measure(reader, batches, wanted, largest, budget)
     scores = depth.scores_of(found, dense.info["source"], dense.fingerprint)
-    if iterative:
-        name = scores.of(stack).stack
-        order = layer_states.removal_order(reader, batches, wanted[0], name, iterative)
-        scores.removals.append(importance.Removal(name, *order))
-    importance.save(output, scores)
+    if removing:
+        scores.removals.append(ranking.removal(removing, batches))
+    distances.save(output, scores)
     return {
         "wrote": str(output),
         "method": method,

@@ -12,7 +12,7 @@ from benchmarks.page import Section, Table
 from benchmarks.real_chains import Chain, _Follower, chains, package
 from benchmarks.runs import Artifact, Out, Run
 from benchmarks.spread import number
-from composable import importance
+from composable import distances
 
 METRICS = (
     "angular_all", "bi_score", "angular_last", "relative_magnitude", "euclidean_last",
@@ -65,15 +65,17 @@ class Stack:
     dense: Artifact
     name: str
     layers: list[str]
-    scores: importance.Scores
+    scores: distances.Scores
     reading: tuple[str | Artifact, ...]
     calibrating: tuple[str, ...] = ()
 
     def choose(self, rule: str, count: int) -> Cut:
         """Choose by a metric's best block, or by a policy."""
         policy, metric = ("block", rule) if rule in METRICS else (rule, MAIN)
-        found = importance.choose(policy, count, len(self.layers), self.scores, self.name, metric)
-        return Cut(rule, tuple(found))
+        if policy in ("deepest", "iterative"):
+            metric = None
+        choice = distances.Choice(policy, self.scores, self.name, metric)
+        return Cut(rule, tuple(choice.layers(count, len(self.layers))))
 
     def entries(self, cut: Cut) -> Configuration:
         """Write a cut as conf.json has it."""
@@ -122,13 +124,13 @@ class Stack:
 
 def rank(
     context: Context, dense: Artifact, stack: str, metrics: Sequence[str], *options: str | Artifact
-) -> tuple[importance.Scores, Run]:
+) -> tuple[distances.Scores, Run]:
     """Run rank_importance.py."""
     run = context.runner.run(
         "rank_importance.py", "-m", dense, "-o", Out(DISTANCES), "--metric", *metrics,
         "--stack", stack, "--device", context.device, *options,
     )  # fmt: skip
-    return importance.load(run.output(DISTANCES).path), run
+    return distances.load(run.output(DISTANCES).path), run
 
 
 def layers_of(context: Context, dense: Artifact) -> list[str]:
@@ -161,7 +163,8 @@ class Language:
         )  # fmt: skip
         inner = Context(runner, "", self.folder, context.device, context.dtype)
         self.stack = Stack(
-            inner, dense, "decoder", layers_of(context, dense), scores, ("--data", prefix, *EVALUATION),
+            inner, dense, "decoder", layers_of(context, dense), scores,
+            ("--data", prefix, *EVALUATION),
             calibrating=("--calibration-samples", str(context.few(1000, 40))),
         )  # fmt: skip
 

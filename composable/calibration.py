@@ -179,14 +179,23 @@ class _Texts:
         }
 
 
-def batches_of(dense: Checkpoint, corpus: Any, device: str) -> list[dict[str, Tensor]]:
-    """Tokenise a corpus and make batches of samples of like length, longest first."""
+def batches_of(
+    dense: Checkpoint, corpus: Any, device: str, rows: int | None = None
+) -> list[dict[str, Tensor]]:
+    """Tokenise a corpus and make batches of samples of like length, longest first.
+
+    Args:
+        dense: whose tokenizer and task.
+        corpus: of the task.
+        device: for which batches are of a good size.
+        rows: samples of a batch instead.
+    """
     task = tasks.by_name(dense.info["task"])
     dataset, collate = task.dataset(corpus, dense), task.collator(dense)
     size = BATCH_TOKENS["cpu" if torch.device(device).type == "cpu" else "cuda"]
     return [
         collate([dataset[index] for index in indices])
-        for indices in length_batches(dataset.lengths, size)
+        for indices in length_batches(dataset.lengths, size, rows)
     ]
 
 

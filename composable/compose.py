@@ -1,5 +1,6 @@
 """Dense model + variants + configuration -> composed model."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -112,11 +113,27 @@ def compose_files(
     return composed, variants
 
 
-def without_parts(variants: list[Variant]) -> list[Variant]:
-    """Leave out variants of modules that lie within another one of the list."""
-    names = {variant.module for variant in variants}
+def that_fit(dense: Checkpoint, variants: Iterable[Variant]) -> list[Variant]:
+    """Choose variants of different configurations that can be in one model.
+
+    Left out are further variants of a module, blocks that have a layer in common with an earlier
+    one, what would empty a stack, and what lies within another one.
+    """
+    layers = [m for m in dense.family.modules(dense.model) if m.kind == "layer"]
+    left = Counter(module.stack for module in layers)
+    stacks = {module.name: module.stack for module in layers}
+    taken: set[str] = set()
+    chosen: list[Variant] = []
+    for variant in variants:
+        names = covered(variant.module, variant.entry)
+        gone = [name for name in names if name in stacks] if variant.removed else []
+        empties = gone and left[stacks[gone[0]]] <= len(gone)
+        if not empties and taken.isdisjoint(names):
+            chosen.append(variant)
+            taken.update(names)
+            left.subtract(stacks[name] for name in gone)
     return [
         variant
-        for variant in variants
-        if not any(families.contains(name, variant.module) for name in names)
+        for variant in chosen
+        if not any(families.contains(name, variant.module) for name in taken)
     ]

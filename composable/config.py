@@ -293,6 +293,11 @@ def layer_entries(names: Sequence[str], layers: Sequence[int], maps: bool = Fals
     return {names[run[0]]: Entry(1.0, "linear_map", through=names[run[-1]]) for run in runs}
 
 
+def all_covered(entries: Configuration) -> list[str]:
+    """Names that all entries decide on."""
+    return [each for name, entry in entries.items() for each in covered(name, entry)]
+
+
 def covered(name: str, entry: Entry) -> list[str]:
     """Names that an entry decides on: of a block all its layers, else its module."""
     if entry.through is None:

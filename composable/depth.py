@@ -1,7 +1,7 @@
 """Depth pruning from Python: which layers of a model change little, and the model without them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from composable import families, files, importance, layer_states, surgery
+from composable import distances, families, files, layer_states, surgery
 from composable.checkpoint import Checkpoint
+from composable.config import Configuration, layer_entries, parse_numbers
+from composable.distances import Choice, Distances, Scores
 from composable.errors import ConfigError, UserError
-from composable.importance import Distances, Scores
 from composable.layer_states import Batch, Reader
 from composable.methods.layer_distance import Metric
-from composable.tasks.samples import most_tokens, pad_token
+from composable.tasks.samples import (
+    counts_padding,
+    length_batches,
+    most_tokens,
+    pad_texts,
+    pad_token,
+)
 
 log = logging.getLogger("composable")
 #: Key of a config under which a cut is recorded.
@@ -30,7 +37,7 @@ def analyse(
     dataset: Iterable[str | Mapping[str, Any]],
     tokenizer: Any = None,
     *,
-    metrics: Sequence[str] = ("angular_all",),
+    metrics: Sequence[str] | str = ("angular_all",),
     key: str = "text",
     limit: int | None = None,
     max_length: int | None = None,
@@ -60,12 +67,19 @@ def analyse(
         UserError: unknown family or metric, no samples, a sample without tokens or text.
     """
     family = families.of(model)
-    wanted = [Metric.parse(name) for name in metrics]
+    for name, value in (("limit", limit), ("max_length", max_length), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; expected a number from 1.")
+    if isinstance(dataset, str | Mapping):
+        what = "one text" if isinstance(dataset, str) else "a dict, perhaps of splits"
+        raise UserError(f"the calibration set is {what}; expected an iterable of samples.")
+    names = [metrics] if isinstance(metrics, str) else metrics
+    wanted = [Metric.parse(name) for name in names]
     some = list(islice(dataset, limit))
     if not some:
         raise UserError("the calibration set is empty; give at least one sample.")
     if tokenizer is None:
-        batches: list[Batch] = [_batch(item) for item in some]
+        batches: list[Batch] = [_batch(item, model) for item in some]
     else:
         texts = [_text(item, key) for item in some]
         made = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
@@ -90,10 +104,16 @@ def _text(item: Any, key: str) -> str:
     return text
 
 
-def _batch(item: Any) -> Batch:
+def _batch(item: Any, model: Any) -> Batch:
+    """Complete a batch: a mask where there is none, positions where it is padded on the left."""
     if not isinstance(item, Mapping) or not all(isinstance(x, Tensor) for x in item.values()):
         raise UserError("samples are no batches of tensors; give a tokenizer with texts.")
-    return with_positions(item)
+    batch = dict(item)
+    if "input_ids" in batch and batch["input_ids"].dim() == 1:  # a sample of a tokenised dataset
+        batch = {name: tensor[None] for name, tensor in batch.items()}
+    if "input_ids" in batch and "attention_mask" not in batch:
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return with_positions(batch, model)
 
 
 def text_batches(
@@ -108,49 +128,41 @@ def text_batches(
     """
     tokenizer, longest = checkpoint.tokenizer, most_tokens(checkpoint, LONGEST)
     found = tokenizer(list(texts), truncation=True, max_length=longest, verbose=False)["input_ids"]
+    if not all(found):
+        raise UserError("a text of the calibration set has no token; leave empty ones out.")
     # an encoder sees the same whichever side is padded; its positions count from the left
-    is_left = tokenizer.padding_side == "left" and "encoder" not in checkpoint.family.stacks
-    order = sorted(range(len(found)), key=lambda i: -len(found[i]))
-    while order:
-        size = batch_size or max(1, BATCH_TOKENS // max(1, len(found[order[0]])))
-        rows = [found[i] for i in order[:size]]
-        yield _padded(rows, pad_token(checkpoint), is_left)
-        order = order[size:]
+    is_left = tokenizer.padding_side == "left" and checkpoint.family.stacks == ("decoder",)
+    for chosen in length_batches([len(ids) for ids in found], BATCH_TOKENS, batch_size):
+        items = [{"input_ids": found[i]} for i in chosen]
+        yield with_positions(pad_texts(items, pad_token(checkpoint), is_left), checkpoint.model)
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, is_left: bool) -> Batch:
-    length = max(1, *(len(row) for row in rows))
-    ids = torch.full((len(rows), length), pad)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(length - len(row), length) if is_left else slice(len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = 1
-    return with_positions({"input_ids": ids, "attention_mask": mask})
+def with_positions(batch: Batch, model: Any) -> Batch:
+    """Let a model count positions from the first real token of a row that is padded on the left.
 
-
-def with_positions(batch: Batch) -> Batch:
-    """Count positions from the first real token where a batch is padded on the left.
-
-    `generate` does so by itself, a plain forward pass does not.
+    `generate` does so by itself, a plain forward pass does not. Models that find their positions by
+    the padding itself, and those without (encoder-decoders here), need no help.
     """
     mask = batch.get("attention_mask")
-    if mask is None and "input_ids" in batch:
-        mask = torch.ones_like(batch["input_ids"])
-    if mask is None or "decoder_input_ids" in batch:
+    if mask is None or bool(mask[:, 0].all()) or "position_ids" in batch:
         return batch
-    if "position_ids" in batch or bool(mask[:, 0].all()):
-        return {**batch, "attention_mask": mask}
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return {**batch, "attention_mask": mask, "position_ids": positions}
+    if model.config.is_encoder_decoder or counts_padding(model):
+        return batch
+    return {**batch, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
 def best_cut(
-    scores: Scores, count: int, *, stack: str | None = None, metric: str | None = None
+    scores: Scores,
+    count: int,
+    *,
+    stack: str | None = None,
+    metric: str | None = None,
+    policy: str = "block",
+    protected: Collection[int] = (),
 ) -> list[int]:
-    """Return the numbers of the `count` contiguous layers that change their input least."""
-    first, _ = importance.best_block(scores.of(stack, metric), count)
-    return list(range(first, first + count))
+    """Return the numbers of `count` layers that may go, see `distances.Choice`."""
+    choice = Choice(policy, scores, stack, metric, protected)
+    return choice.layers(count, scores.of(stack).layers)
 
 
 def block_table(
@@ -161,16 +173,83 @@ def block_table(
     metric: str | None = None,
 ) -> str:
     """Return the best block of every size as a Markdown table, up to a distance of `threshold`."""
-    return importance.as_markdown(list(importance.block_table(scores.of(stack, metric), threshold)))
+    return distances.as_markdown(list(distances.block_table(scores.of(stack, metric), threshold)))
 
 
-def cut(model: Any, layers: Sequence[int], stack: str | None = None) -> Any:
-    """Take layers out of a model for good, in place; every config value that changes is logged.
+def configurations(
+    dense: Checkpoint,
+    cuts: Sequence[int | str],
+    policy: str,
+    scores: Path | None,
+    stack: str | None,
+    metric: str | None,
+    reference_offset: bool,
+    protect: str,
+    linear_map: bool,
+) -> list[Configuration]:
+    """Choose layers as the options of config_generator.py say.
+
+    Args:
+        dense: the model.
+        cuts: for every configuration how many layers go, or their numbers ("3,4").
+        policy: see `distances.Choice`, as for the options below.
+        scores: file.
+        stack: whose layers, where there are two.
+        metric: of the scores.
+        reference_offset: see `distances.best_block`.
+        protect: numbers of layers that stay.
+        linear_map: whether a linear map comes in the place of every run of layers.
+
+    Returns:
+        The entries of the layers that go, for every configuration.
+
+    Raises:
+        ConfigError: so many cannot go, or not those.
+        UserError: the scores do not have what is needed.
+    """
+    modules = dense.family.modules(dense.model)
+    names: dict[str, list[str]] = {}
+    for module in modules:
+        if module.kind == "layer":
+            names.setdefault(module.stack, []).append(module.name)
+    if stack is None and len(names) > 1:
+        raise ConfigError(f"the model has {' and '.join(names)}; say which with --stack.")
+    if stack is not None and stack not in names:
+        raise ConfigError(f"--stack {stack}: this model has only {' and '.join(names)}.")
+    name = stack or next(iter(names))
+    found = distances.load(scores) if scores else None
+    if found and found.fingerprint not in ("", dense.fingerprint):
+        raise ConfigError(f"{scores}: measured on another model; run rank_importance.py on this.")
+    protected = parse_numbers(protect, "--protect")
+    distances.check_protected(protected, len(names[name]))
+    choice = Choice(policy, found, name, metric, protected, reference_offset)
+    chosen = [
+        choice.layers(one, len(names[name]))
+        if isinstance(one, int)
+        else parse_numbers(one, "--layers")
+        for one in cuts
+    ]
+    for layer in {layer for layers in chosen for layer in layers}:
+        if layer >= len(names[name]) or layer in protected:
+            raise ConfigError(
+                f"--layers {layer}: expected one of the {name}'s layers 0 to "
+                f"{len(names[name]) - 1} that is not protected."
+            )
+    return [layer_entries(names[name], layers, linear_map) for layers in chosen]
+
+
+def cut(
+    model: Any, layers: Sequence[int], stack: str | None = None, scores: Scores | None = None
+) -> Any:
+    """Take layers out of a model for good, in place.
+
+    Every config value that changes is logged, at level INFO of the logger "composable".
 
     Args:
         model: of transformers, of a supported family.
         layers: numbers in the model as it is now.
         stack: "encoder" or "decoder", where it has both.
+        scores: by which the layers were chosen; metric and score of a block are kept in the config.
 
     Returns:
         The same model. Its config says under "depth_pruning" which layers of the original are gone.
@@ -194,16 +273,43 @@ def cut(model: Any, layers: Sequence[int], stack: str | None = None) -> Any:
         raise ConfigError(f"all {len(gone)} {name} layers would go; keep at least one of them.")
     before = model.config.to_dict()
     path = next(p for p, module in model.named_modules() if module is present)
-    record = dict(getattr(model.config, RECORD, None) or {})
-    numbers = record.get(name, {}).get("kept", list(range(len(present))))
     surgery.remove_layers(model, family, [f"{path}.{layer}" for layer in gone])
-    kept = [number for i, number in enumerate(numbers) if i not in gone]
-    removed = sorted({*record.get(name, {}).get("removed", []), *numbers} - set(kept))
-    setattr(model.config, RECORD, record | {name: {"removed": removed, "kept": kept}})
+    why: dict[str, Any] = {}
+    if scores is not None and gone:
+        used = scores.of(name)
+        is_block = gone[-1] - gone[0] == len(gone) - 1
+        why["metric"] = used.metric
+        why |= {"score": float(used.values[len(gone) - 1, gone[0]])} if is_block else {}
+    record(model.config, name, gone, len(present), why)
     for key, value in model.config.to_dict().items():
         if before.get(key) != value:
             log.info("config: %s was %s, is %s", key, before.get(key), value)
     return model
+
+
+def record(
+    config: Any,
+    stack: str,
+    gone: Collection[int],
+    layers: int,
+    why: Mapping[str, Any] | None = None,
+) -> None:
+    """Write into a config which layers are gone, in the numbers of the original model.
+
+    Args:
+        config: of the model; what it says of earlier cuts is taken into account.
+        stack: whose layers.
+        gone: numbers, as they were before this cut.
+        layers: of the stack, before this cut.
+        why: further entries.
+    """
+    known = dict(getattr(config, RECORD, None) or {})
+    before = known.get(stack, {})
+    numbers = before.get("kept", list(range(layers)))
+    kept = [number for place, number in enumerate(numbers) if place not in gone]
+    removed = sorted({*before.get("removed", []), *numbers} - set(kept))
+    known[stack] = {"removed": removed, "kept": kept, **(why or {})}
+    setattr(config, RECORD, known)
 
 
 def save(

@@ -6,6 +6,7 @@ from typing import Any
 from composable import depth
 from composable.checkpoint import Checkpoint
 from composable.errors import MismatchError
+from composable.surgery import layer_lists
 
 
 def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
@@ -30,28 +31,18 @@ def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
             f'{path}: "{name}" ({what}) has a shape that transformers cannot build; models that '
             "have lost nothing but whole layers and single weights can be exported."
         )
-    if removed := structure["removed_layers"]:
-        record: dict[str, Any] = {}
-        for layers in checkpoint.family.layers:
-            gone = sorted(
-                int(name.rpartition(".")[2])
-                for name in removed
-                if (place := checkpoint.family.place(name)) and place[0] == layers.stack
-            )
-            stays = checkpoint.config[_stored(checkpoint, layers.counts)]
-            kept = [number for number in range(stays) if number not in gone]
-            record[layers.stack] = {"removed": gone, "kept": kept}
-        setattr(model.config, depth.RECORD, record)
+    removed = structure["removed_layers"]
+    for stack, left in layer_lists(model, checkpoint.family).items():
+        gone = [
+            int(name.rpartition(".")[2])
+            for name in removed
+            if (place := checkpoint.family.place(name)) and place[0] == stack
+        ]
+        if gone:
+            depth.record(model.config, stack, gone, len(left) + len(gone))
     extra = {"preprocessor_config.json": _preprocessor(checkpoint)}
     depth.save(model, folder, checkpoint.tokenizer, {k: v for k, v in extra.items() if v})
     return removed
-
-
-def _stored(checkpoint: Checkpoint, counts: tuple[str, ...]) -> str:
-    """Name under which the stored config counts layers; some have names of their own for it."""
-    names = type(checkpoint.model.config).attribute_map
-    stored = (names.get(count, count) for count in counts)
-    return next(name for name in stored if name in checkpoint.config)
 
 
 def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any] | None:

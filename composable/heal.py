@@ -1,15 +1,14 @@
 """Which weights learn as a composed model is fine-tuned: all, those around a cut, or adapters."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
 from composable.checkpoint import Checkpoint
 from composable.errors import MismatchError, UserError
 from composable.surgery import layer_lists, name_after_removal, put
-
-HEALS = ("full", "neighbours", "lora")
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,10 @@ class Heal:
     how: str = "full"
     rank: int = 64
     dropout: float = 0.05
+
+    def identity(self) -> dict[str, Any]:
+        """Return that on which the result depends."""
+        return asdict(self) if self.how == "lora" else {"how": self.how}
 
     @property
     def optimizer(self) -> str:

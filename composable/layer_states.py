@@ -1,5 +1,6 @@
 """What flows between the layers of a stack: states taken by hooks, and what is measured of them."""
 
+import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -21,7 +22,10 @@ from composable.surgery import layer_lists
 if TYPE_CHECKING:
     from composable.families import Family
 
+log = logging.getLogger("composable")
 Batch = Mapping[str, Tensor]
+#: Tokens for each feature, for a linear map.
+ENOUGH = 20
 #: Numbers of two states of a stack: what enters layer `first`, what leaves layer `second` - 1.
 Pair = tuple[int, int]
 
@@ -154,8 +158,10 @@ def measure(
 
     Raises:
         UserError: a sample has no real token; a state is not finite; no sample is long enough for a
-            metric.
+            metric; nothing to measure.
     """
+    if not metrics:
+        raise UserError("no metric was asked for; name at least one.")
     plain = [metric for metric in metrics if metric.formula != LINEAR_FIT]
     sums: dict[str, Sums] = {}
     tokens: dict[str, int] = {}
@@ -196,46 +202,62 @@ def _check(one: Measured) -> None:
         )
 
 
-def removal_order(
-    reader: Reader, batches: Sequence[Batch], metric: Metric, stack: str, count: int
-) -> tuple[list[int], list[float]]:
-    """Let the layer go that changes its input least, measure again, and so on.
+@dataclass(frozen=True)
+class Removing:
+    """How layers leave one by one: the one that changes its input least, then again without it.
 
-    Args:
+    Attributes:
         reader: of the model.
-        batches: from a collator.
         metric: any but `LINEAR_FIT`.
         stack: whose layers.
         count: how many go.
-
-    Returns:
-        Numbers of the layers in the order in which they go, and the distance of each at that time.
+        protected: layers that stay.
 
     Raises:
-        UserError: so many cannot go; the samples do not pass the stack.
+        UserError: so many cannot go.
     """
-    layers = len(reader.stacks[stack])
-    if not 1 <= count < layers or metric.formula == LINEAR_FIT:
-        raise UserError(
-            f"--iterative {count} by {metric.name}: expected 1 to {layers - 1} layers, and another "
-            f"metric than {LINEAR_FIT}."
-        )
-    gone: list[int] = []
-    scores: list[float] = []
-    for _ in range(count):
-        left = [layer for layer in range(layers) if layer not in gone]
-        sums = Sums([metric], len(left))
-        with reader.without(stack, gone):
+
+    reader: Reader
+    metric: Metric
+    stack: str
+    count: int
+    protected: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        layers = len(self.reader.stacks[self.stack])
+        most = layers - max(1, len(set(self.protected)))
+        if not 1 <= self.count <= most or self.metric.formula == LINEAR_FIT:
+            raise UserError(
+                f"--iterative {self.count} by {self.metric.name}: expected 1 to {most} of the "
+                f"{self.stack}'s {layers} layers, and another metric than {LINEAR_FIT}."
+            )
+
+    def order(self, batches: Sequence[Batch]) -> tuple[list[int], list[float]]:
+        """Measure.
+
+        Returns:
+            Numbers of the layers in the order in which they go, and the distance of each then.
+        """
+        gone: list[int] = []
+        scores: list[float] = []
+        for _ in range(self.count):
+            left = [i for i in range(len(self.reader.stacks[self.stack])) if i not in gone]
+            values = self._singles(batches, gone, left)
+            able = [place for place, layer in enumerate(left) if layer not in self.protected]
+            best = min(able, key=lambda place: float(values[place]))
+            gone.append(left[best])
+            scores.append(float(values[best]))
+        return gone, scores
+
+    def _singles(self, batches: Sequence[Batch], gone: list[int], left: list[int]) -> Tensor:
+        """Distances of the layers that are left."""
+        sums = Sums([self.metric], len(left))
+        with self.reader.without(self.stack, gone):
             for batch in _bar(batches, f"without {len(gone)} layers"):
-                mask = reader.masks(batch)[stack]
-                tokens = Tokens.of(mask, [metric])
-                states = reader.read(batch, {stack: tokens.index})[stack]
+                tokens = Tokens.of(self.reader.masks(batch)[self.stack], [self.metric])
+                states = self.reader.read(batch, {self.stack: tokens.index})[self.stack]
                 sums.add([states[0], *(states[layer + 1] for layer in left)], tokens)
-        (values,) = sums.results()
-        best = int(values[0].argmin())
-        gone.append(left[best])
-        scores.append(float(values[0, best]))
-    return gone, scores
+        return sums.results()[0][0]
 
 
 def moments(
@@ -295,6 +317,12 @@ def _fit_errors(
                 count = found.inputs.count
                 error = regression_error(found, weight, bias) / (count * width)
                 values[last - first - 1, first] = math.log(max(error, 1e-300))
+        if count < ENOUGH * width:
+            log.warning(
+                "%s: %d tokens for states of width %d: with less than %d for each feature the fit "
+                "is better on these texts than on others; take more text.",
+                *(metric.name, count, width, ENOUGH),
+            )
         yield Measured(name, metric.name, values, samples, count)
 
 

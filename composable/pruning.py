@@ -51,6 +51,7 @@ def make_variants(
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
         UserError: a method needs statistics, and there are none.
     """
+    _check_preferred(preferred)
     found: dict[tuple[str, Entry], Variant] = {}
     wanted = _wanted(dense, scheme, preferred)
     bar = tqdm(wanted, "prune", unit="variant", disable=not cli.shows_progress())
@@ -88,8 +89,29 @@ def blocks_of(scheme: dict[str, list[Entry]]) -> list[Block]:
     ]
 
 
+def maps_of(variants: Iterable[Variant]) -> dict[str, Any]:
+    """Report what stands in the place of layers: the error that is left, of that of deletion."""
+    found = {
+        f"{variant.module} to {variant.entry.through or variant.module}": (
+            variant.stats["error_after"] if variant.tensors else None
+        )
+        for variant in variants
+        if _replaces(variant.entry)
+    }
+    return {"linear_maps": found} if found else {}
+
+
 def _replaces(entry: Entry) -> bool:
     return any(m.name == entry.method and m.uses_states for m in methods.METHODS)
+
+
+def _check_preferred(preferred: Iterable[str]) -> None:
+    for name in preferred:
+        if methods.by_name(name).uses_states:
+            raise ConfigError(
+                f"--method {name}: is for entries that name it; config_generator.py --linear-map "
+                "writes them."
+            )
 
 
 def _wanted(
@@ -145,7 +167,7 @@ def _prune(dense: Checkpoint, module: Module, entry: Entry, inputs: Inputs | Non
         variant.gqa = WHOLE_GROUPS if module.by_groups else PER_GROUP
     tensors = own_tensors(holder, module, kept) | (decision.tensors or {})
     # what a bundle holds; the dense model may be in bfloat16
-    variant.tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    variant.tensors = {name: tensor.float().cpu() for name, tensor in tensors.items()}
     if decision.mask is not None:
         _mask(variant, "weight", decision.mask)
     if entry.o is not None:
@@ -189,7 +211,7 @@ def _mask_output(
         seen = seen and seen.columns(columns)
     decision = method.prune(linear, o, entry.rate, seen)
     for name, tensor in (decision.tensors or {}).items():
-        variant.tensors[f"{module.output}.{name}"] = tensor.float()
+        variant.tensors[f"{module.output}.{name}"] = tensor.float().cpu()
     if decision.mask is not None:
         _mask(variant, f"{module.output}.weight", decision.mask)
 

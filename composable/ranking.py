@@ -1,16 +1,18 @@
 """What rank_importance.py reads and prints: batches of a calibration set, tables of blocks."""
 
 import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from composable import depth, importance, tasks
+from composable import depth, distances, tasks
 from composable.calibration import batches_of
 from composable.checkpoint import Checkpoint
-from composable.errors import UserError
-from composable.importance import Scores
-from composable.layer_states import Batch
-from composable.tasks.plain_texts import is_plain, read_texts
+from composable.distances import Removal, Scores, check_protected
+from composable.errors import ConfigError, UserError
+from composable.layer_states import Batch, Reader, Removing
+from composable.methods.layer_distance import Metric
+from composable.tasks.plain_texts import is_plain, read_texts, refuse_unknown
 
 log = logging.getLogger("composable")
 #: Tables of more blocks go to the report alone.
@@ -20,7 +22,7 @@ SHOWN = 16
 def batches(
     dense: Checkpoint,
     calibration_data: str | None,
-    key: str | None,
+    key: str,
     calibration_samples: int,
     max_length: int | None,
     batch_size: int | None,
@@ -43,24 +45,21 @@ def batches(
     Raises:
         UserError: there is no such data, or it is not what it should be.
     """
-    data = calibration_data or dense.info.get("data")
-    if dense.tokenizer is not None and is_plain(calibration_data, key):
+    task = tasks.by_name(dense.info["task"])
+    if max_length and not task.has_length:
+        raise UserError(f"--max-length {max_length}: not for {task.name}; leave it out.")
+    if max_length:
+        dense.info["max_length"] = max_length
+    if dense.tokenizer is not None and is_plain(calibration_data):
         corpus: Any = read_texts(Path(str(calibration_data)), key, calibration_samples)
-        if max_length:
-            dense.info["max_length"] = max_length
         found = list(depth.text_batches(dense, corpus.texts, batch_size))
         missing = sorted(set(dense.family.stacks) - set(dense.family.valid_tokens(None, found[0])))
         if missing:
             log.info("plain texts have no targets: the %s is not measured.", missing[0])
     else:
-        if key or max_length or batch_size:
-            raise UserError(
-                f"--key, --max-length and --batch-size are for files of texts; {data} is read as "
-                f"data of {dense.info['task']}."
-            )
-        task = tasks.by_name(dense.info["task"])
+        refuse_unknown(calibration_data)
         corpus = task.read(calibration_data, dense.info.get("data"), "train", calibration_samples)
-        found = list(batches_of(dense, corpus, device))
+        found = list(batches_of(dense, corpus, device, batch_size))
     samples = sum(len(next(iter(batch.values()))) for batch in found)
     return found, {
         "calibration_data": {"name": corpus.name, "sha256": corpus.sha256},
@@ -68,16 +67,50 @@ def batches(
     }
 
 
+def removing(
+    reader: Reader,
+    batches: Sequence[Batch],
+    metric: Metric,
+    stack: str | None,
+    count: int | None,
+    protected: Collection[int],
+) -> Removing | None:
+    """Check before the first pass what `--iterative` asks for.
+
+    Raises:
+        ConfigError: a protected layer does not exist; options without --iterative.
+        UserError: so many layers cannot go; two stacks leave open which one is meant.
+    """
+    if count is None:
+        if stack or protected:
+            raise ConfigError("--stack and --protect need --iterative N; add it, or leave them.")
+        return None
+    names = list(reader.masks(batches[0]))
+    if stack is None and len(names) > 1:
+        raise UserError(f"the model has {' and '.join(names)}; say which with --stack.")
+    if stack is not None and stack not in names:
+        raise UserError(f"--stack {stack}: only the {' and '.join(names)} is measured here.")
+    name = stack or names[0]
+    check_protected(protected, len(reader.stacks[name]))
+    return Removing(reader, metric, name, count, protected)
+
+
+def removal(asked: Removing, batches: Sequence[Batch]) -> Removal:
+    """Measure the order in which layers go."""
+    order, scores = asked.order(batches)
+    return Removal(asked.stack, order, scores, asked.metric.name, sorted(asked.protected))
+
+
 def tables(scores: Scores, threshold: float | None, offset: bool) -> dict[str, Any]:
     """Return the best blocks by stack and metric, and log them as tables."""
     found: dict[str, Any] = {}
     for one in scores.distances:
-        rows = list(importance.block_table(one, threshold, offset))
+        rows = list(distances.block_table(one, threshold, offset))
         found.setdefault(one.stack, {})[one.metric] = rows
         more = f"... {len(rows) - SHOWN} more in the report\n" if len(rows) > SHOWN else ""
         log.info(
             "%s, %s, %d samples:\n%s%s",
             *(one.stack, one.metric, one.samples),
-            *(importance.as_markdown(rows[:SHOWN]), more),
+            *(distances.as_markdown(rows[:SHOWN]), more),
         )
     return found

@@ -76,7 +76,7 @@ def tune_model(
         "structure": composed.structure,
         "data": [corpus.sha256 for corpus in corpora],
         "prefix": composed.info["prefix"],
-        "heal": dataclasses.asdict(heal),
+        "heal": heal.identity(),
     }
     composed.model.float()
     finish = prepare(composed, heal)
@@ -244,7 +244,8 @@ def block_moments(
 
     Args:
         dense: the dense model.
-        blocks: first and last layer of each.
+        blocks: first and last layer of each. The moments of all are held at once, 32 bytes for
+            each pair of features of each block.
         calibration_data: as for `calibrate`, like the other options.
         calibration_samples: so many of the training split.
         device: the `--device` option.

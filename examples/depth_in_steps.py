@@ -23,7 +23,7 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
     """Analyse MODEL on the lines of TEXTS; write scores, their picture, and a folder for each N."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from composable import depth, importance, importance_plot
+    from composable import depth, distances, distances_plot
 
     # 1. measure two metrics in one pass, and keep them
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -31,11 +31,11 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
     lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
     metrics = ("angular_all", "bi_score")
     found = depth.analyse(dense, lines, tokenizer, metrics=metrics, limit=256, max_length=256)
-    importance.save(output / "distances.npz", found)
+    distances.save(output / "distances.npz", found)
 
     # 2. at any later time: read them, look at them
-    scores = importance.load(output / "distances.npz")
-    importance_plot.write(output / "distances.png", [scores.of()], title=model)
+    scores = distances.load(output / "distances.npz")
+    distances_plot.write(output / "distances.png", [scores.of()], title=model)
     click.echo(depth.block_table(scores, threshold=0.3, metric="bi_score"), err=True)
 
     # 3. cut; each model from the dense one

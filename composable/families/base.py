@@ -245,8 +245,13 @@ class Family:
         tokens = batch["attention_mask"].bool()
         if len(self.stacks) == 1:
             return {self.stacks[0]: tokens}
-        targets = {"decoder": batch["labels"] != -100} if "labels" in batch else {}
-        return {"encoder": tokens, **targets}
+        if "labels" in batch:
+            return {"encoder": tokens, "decoder": batch["labels"] != -100}
+        if "decoder_input_ids" in batch:
+            targets = batch.get("decoder_attention_mask")
+            every = batch["decoder_input_ids"].new_ones(batch["decoder_input_ids"].shape)
+            return {"encoder": tokens, "decoder": (every if targets is None else targets).bool()}
+        return {"encoder": tokens}
 
     @property
     def stacks(self) -> tuple[str, ...]:

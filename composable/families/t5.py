@@ -33,9 +33,12 @@ def _run_trunk(model: Any, batch: dict[str, Any]) -> None:
     """Run encoder and, where there is a target, decoder."""
     mask = batch["attention_mask"]
     encoded = model.encoder(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-    if "decoder_input_ids" in batch:
+    target = batch.get("decoder_input_ids")
+    if target is None and "labels" in batch:
+        target = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    if target is not None:
         model.decoder(
-            input_ids=batch["decoder_input_ids"],
+            input_ids=target,
             encoder_hidden_states=encoded,
             encoder_attention_mask=mask,
             use_cache=False,

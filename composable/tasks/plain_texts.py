@@ -8,6 +8,9 @@ from pathlib import Path
 from composable.errors import FormatError
 from composable.tasks.splits import Corpus, read_text
 
+ENDINGS = (".txt", ".tokens", ".raw", ".jsonl")
+OTHERS = (".json", ".parquet", ".arrow", ".zst")
+
 
 @dataclass(frozen=True)
 class PlainTexts(Corpus):
@@ -20,15 +23,29 @@ class PlainTexts(Corpus):
     texts: list[str]
 
 
-def is_plain(data: str | None, key: str | None) -> bool:
-    """Tell whether `--data` is a file of plain texts, not the data of a task."""
-    if data is None or not Path(data).is_file():
-        return False
-    ending = Path(data.removesuffix(".gz")).suffix
-    return ending in (".txt", ".tokens", ".raw") or (ending == ".jsonl" and key is not None)
+def is_plain(data: str | None) -> bool:
+    """Tell whether `--calibration-data` is a file of plain texts, not the data of a task."""
+    return data is not None and Path(data).is_file() and _ending(data) in ENDINGS
 
 
-def read_texts(path: Path, key: str | None = None, limit: int | None = None) -> PlainTexts:
+def refuse_unknown(data: str | None) -> None:
+    """Refuse files that a task would take for a text, but that hold something else.
+
+    Raises:
+        FormatError: it is one.
+    """
+    if data is not None and Path(data).is_file() and _ending(data) in OTHERS:
+        raise FormatError(
+            f"{data}: {_ending(data)} is not read here; give a text a line ({ENDINGS[0]}), or an "
+            "object a line (.jsonl, with --key)."
+        )
+
+
+def _ending(data: str) -> str:
+    return Path(data.removesuffix(".gz")).suffix.lower()
+
+
+def read_texts(path: Path, key: str = "text", limit: int | None = None) -> PlainTexts:
     """Read a file of texts.
 
     Args:
@@ -51,7 +68,7 @@ def read_texts(path: Path, key: str | None = None, limit: int | None = None) -> 
     return PlainTexts(str(path), "train", path.name, digest, texts)
 
 
-def _value(path: Path, number: int, line: str, key: str | None) -> str:
+def _value(path: Path, number: int, line: str, key: str) -> str:
     try:
         record = json.loads(line)
     except ValueError as error:

@@ -53,12 +53,22 @@ def positions(checkpoint: "Checkpoint") -> int | None:
     config = checkpoint.model.config
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
     limit = next((int(count) for count in found if count), None)
-    for name, part in checkpoint.model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
-            # where padding has a position of its own, those before it are not used
-            unused = 0 if part.padding_idx is None else part.padding_idx + 1
-            return part.num_embeddings - unused
+    for part in _position_tables(checkpoint.model):
+        # where padding has a position of its own, those before it are not used
+        unused = 0 if part.padding_idx is None else part.padding_idx + 1
+        return part.num_embeddings - unused
     return limit
+
+
+def counts_padding(model: nn.Module) -> bool:
+    """Tell whether padding has a position of its own, by which the model counts the others."""
+    return any(part.padding_idx is not None for part in _position_tables(model))
+
+
+def _position_tables(model: nn.Module) -> Iterator[nn.Embedding]:
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+            yield part
 
 
 def most_tokens(checkpoint: "Checkpoint", default: int) -> int:
@@ -126,20 +136,22 @@ def tokenised(
     ]
 
 
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Put rows of unequal lengths together, filled up on the right: (rows, longest), int64."""
+def padded(rows: Sequence[Sequence[int]], value: int, is_left: bool = False) -> Tensor:
+    """Put rows of unequal lengths together, filled up on one side: (rows, longest), int64."""
     filled = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
     for line, row in zip(filled, rows, strict=True):
-        line[: len(row)] = row
+        line[len(line) - len(row) if is_left else 0 :][: len(row)] = row
     return torch.from_numpy(filled)
 
 
-def pad_texts(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
+def pad_texts(
+    items: Sequence[dict[str, Any]], pad: int, is_left: bool = False
+) -> dict[str, Tensor]:
     """Pad samples to input_ids, attention_mask and, where they have them, token_type_ids."""
     rows = [item["input_ids"] for item in items]
     batch = {
-        "input_ids": padded(rows, pad),
-        "attention_mask": padded([[1] * len(row) for row in rows], 0),
+        "input_ids": padded(rows, pad, is_left),
+        "attention_mask": padded([[1] * len(row) for row in rows], 0, is_left),
     }
     if "token_type_ids" in items[0]:
         batch["token_type_ids"] = padded([item["token_type_ids"] for item in items], 0)
@@ -152,12 +164,15 @@ def pad_labelled(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
     return pad_texts(items, pad) | {"labels": labels}
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int], batch_tokens: int, rows: int | None = None
+) -> Iterator[list[int]]:
     """Group indices by length, longest first, so that a batch hardly pads.
 
     Args:
         lengths: tokens of each row.
         batch_tokens: the longest row of a batch times its rows stays within this number.
+        rows: of a batch, whatever its tokens.
 
     Yields:
         Indices of a batch, at least one; the first batch is the widest, so memory runs out
@@ -165,7 +180,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while order:
-        size = max(1, batch_tokens // max(1, lengths[order[0]]))
+        size = rows or max(1, batch_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from composable import checkpoint, importance
+from composable import checkpoint, distances, export
+from composable.errors import MismatchError
 from tests import tiny, tiny_tasks
 from tests.end_to_end.conftest import Ended
 from tests.end_to_end.conftest import call as call_in
@@ -63,8 +64,8 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     ok(tmp_path, *choose, "--drop-layers", 1, 2, "--attention", 0.5, 0.25)
     ok(tmp_path, "prune_scheme_generator.py")
     ok(tmp_path, "prune.py", "-m", model)
-    scores = importance.load(tmp_path / "distances.npz").of(names[-1])
-    first, _ = importance.best_block(scores, 2)
+    scores = distances.load(tmp_path / "distances.npz").of(names[-1])
+    first, _ = distances.best_block(scores, 2)
     ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
     composed = checkpoint.load(tmp_path / "composed.pth")
     removed = composed.structure["removed_layers"]
@@ -80,7 +81,7 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     composed = checkpoint.load(tmp_path / "composed.pth")
     report = ok(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
     assert report["removed_layers"] == composed.structure["removed_layers"]
-    order = importance.load(tmp_path / "distances.npz").removal(names[-1]).order
+    order = distances.load(tmp_path / "distances.npz").removal(names[-1]).order
     again = type(composed.model).from_pretrained(tmp_path / "folder").eval()
     assert again.config.depth_pruning[names[-1]]["removed"] == sorted(order)
     batch = tiny.inputs(composed)
@@ -130,9 +131,51 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
         report = ok(tmp_path, *heal, "--heal", how, "--rank", 2, "--epochs", 1, "--lr", 0.01)
         assert 0 < report["learning_parameters"] < report["parameters"]
         assert report["heal"] == how
-    if checkpoint.load(tmp_path / "b.pth").structure["linear_maps"]:
-        ended = call(tmp_path, "export_model.py", "-m", "b.pth")
-        assert "a linear map stands in its place" in ended.err
+    made = checkpoint.load(tmp_path / "b.pth")
+    made.structure["linear_maps"] = made.structure["linear_maps"] or [name]
+    with pytest.raises(MismatchError, match="a linear map stands in its place"):
+        export.write(made, tmp_path / "b.pth", tmp_path / "folder")
+
+
+def test_a_test_model_of_blocks_that_overlap(tmp_path: Path) -> None:
+    """As --drop-layers 1 2 --linear-map gives them, and layers that would empty the stack."""
+    model, data = made_of("opt", tmp_path)
+    for lists in (["0,1", "1", "1,2,3"], ["0,1", "2,3"], ["0,1,2", "3"]):
+        for maps in ([], ["--linear-map"]):
+            ok(tmp_path, "config_generator.py", "-m", model, "--layers", *lists, *maps)
+            ok(tmp_path, "prune_scheme_generator.py")
+            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", "--calibration-data", data)
+            assert len(checkpoint.load(tmp_path / "test.pth").model.model.decoder.layers) >= 1
+
+
+def test_a_second_export_counts_in_the_original(tmp_path: Path) -> None:
+    model, _ = made_of("opt", tmp_path)
+    for turn in range(2):
+        ok(tmp_path, "config_generator.py", "-m", model, "--layers", "1")
+        ok(tmp_path, "prune_scheme_generator.py")
+        ok(tmp_path, "prune.py", "-m", model)
+        ok(tmp_path, "compose_model.py", "-m", model, "-p", "modules.npy", "-o", "composed.pth")
+        ok(tmp_path, "export_model.py", "-m", "composed.pth", "-o", f"folder{turn}")
+        model = tmp_path / f"dense{turn}.pth"
+        ok(tmp_path, "download_model.py", "-m", tmp_path / f"folder{turn}", "-o", model)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "folder1")
+    assert config.depth_pruning == {"decoder": {"removed": [1, 2], "kept": [0, 3]}}
+    ended = call(tmp_path, "rank_importance.py", "-m", "composed.pth")
+    assert ended.code == 1
+    assert "is a composed model, rank_importance.py needs the dense one" in ended.err
+
+
+def test_texts_under_the_usual_key(tmp_path: Path) -> None:
+    model, data = made_of("opt", tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n{"text": "the man sits in the house"}\n')
+    report = ok(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", "a.jsonl")
+    assert (report["samples"], report["tokens"]) == (2, {"decoder": 8})
+    first = ok(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data)
+    sized = ok(
+        tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data,
+        "--batch-size", 3, "--max-length", 5,
+    )  # fmt: skip
+    assert sized["samples"] > first["samples"]  # shorter windows
 
 
 def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
@@ -174,13 +217,17 @@ def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
             ["--drop-layers", 1, "--scores", "short.npz"],
             "the scores are of 3 layers, the decoder has 4",
         ),
+        (["--scores", "short.npz"], "--scores needs --drop-layers N or --layers"),
+        (["--policy", "singles"], "--policy needs --drop-layers N or --layers"),
+        (["--linear-map", "--attention", 0.5], "--linear-map needs --drop-layers N"),
+        (["--layers", 1, "--protect", 7], "--protect 7: expected layers from 0 to 3"),
     ],
 )
 def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
     model, _ = made_of("opt", tmp_path)
     values = np.zeros((3, 3))
-    some = [importance.Distances("decoder", "x", values)]
-    importance.save(tmp_path / "other.npz", importance.Scores(some, fingerprint="ab"))
+    some = [distances.Distances("decoder", "x", values)]
+    distances.save(tmp_path / "other.npz", distances.Scores(some, fingerprint="ab"))
     np.savez(tmp_path / "short.npz", arr_0=values)
     ended = call(tmp_path, "config_generator.py", "-m", model, *args)
     assert ended.code == 1
@@ -196,9 +243,15 @@ def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
         (["--calibration-data", "none"], "--data none: no such file or folder"),
         (["--calibration-data", "empty.txt"], "empty.txt: no text in it"),
         (["--calibration-data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
+        (["--calibration-data", "a.json"], "a.json: .json is not read here; give a text a line"),
+        (["--calibration-data", "data", "--protect", 1], "--stack and --protect need --iterative"),
         (
-            ["--calibration-data", "data", "--key", "b"],
-            "--key, --max-length and --batch-size are for",
+            ["--calibration-data", "data", "--iterative", 1, "--protect", 9],
+            "--protect 9: expected layers from 0 to 3",
+        ),
+        (
+            ["--calibration-data", "data", "--iterative", 1, "--stack", "encoder"],
+            "--stack encoder: only the decoder is measured here",
         ),
         (
             ["--calibration-data", "data", "--iterative", 4],
@@ -215,6 +268,7 @@ def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
     model, _ = made_of("opt", tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "a.json").write_text("[]")
     ended = call(tmp_path, "rank_importance.py", "-m", model, *args)
     assert ended.code == 1
     assert message in ended.err.splitlines()[-1]
@@ -224,8 +278,8 @@ def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
 def test_bad_pictures(tmp_path: Path) -> None:
     ended = call(tmp_path, "plot_importance.py")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
-    importance.save(
-        tmp_path / "a.npz", importance.Scores([importance.Distances("encoder", "x", np.eye(2))])
+    distances.save(
+        tmp_path / "a.npz", distances.Scores([distances.Distances("encoder", "x", np.eye(2))])
     )
     for args, message in (
         (["-o", "a.pdf"], "only .png can be written"),

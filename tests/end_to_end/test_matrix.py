@@ -153,7 +153,7 @@ def check_composed(made: Checkpoint, variants: list[Variant], corpus: Any, folde
         for variant in variants:
             if variant.removed == is_removed:
                 first.setdefault(variant.module, variant)
-        chosen = compose.without_parts(list(first.values()))
+        chosen = compose.that_fit(made, first.values())
         composed = compose.compose(copy.deepcopy(made), chosen)
         checkpoint.save(folder / "composed.pth", composed)
         again = checkpoint.load(folder / "composed.pth")

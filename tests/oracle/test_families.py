@@ -122,6 +122,18 @@ def step_by_step(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return torch.cat(found, 1)
 
 
+def check_cached_decoding(made: Checkpoint) -> None:
+    """Logits step by step, and greedy generation, equal those without a cache."""
+    model: Any = made.model
+    ids = tiny.inputs(made, 2, 9)["input_ids"].clamp(min=3)
+    with torch.no_grad():
+        whole = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(step_by_step(model, ids), whole, **TOLERANCE)
+    settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    cached = model.generate(ids, use_cache=True, **settings)
+    assert torch.equal(cached, model.generate(ids, use_cache=False, **settings))
+
+
 @pytest.mark.parametrize("gqa", ["per-group", "whole-groups"])
 @pytest.mark.parametrize("layout", DECODERS)
 @pytest.mark.parametrize(
@@ -139,13 +151,7 @@ def test_cached_decoding_equals_one_pass(layout: str, rates: Any, gqa: str) -> N
     else:
         scheme = {m.name: r for m, r in zip(attentions, rates, strict=True) if r}
     small, _ = composed(made, scheme, by_groups=gqa == "whole-groups")
-    ids = tiny.inputs(made, 2, 9)["input_ids"].clamp(min=3)
-    with torch.no_grad():
-        whole = small.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    torch.testing.assert_close(step_by_step(small.model, ids), whole, **TOLERANCE)
-    settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
-    cached = small.model.generate(ids, use_cache=True, **settings)
-    assert torch.equal(cached, small.model.generate(ids, use_cache=False, **settings))
+    check_cached_decoding(small)
 
 
 @pytest.mark.parametrize("layout", ["llama_gqa", "mistral", "qwen2", "qwen3"])

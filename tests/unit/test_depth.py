@@ -17,6 +17,7 @@ from accelerate import cpu_offload
 
 from composable import depth, families
 from composable.errors import ConfigError, UserError
+from composable.tasks.samples import pad_texts
 from tests import tiny
 
 SENTENCES = ["the man runs", "a dog in the street .", "the red house", "a woman plays with a cat"]
@@ -44,13 +45,19 @@ def test_a_stream_is_read_to_its_limit_and_no_further() -> None:
     texts = [SENTENCES[i % 4] for i in range(6)]
     other = depth.analyse(model, texts, tokenizer)
     np.testing.assert_allclose(other.of().values, scores.of().values, atol=1e-6)
-    batches = [
-        depth._padded(tokenizer(texts)["input_ids"], 0, is_left) for is_left in (True, False)
-    ]
-    for batch in batches:
-        made = {k: v for k, v in batch.items() if k != "position_ids"}
-        third = depth.analyse(model, [made])
+    rows = [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]]
+    for is_left in (True, False):
+        third = depth.analyse(model, [pad_texts(rows, 0, is_left)])
         np.testing.assert_allclose(third.of().values, scores.of().values, atol=1e-5)
+
+
+def test_samples_of_a_tokenised_dataset() -> None:
+    """As `datasets` gives them with set_format("torch"): without a batch dimension."""
+    model, tokenizer = plain("llama"), tiny.tokenizer()
+    rows = [{"input_ids": torch.tensor(tokenizer(text)["input_ids"])} for text in SENTENCES]
+    scores = depth.analyse(model, rows, metrics="bi_score")
+    other = depth.analyse(model, SENTENCES, tokenizer, metrics=["bi_score"])
+    np.testing.assert_allclose(scores.of().values, other.of().values, atol=1e-6)
 
 
 def test_texts_are_cut_at_their_length() -> None:
@@ -71,7 +78,13 @@ def test_texts_are_cut_at_their_length() -> None:
         ([{"text": 3}], {}, 'no text under the key "text"'),
         ([3], {}, r"no text .* \(it has int\)"),
         (["a"], {"metrics": ["nearness"]}, 'unknown metric "nearness"'),
-        (["a dog", ""], {}, "a sample of the calibration set has no token"),
+        (["a dog", ""], {}, "a text of the calibration set has no token"),
+        (["a"], {"limit": -1}, "limit is -1; expected a number from 1"),
+        (["a"], {"batch_size": 0}, "batch_size is 0; expected"),
+        (["a"], {"max_length": 0}, "max_length is 0; expected"),
+        (["a"], {"metrics": ()}, "no metric was asked for"),
+        ("a dog", {}, "the calibration set is one text; expected an iterable"),
+        ({"train": ["a"]}, {}, "the calibration set is a dict, perhaps of splits"),
     ],
 )
 def test_bad_calibration_sets(dataset: Any, options: Any, message: str) -> None:
@@ -92,6 +105,24 @@ def test_a_model_is_analysed_where_it_is() -> None:
     again = depth.analyse(model, SENTENCES, tokenizer)
     np.testing.assert_array_equal(again.of().values, scores.of().values)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_model_of_several_devices(tmp_path: Path) -> None:
+    model, tokenizer = plain("llama", num_hidden_layers=4), tiny.tokenizer()
+    scores = depth.analyse(model, SENTENCES, tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu",
+              "model.rotary_emb": "cpu"}  # fmt: skip
+    places |= {f"model.layers.{i}": "disk" if i > 1 else "cpu" for i in range(4)}
+    parted = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk"
+    )
+    assert {p.device.type for p in parted.parameters()} == {"cpu", "meta"}
+    again = depth.analyse(parted, SENTENCES, tokenizer)
+    np.testing.assert_array_equal(again.of().values, scores.of().values)
+    batch = tiny.inputs(tiny.dense("llama"))
+    wanted = outputs(depth.cut(model, [2]), batch)
+    torch.testing.assert_close(outputs(depth.cut(parted, [2]), batch), wanted)
 
 
 def test_training_mode_is_put_back() -> None:
@@ -154,6 +185,12 @@ def test_a_cut_model_is_a_plain_folder(layout: str, tmp_path: Path) -> None:
     assert again.config.depth_pruning == {stack: {"removed": [1], "kept": left}}
     auto = transformers.AutoConfig.from_pretrained(tmp_path / "folder")
     assert auto.architectures == [type(model).__name__]
+    if hasattr(again, "generate") and again.can_generate():
+        ids = batch["input_ids"].clamp(min=3)
+        settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+        for one in (model if layout != "gpt2" else again, again):
+            cached = one.generate(ids, use_cache=True, **settings)
+            assert torch.equal(cached, one.generate(ids, use_cache=False, **settings))
 
 
 def test_layers_divided_by_their_number(tmp_path: Path) -> None:
@@ -175,6 +212,20 @@ def test_a_second_cut_counts_in_the_original() -> None:
     depth.cut(model, [1])
     assert model.config.depth_pruning == {"decoder": {"removed": [1, 2, 3], "kept": [0, 4, 5]}}
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1, 2]
+
+
+def test_why_layers_went_is_kept() -> None:
+    model, tokenizer = plain("llama", num_hidden_layers=5), tiny.tokenizer()
+    scores = depth.analyse(model, SENTENCES, tokenizer, metrics="bi_score")
+    layers = depth.best_cut(scores, 2)
+    depth.cut(model, layers, scores=scores)
+    record = model.config.depth_pruning["decoder"]
+    assert record["metric"] == "bi_score"
+    assert record["score"] == scores.of().values[1, layers[0]]
+    assert record["removed"] == layers
+    singles = depth.best_cut(scores, 2, policy="singles", protected=[0])
+    assert 0 not in singles
+    assert len(singles) == 2
 
 
 def test_every_changed_value_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from composable.errors import FormatError
-from composable.tasks.plain_texts import is_plain, read_texts
+from composable.tasks.plain_texts import is_plain, read_texts, refuse_unknown
 
 
 def test_lines_of_text(tmp_path: Path) -> None:
@@ -53,8 +53,16 @@ def test_bad_files(tmp_path: Path, name: str, content: str, message: str) -> Non
 def test_which_files_are_plain(tmp_path: Path) -> None:
     for name in ("a.txt", "a.txt.gz", "wiki.valid.tokens", "a.raw", "a.jsonl", "a.tsv", "a.npz"):
         (tmp_path / name).write_text("x")
-    plain = {path.name for path in tmp_path.iterdir() if is_plain(str(path), None)}
-    assert plain == {"a.txt", "a.txt.gz", "wiki.valid.tokens", "a.raw"}
-    assert is_plain(str(tmp_path / "a.jsonl"), "text")
-    assert not is_plain(str(tmp_path), None)
-    assert not is_plain(None, None)
+    plain = {path.name for path in tmp_path.iterdir() if is_plain(str(path))}
+    assert plain == {"a.txt", "a.txt.gz", "wiki.valid.tokens", "a.raw", "a.jsonl"}
+    assert not is_plain(str(tmp_path))
+    assert not is_plain(None)
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.parquet", "c.JSON.gz"])
+def test_files_that_would_pass_for_a_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(FormatError, match=r"is not read here; give a text a line \(\.txt\)"):
+        refuse_unknown(str(tmp_path / name))
+    refuse_unknown(str(tmp_path))
+    refuse_unknown(None)

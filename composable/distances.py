@@ -48,11 +48,15 @@ class Removal:
         stack: as in `Distances`.
         order: numbers of the layers in the dense model.
         scores: distance of each when it was chosen.
+        metric: by which.
+        protected: layers that had to stay.
     """
 
     stack: str
     order: list[int]
     scores: list[float]
+    metric: str
+    protected: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,8 @@ def save(path: Path, scores: Scores) -> None:
     for one in scores.removals:
         arrays[f"order_{one.stack}"] = np.array(one.order, dtype=np.int64)
         arrays[f"order_scores_{one.stack}"] = np.array(one.scores, dtype=np.float64)
+        arrays[f"order_metric_{one.stack}"] = one.metric
+        arrays[f"order_protected_{one.stack}"] = np.array(one.protected, dtype=np.int64)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with atomic_write(path) as file:
@@ -148,7 +154,10 @@ def load(path: Path) -> Scores:
         OSError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("one array alone")
+        with stored:
             arrays = {name: stored[name] for name in stored.files}
     except (ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise FormatError(
@@ -181,6 +190,8 @@ def _parse(arrays: Mapping[str, NDArray[Any]]) -> Scores:
             stack,
             [int(layer) for layer in arrays[f"order_{stack}"]],
             [float(score) for score in arrays[f"order_scores_{stack}"]],
+            str(arrays[f"order_metric_{stack}"]),
+            [int(layer) for layer in arrays[f"order_protected_{stack}"]],
         )
         for stack in dict.fromkeys(one.stack for one in distances)
         if f"order_{stack}" in arrays
@@ -273,62 +284,112 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def choose(
-    policy: str,
-    count: int,
-    layers: int,
-    scores: Scores | None = None,
-    stack: str | None = None,
-    metric: str | None = None,
-    protected: Collection[int] = (),
-    offset: bool = False,
-) -> list[int]:
-    """Choose the layers of a stack that go.
+@dataclass(frozen=True)
+class Choice:
+    """Which layers of a stack go.
 
-    Args:
+    Attributes:
         policy: "block": the contiguous block that changes its input least (Gromov et al. 2024);
             "singles": the layers that do so one by one (ShortGPT); "deepest": the last ones but the
             very last (the simple heuristic of Gromov et al.); "iterative": in the order measured.
-        count: how many.
-        layers: of the stack.
         scores: for all policies but "deepest".
-        stack: of which the scores are taken.
-        metric: by which; None: the first of the file.
+        stack: whose layers; None where there is one alone.
+        metric: of the scores; None: the first of the file.
         protected: layers that must stay.
         offset: see `best_block`.
+    """
 
-    Returns:
-        Their numbers, ascending; [] for a count of 0.
+    policy: str = "block"
+    scores: Scores | None = None
+    stack: str | None = None
+    metric: str | None = None
+    protected: Collection[int] = ()
+    offset: bool = False
+
+    def layers(self, count: int, total: int) -> list[int]:
+        """Choose.
+
+        Args:
+            count: how many layers go.
+            total: layers of the stack.
+
+        Returns:
+            Their numbers, ascending; [] for a count of 0.
+
+        Raises:
+            ConfigError: so many cannot go, or something was asked for that the policy does not
+                look at.
+            UserError: the scores do not have what the policy needs.
+        """
+        self._check(total)
+        if count == 0:
+            return []
+        if self.policy == "block":
+            first, _ = best_block(self._distances(total), count, self.protected, self.offset)
+            return list(range(first, first + count))
+        order = self._order(total)
+        if not 1 <= count < total or count > len(order):
+            raise ConfigError(
+                f"{count} of {total} layers to drop: {min(len(order), total - 1)} can go by the "
+                f"policy {self.policy} with {len(set(self.protected))} protected."
+            )
+        return sorted(order[:count])
+
+    def _check(self, total: int) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy {self.policy}: unknown; known are {', '.join(POLICIES)}.")
+        check_protected(self.protected, total)
+        if self.offset and self.policy != "block":
+            raise ConfigError(f"--reference-offset: not for the policy {self.policy}, only block.")
+        if self.metric and self.policy == "deepest":
+            raise ConfigError(f"--metric {self.metric}: the policy deepest looks at no scores.")
+
+    def _order(self, total: int) -> list[int]:
+        """Layers that may go, the first to go first."""
+        if self.policy == "deepest":
+            return [layer for layer in reversed(range(total - 1)) if layer not in self.protected]
+        found = self._distances(total)
+        if self.policy == "singles":
+            first = starts(found.values, 1, self.protected)
+            return sorted(first, key=found.values[0].item)
+        assert self.scores is not None
+        removal = self.scores.removal(found.stack)
+        if self.metric not in (None, removal.metric):
+            raise ConfigError(
+                f"--metric {self.metric}: the order of removal was measured by {removal.metric}."
+            )
+        if set(self.protected) != set(removal.protected):
+            raise ConfigError(
+                f"--protect {_listed(self.protected)}: the order of removal was measured with "
+                f"{_listed(removal.protected)} protected; rank_importance.py --iterative has "
+                "--protect, too."
+            )
+        return removal.order
+
+    def _distances(self, total: int) -> Distances:
+        if self.scores is None:
+            raise UserError(
+                f"the policy {self.policy} needs --scores, a file of rank_importance.py."
+            )
+        # the order of removal may be by another metric than the first
+        found = self.scores.of(self.stack, None if self.policy == "iterative" else self.metric)
+        if found.layers != total:
+            raise ConfigError(
+                f"the scores are of {found.layers} layers, the {self.stack or 'model'} has "
+                f"{total}; measure this model."
+            )
+        return found
+
+
+def check_protected(protected: Collection[int], total: int) -> None:
+    """Refuse layers that do not exist.
 
     Raises:
-        ConfigError: so many cannot go.
-        UserError: the scores do not have what the policy needs.
+        ConfigError: there is one.
     """
-    if unknown := [layer for layer in protected if not 0 <= layer < layers]:
-        raise ConfigError(f"--protect {unknown[0]}: the {stack} has layers 0 to {layers - 1}.")
-    if count == 0:
-        return []
-    if policy == "deepest":
-        order = [layer for layer in reversed(range(layers - 1)) if layer not in protected]
-    elif scores is None:
-        raise UserError(f"the policy {policy} needs --scores, a file of rank_importance.py.")
-    else:
-        distances = scores.of(stack, metric)
-        if distances.layers != layers:
-            raise ConfigError(
-                f"the scores are of {distances.layers} layers, the {stack} has {layers}; measure "
-                "this model."
-            )
-        if policy == "block":
-            first, _ = best_block(distances, count, protected, offset)
-            return list(range(first, first + count))
-        if policy == "singles":
-            order = sorted(starts(distances.values, 1, protected), key=distances.values[0].item)
-        else:
-            order = [x for x in scores.removal(distances.stack).order if x not in protected]
-    if not 1 <= count < layers or count > len(order):
-        raise ConfigError(
-            f"{count} of {layers} layers to drop: {min(len(order), layers - 1)} can go by the "
-            f"policy {policy} with {len(set(protected))} protected."
-        )
-    return sorted(order[:count])
+    if unknown := [layer for layer in protected if not 0 <= layer < total]:
+        raise ConfigError(f"--protect {unknown[0]}: expected layers from 0 to {total - 1}.")
+
+
+def _listed(layers: Collection[int]) -> str:
+    return ",".join(map(str, sorted(layers))) or "none"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from composable.distances import Distances, best_block
 from composable.files import atomic_write
-from composable.importance import Distances, best_block
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,14 +85,16 @@ def _draw_blocks(figure: "Figure", axes: "Axes", one: Distances, raw: bool, offs
         for size in range(1, layers)
         if not np.isnan(one.values[size - 1 + offset]).all()
     ]
-    first, sizes = zip(*marks, strict=True)
-    axes.scatter(first, sizes, s=16, color=MARK, label="smallest distance of its size")
+    if marks:
+        first, sizes = zip(*marks, strict=True)
+        label = "smallest distance of its size" if not offset else "block to remove"
+        axes.scatter(first, sizes, s=16, color=MARK, label=label)
+        axes.legend(loc="upper right", frameon=False)
     axes.set_xlabel("First layer of the block")
     axes.set_ylabel("Layers in the block")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(" ".join(filter(None, (one.metric, one.stack))), fontsize=10)
-    axes.legend(loc="upper right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     label = "Distance" if raw else "Distance, each row from its least to its most"
     figure.colorbar(picture, ax=axes, label=label)

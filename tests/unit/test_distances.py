@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from composable import importance, importance_plot
+from composable import distances, distances_plot
+from composable.distances import Choice, Distances, Removal, Scores
 from composable.errors import ConfigError, FormatError, UserError
-from composable.importance import Distances, Removal, Scores, choose
 
 NAN = np.nan
 # by hand: singles 3 1 4 2 5; the best pair begins at 2, the best three at 1
@@ -29,7 +29,7 @@ def scores(**changes: Any) -> Scores:
             Distances("encoder", "bi_score", VALUES, 7),
             Distances("encoder", "other", VALUES + 1, 6),
         ],
-        "removals": [Removal("encoder", [4, 0, 1], [0.1, 0.25, 0.3])],
+        "removals": [Removal("encoder", [4, 0, 1], [0.1, 0.25, 0.3], "bi_score")],
         "model": "some/model",
         "fingerprint": "ab" * 32,
     }  # fmt: skip
@@ -38,20 +38,20 @@ def scores(**changes: Any) -> Scores:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path, other = tmp_path / "a.npz", tmp_path / "b.npz"
-    importance.save(path, scores())
-    found = importance.load(path)
+    distances.save(path, scores())
+    found = distances.load(path)
     for one, wanted in zip(found.distances, scores().distances, strict=True):
         assert (one.stack, one.metric, one.samples) == (wanted.stack, wanted.metric, wanted.samples)
         np.testing.assert_array_equal(one.values, wanted.values)
     assert (found.removals, found.model, found.fingerprint) == (
         scores().removals, "some/model", "ab" * 32,
     )  # fmt: skip
-    importance.save(other, found)
+    distances.save(other, found)
     assert other.read_bytes() == path.read_bytes()
 
 
 def test_other_programs_find_what_they_know(tmp_path: Path) -> None:
-    importance.save(tmp_path / "a.npz", scores())
+    distances.save(tmp_path / "a.npz", scores())
     with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
         for name in ("arr_0", "result"):
             np.testing.assert_array_equal(stored[name], np.nan_to_num(VALUES))
@@ -64,13 +64,13 @@ def test_other_programs_find_what_they_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["arr_0", "result"])
 def test_files_of_the_reference_program(tmp_path: Path, name: str) -> None:
     np.savez(tmp_path / "memory.npz", **{name: np.nan_to_num(VALUES)})
-    found = importance.load(tmp_path / "memory.npz")
+    found = distances.load(tmp_path / "memory.npz")
     np.testing.assert_array_equal(found.of().values, VALUES)
     assert found.of("decoder").metric == ""
 
 
 def rewritten(path: Path, **changes: Any) -> None:
-    importance.save(path, scores())
+    distances.save(path, scores())
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays |= changes
@@ -96,19 +96,22 @@ def test_files_that_are_no_scores(tmp_path: Path, changes: dict[str, Any], messa
     path = tmp_path / "x.npz"
     rewritten(path, **changes)
     with pytest.raises(FormatError, match=rf"x\.npz: not a file of scores .*{message}"):
-        importance.load(path)
+        distances.load(path)
 
 
 def test_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
-    importance.save(path, scores())
+    distances.save(path, scores())
     for content in (path.read_bytes()[:-40], b"", b"text", b"\x80\x04N."):
         path.write_bytes(content)
         with pytest.raises(FormatError, match=r"x\.npz: not a readable \.npz file"):
-            importance.load(path)
+            distances.load(path)
+    np.save(tmp_path / "y.npy", VALUES)
+    with pytest.raises(FormatError, match=r"y\.npy: not a readable \.npz file \(one array alone\)"):
+        distances.load(tmp_path / "y.npy")
     np.savez(path, arr_0=np.array([{}], dtype=object))
     with pytest.raises(FormatError, match="allow_pickle"):
-        importance.load(path)
+        distances.load(path)
 
 
 def test_which_scores() -> None:
@@ -137,11 +140,14 @@ def test_which_scores() -> None:
         ("block", 0, [], []),
         ("singles", 1, [], [1]), ("singles", 3, [], [0, 1, 3]), ("singles", 3, [0], [1, 2, 3]),
         ("deepest", 1, [], [3]), ("deepest", 3, [], [1, 2, 3]), ("deepest", 2, [2], [1, 3]),
-        ("iterative", 1, [], [4]), ("iterative", 3, [], [0, 1, 4]), ("iterative", 2, [0], [1, 4]),
+        ("iterative", 1, [], [4]), ("iterative", 3, [], [0, 1, 4]), ("iterative", 2, [2], [0, 4]),
     ],
 )  # fmt: skip
 def test_policies(policy: str, count: int, protected: list[int], expected: list[int]) -> None:
-    assert choose(policy, count, 5, scores(), protected=protected) == expected
+    some = scores()
+    if policy == "iterative":
+        some = scores(removals=[Removal("encoder", [4, 0, 1], [0.1, 0.25, 0.3], "x", protected)])
+    assert Choice(policy, some, protected=protected).layers(count, 5) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,52 +160,67 @@ def test_policies(policy: str, count: int, protected: list[int], expected: list[
         ({"count": 3, "policy": "singles", "protected": [0, 1, 2]},
          "3 of 5 layers to drop: 2 can go by the policy singles with 3 protected"),
         ({"count": 2, "protected": [1, 3]}, "no block of 2 layers: the protected layers"),
-        ({"count": 1, "protected": [5]}, "--protect 5: the encoder has layers 0 to 4"),
+        ({"count": 1, "protected": [5]}, "--protect 5: expected layers from 0 to 4"),
+        ({"count": 0, "protected": [5]}, "--protect 5: expected layers from 0 to 4"),
+        ({"count": 1, "policy": "near"}, "policy near: unknown; known are block, singles, deepest"),
+        ({"count": 1, "policy": "singles", "offset": True}, "--reference-offset: not for the"),
+        ({"count": 1, "policy": "deepest", "metric": "x"}, "--metric x: the policy deepest looks"),
+        ({"count": 1, "policy": "iterative", "metric": "other"},
+         "--metric other: the order of removal was measured by bi_score"),
+        ({"count": 1, "policy": "iterative", "protected": [2]},
+         "--protect 2: the order of removal was measured with none protected"),
         ({"count": 1, "layers": 6}, "the scores are of 5 layers, the encoder has 6"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_chosen(settings: dict[str, Any], message: str) -> None:
-    settings = {"policy": "block", "layers": 5, "stack": "encoder"} | settings
+    settings = {"stack": "encoder"} | settings
+    count, layers = settings.pop("count"), settings.pop("layers", 5)
     with pytest.raises(ConfigError, match=message):
-        choose(scores=scores(), **settings)
+        Choice(scores=scores(), **settings).layers(count, layers)
 
 
 def test_scores_are_needed() -> None:
-    assert choose("deepest", 2, 5) == [2, 3]
+    assert Choice("deepest").layers(2, 5) == [2, 3]
     with pytest.raises(UserError, match="the policy singles needs --scores"):
-        choose("singles", 2, 5)
+        Choice("singles").layers(2, 5)
 
 
 def test_ties_go_to_the_first() -> None:
     even = Distances("encoder", "x", np.where(np.isnan(VALUES), NAN, 1.0))
-    assert importance.best_block(even, 2) == (0, 1.0)
-    assert choose("singles", 2, 5, Scores([even])) == [0, 1]
+    assert distances.best_block(even, 2) == (0, 1.0)
+    assert Choice("singles", Scores([even])).layers(2, 5) == [0, 1]
 
 
 def test_the_table_of_blocks() -> None:
-    rows = list(importance.block_table(scores().of(), threshold=0.8))
+    rows = list(distances.block_table(scores().of(), threshold=0.8))
     assert [tuple(row.values()) for row in rows] == [(1, 1, 1, 0.1), (2, 2, 3, 0.3), (3, 1, 3, 0.8)]
-    shifted = list(importance.block_table(scores().of(), offset=True))
+    shifted = list(distances.block_table(scores().of(), offset=True))
     assert [row["first"] for row in shifted] == [2, 1, 0, 0]
-    assert importance.as_markdown(rows) == (
+    assert distances.as_markdown(rows) == (
         "| Block size | Removed layers | Score (avg dist) |\n|---|---|---|\n"
         "| 1 | 1-1 | 0.100 |\n| 2 | 2-3 | 0.300 |\n| 3 | 1-3 | 0.800 |\n"
     )
 
 
 def test_rows_are_scaled_to_their_own_range() -> None:
-    scaled = importance_plot.by_row(VALUES)
+    scaled = distances_plot.by_row(VALUES)
     np.testing.assert_allclose(scaled[0], [0.5, 0, 0.75, 0.25, 1])
     assert scaled[3][:2].tolist() == [0, 0]
     assert scaled[4][0] == 0
     assert (np.isnan(scaled) == np.isnan(VALUES)).all()
 
 
+def test_a_stack_of_one_layer_is_drawn() -> None:
+    one = Distances("encoder", "x", np.array([[0.5]]))
+    for offset in (False, True):
+        assert distances_plot.png([one], offset=offset)[:4] == b"\x89PNG"
+
+
 def test_pictures_of_equal_scores_are_equal() -> None:
     some = [scores().of(), scores().of(None, "other")]
-    first = importance_plot.png(some, "title")
-    assert first == importance_plot.png(some, "title")
-    assert first != importance_plot.png(some, "title", raw=True)
-    assert first != importance_plot.png(some, "title", offset=True)
+    first = distances_plot.png(some, "title")
+    assert first == distances_plot.png(some, "title")
+    assert first != distances_plot.png(some, "title", raw=True)
+    assert first != distances_plot.png(some, "title", offset=True)
     assert first[:4] == b"\x89PNG"
     assert b"tEXt" not in first
