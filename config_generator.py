@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from composable import cli, config, files
-from composable.distances import POLICIES
+from composable.config import POLICIES
 from composable.errors import ConfigError
 
 DEFAULT_RATES = {"attention": (0.25, 0.5, 0.25), "linear": (0.3, 0.3, 0.5)}

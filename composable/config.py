@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Rate = float
 WHOLE_OR_NOTHING = ("layer",)
+#: Ways to choose the layers that go, see `distances.Choice`; the first is the default.
+POLICIES = ("block", "singles", "deepest", "iterative")
 
 
 @dataclass(frozen=True)

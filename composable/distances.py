@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from composable.config import POLICIES
 from composable.errors import ConfigError, FormatError, UserError
 from composable.files import atomic_write
 
 FORMAT, VERSION = "composable.scores", "1"
 METHOD = "layer_distance"
-POLICIES = ("block", "singles", "deepest", "iterative")
 
 
 @dataclass(frozen=True, eq=False)
