@@ -278,8 +278,25 @@ def _numbers(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers))
 
 
-def language_tables(language: Language) -> tuple[list[Table], dict[str, Any]]:
-    """Measure all cuts of the language model, and heal some."""
+@dataclass
+class Unhealed:
+    """What is left of the language model.
+
+    Attributes:
+        cuts: (rule, count) -> layers.
+        values: the same -> perplexity.
+        dense: of the dense model.
+        table: of all of it.
+    """
+
+    cuts: dict[tuple[str, int], Cut]
+    values: dict[tuple[str, int], float]
+    dense: float
+    table: Table
+
+
+def unhealed(language: Language) -> Unhealed:
+    """Measure all cuts of the language model."""
     runner, stack = language.context.runner, language.stack
     cuts = language.cuts()
     distinct = list({(cut.layers, cut.maps): cut for cut in cuts.values()}.values())
@@ -293,7 +310,7 @@ def language_tables(language: Language) -> tuple[list[Table], dict[str, Any]]:
                  for n in language.counts)]
         for rule in rules
     ]  # fmt: skip
-    first = Table(
+    table = Table(
         ["chosen by", *(f"{n} gone" for n in language.counts)],
         rows,
         title="**SmolLM2-135M-Instruct on WikiText-2**: perplexity without some of its 30 layers "
@@ -303,43 +320,43 @@ def language_tables(language: Language) -> tuple[list[Table], dict[str, Any]]:
         f"`valid`, {language.ranking.report['tokens']['decoder']} tokens. `singles`, `iterative` "
         f"and the linear maps go by {MAIN}.",
     )
-    jobs = [
+    return Unhealed(cuts, values, _perplexity(dense), table)
+
+
+Job = tuple[int, str, str]
+
+
+def healing_jobs(language: Language) -> list[Job]:
+    """List how many layers go by which rule, and how the rest is healed."""
+    return [
         (count, rule, how)
         for how in HEALS
         for count in language.counts[-3::2]
         for rule in (MAIN, "deepest")
     ]
-    healed = dict(zip(jobs, runner.parallel([
-        partial(language.healed, cuts[rule, count], how, (rule, how) == (MAIN, "lora"))
-        for count, rule, how in jobs
-    ]), strict=True))  # fmt: skip
-    full = language.full(stack.dense)
-    rows = [["0", "", "", f"{_perplexity(dense):.2f}", "", f"{_perplexity(full):.2f}", "", ""]]
+
+
+def healed_table(
+    language: Language, found: Unhealed, healed: dict[Job, dict[str, Any]], full: dict[str, Any]
+) -> Table:
+    """Lay out what healing gave."""
+    rows = [["0", "", "", f"{found.dense:.2f}", "", f"{_perplexity(full):.2f}", "", ""]]
     for (count, rule, how), one in healed.items():
         whole = f"{_perplexity(one['full']):.2f}" if "full" in one else ""
         learning = one["training"].get("learning_parameters", one["training"]["parameters"])
         rows.append([
             str(count), rule, how, f"{_perplexity(one['report']):.2f}",
-            f"{values[rule, count]:.2f}", whole, f"{learning / 1e6:.1f}", number(one["seconds"]),
+            f"{found.values[rule, count]:.2f}", whole, f"{learning / 1e6:.1f}",
+            number(one["seconds"]),
         ])  # fmt: skip
-    clock = language.context.clock
-    second = Table(
+    return Table(
         ["gone", "chosen by", "healed by", "perplexity", "before", "whole test text", "M learning",
-         clock],
+         language.context.clock],
         rows,
         title="The same, healed on WikiText-2's `valid` (its first 90 %; the rest stops), "
         f"`{' '.join(STEPS)}` of 512 tokens a sample.",
         note="; ".join(f"{how}: `{' '.join(options)}`" for how, options in HEALS.items()) + ".",
     )  # fmt: skip
-    figures = {
-        "dense": _perplexity(dense),
-        "counts": list(language.counts),
-        "perplexity": {rule: [values[rule, n] for n in language.counts] for rule in rules},
-        "healed": [
-            [c, rule, how, _perplexity(one["report"])] for (c, rule, how), one in healed.items()
-        ],
-    }
-    return [first, second], figures
 
 
 def _perplexity(report: dict[str, Any]) -> float:
@@ -348,19 +365,34 @@ def _perplexity(report: dict[str, Any]) -> float:
 
 def measure(context: Context) -> Section:
     """Measure everything."""
-    language = Language(context)
-    parts = [partial(language_tables, language), *(partial(follow, context, f) for f in OTHERS)]
-    tables, figures = parts[0]()
-    rest = context.runner.parallel(parts[1:])
-    for family, found in zip(OTHERS, rest, strict=True):
-        for other, rows, signature in found:
-            main = chain_of(context, family).task
+    language, runner = Language(context), context.runner
+    found = unhealed(language)
+    jobs = healing_jobs(language)
+    # the longest first, so that no process waits at the end
+    results = runner.parallel([
+        *(partial(language.healed, found.cuts[r, n], how, r == MAIN) for n, r, how in jobs),
+        partial(language.full, language.stack.dense),
+        *(partial(follow, context, family) for family in OTHERS),
+    ])  # fmt: skip
+    healed = dict(zip(jobs, results, strict=False))
+    full, *rest = results[len(jobs) :]
+    tables = [found.table, healed_table(language, found, healed, full)]
+    for family, parts in zip(OTHERS, rest, strict=True):
+        for other, rows, signature in parts:
+            task = chain_of(context, family).task
             tables.append(Table(
                 ["gone", "chosen by", "layers", "score / loss", "healed"], rows,
-                title=f"**{other.title}**: {main.replace('_', ' ')}, before and after "
+                title=f"**{other.title}**: {task.replace('_', ' ')}, before and after "
                 f"`{' '.join(other.steps)}` of all weights.",
                 note=f"Signature: `{signature}`.",
             ))  # fmt: skip
+    rules = list(dict.fromkeys(rule for rule, _ in found.cuts))
+    figures: dict[str, Any] = {
+        "dense": found.dense,
+        "counts": list(language.counts),
+        "perplexity": {r: [found.values[r, n] for n in language.counts] for r in rules},
+        "healed": [[*job, _perplexity(one["report"])] for job, one in healed.items()],
+    }
     tasks = {"T5": "translation", "BERT": "text_classification", "ViT": "image_classification",
              "Llama": "language_modeling"}  # fmt: skip
     figures["ran"] = [
