@@ -409,10 +409,13 @@ def measure(context: Context) -> Section:
     picture = draw(figures)
     return Section(
         "Removing layers", tables, notes, figures, picture,
-        "Perplexity of SmolLM2 against the number of layers removed, by every rule, and healed",
+        "Perplexity of SmolLM2 against the number of layers removed, by every rule, and healed; "
+        f"beyond {HIGHEST:,} see the table",
     )  # fmt: skip
 
 
+#: Perplexities beyond are in the table alone.
+HIGHEST = 2000
 STYLES = (
     ("#0072B2", "o"), ("#56B4E9", "s"), ("#D55E00", "^"), ("#E69F00", "D"), ("#CC79A7", "v"),
     ("#999999", "P"), ("#009E73", "X"), ("#0072B2", "<"), ("#009E73", ">"), ("#000000", "*"),
@@ -447,6 +450,7 @@ def draw(figures: dict[str, Any]) -> bytes:
         axes.axhline(figures["dense"], color="#555555", linewidth=0.8)
         axes.text(figures["counts"][0], figures["dense"], " dense", va="bottom", color="#555555")
         axes.set_yscale("log")
+        axes.set_ylim(top=HIGHEST)
         axes.set_xticks(figures["counts"])
         axes.set_xlabel("Layers removed, of 30")
         axes.set_ylabel("Perplexity on WikiText-2 (log scale)")
