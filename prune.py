@@ -20,9 +20,7 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
 @cli.model_option("model/t5-small.pth")
 @cli.path_option("-c", "--config", default="conf_prune.json", text="Which variants must exist.")
 @cli.path_option("-o", "--output", default="modules.npy", text="Bundle to write.")
-@cli.path_option(
-    "-p", "--test-model", default=None, text="Also compose a model of all first variants."
-)
+@cli.path_option("-p", "--test-model", default=None, text="Also compose a model of first variants.")
 @click.option(
     "--mask",
     type=click.Choice(["l1", "wanda", "obs", "sparsegpt", "alps"]),
@@ -85,7 +83,7 @@ def main(
     by_groups = gqa == "whole-groups"
     variants = pruning.make_variants(dense, scheme, preferred, inputs, by_groups, states)
     if test_model:
-        # a test model that cannot be is refused before anything is written
+        # made before anything is written
         test = compose.compose(dense, compose.that_fit(dense, variants))
     origin = {"preferred": list(preferred), "source": dense.info["source"]}
     bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
