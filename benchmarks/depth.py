@@ -128,7 +128,8 @@ def rank(
     """Run rank_importance.py."""
     run = context.runner.run(
         "rank_importance.py", "-m", dense, "-o", Out(DISTANCES), "--metric", *metrics,
-        "--stack", stack, "--device", context.device, *options,
+        *(("--stack", stack) if "--iterative" in options else ()), "--device", context.device,
+        *options,
     )  # fmt: skip
     return distances.load(run.output(DISTANCES).path), run
 
