@@ -216,10 +216,10 @@ class Other:
 
 OTHERS = {
     "T5": (
-        Other("the embedded T5 (3 and 3 layers), encoder", "encoder", MAIN, (1, 2)),
-        Other("the embedded T5, decoder", "decoder", MAIN, (1, 2)),
+        Other("the embedded T5 (3 and 3 layers), encoder", "encoder", MAIN, (1,)),
+        Other("the embedded T5, decoder", "decoder", MAIN, (1,)),
     ),
-    "BERT": (Other("all-MiniLM-L6-v2 (6 layers) on SST-2", "encoder", MAIN, (1, 2, 3)),),
+    "BERT": (Other("all-MiniLM-L6-v2 (6 layers) on SST-2", "encoder", MAIN, (1, 3)),),
     "ViT": (Other("a ViT of 4 layers on digits", "encoder", MAIN, (1, 2)),),
 }
 
