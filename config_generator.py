@@ -164,12 +164,12 @@ def main(
         refuse_lonely(choice)
     rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
     files.check_writable(output)
-    from composable import checkpoint, depth, families
+    from composable import checkpoint, families, ranking
 
     loaded = checkpoint.load(model)
     loaded.require_dense(model, "config_generator.py")
     modules = families.of(loaded.model).modules(loaded.model)
-    dropped = depth.configurations(loaded, cuts, **choice) if cuts else None
+    dropped = ranking.configurations(loaded, cuts, **choice) if cuts else None
     configurations = config.uniform_configurations(modules, rates, dropped)
     by_name = {module.name: module for module in modules}
     for i, configuration in enumerate(configurations):

@@ -99,7 +99,6 @@ def main(
     """
     from composable import (
         checkpoint,
-        config,
         depth,
         devices,
         distances,
@@ -119,7 +118,7 @@ def main(
     dense.model.float().to(device)
     batches, facts = ranking.batches(dense, device=device, **texts)
     reader = layer_states.Reader.of(dense.model, dense.family)
-    protected = config.parse_numbers(protect, "--protect")
+    protected = ranking.parse_numbers(protect, "--protect")
     removing = ranking.removing(reader, batches, wanted[0], stack, iterative, protected)
     found = layer_states.measure(reader, batches, wanted, largest, budget)
     scores = depth.scores_of(found, dense.info["source"], dense.fingerprint)

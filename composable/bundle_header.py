@@ -15,8 +15,6 @@ from composable.files import canonical_json, digest_of
 FORMAT = Format("composable.bundle", "3", "a bundle")
 #: How heads leave an attention whose query heads share key/value heads.
 PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
-#: The method whose variants stand in the place of layers.
-REPLACES = "linear_map"
 METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
 
 
@@ -259,8 +257,8 @@ def _check_rules(what: str, record: Record) -> None:
         "stats are finite": all(
             type(value) in (int, float) and abs(value) < math.inf for value in record.stats.values()
         ),
-        "a removed variant has nothing else": not (record.removed and (stored or units))
-        or (record.kind == "layer" and record.entry.method == REPLACES and not units),
+        "a removed variant has nothing else": not (record.removed and units)
+        and not (record.removed and stored and record.kind != "layer"),
         "rate 1 means removed": record.removed or record.entry.rate < 1,
         "only an attention is pruned as a pair": o is None or record.kind == "attention",
         "plain_o needs a pair": o is not None or not record.plain_o,

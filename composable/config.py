@@ -264,37 +264,6 @@ def _uniform(
     return found
 
 
-def parse_numbers(text: str, where: str) -> list[int]:
-    """Read numbers of layers, separated by commas; each once, ascending.
-
-    Raises:
-        ConfigError: they are none.
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"{where} {text}: expected numbers of layers from 0, such as 3,4,5.")
-    return sorted({int(part) for part in parts})
-
-
-def layer_entries(names: Sequence[str], layers: Sequence[int], maps: bool = False) -> Configuration:
-    """Write down that some layers go.
-
-    Args:
-        names: of all layers of a stack.
-        layers: numbers of those that go, ascending.
-        maps: whether a linear map comes in the place of every run of neighbours.
-    """
-    if not maps:
-        return {names[layer]: Entry(1.0) for layer in layers}
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return {names[run[0]]: Entry(1.0, "linear_map", through=names[run[-1]]) for run in runs}
-
-
 def all_covered(entries: Configuration) -> list[str]:
     """Names that all entries decide on."""
     return [each for name, entry in entries.items() for each in covered(name, entry)]
@@ -468,7 +437,7 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
     if entry.rate != 1 or entry.method is None or "o" in value:
         raise ConfigError(
             f'{where}: {_shown(value)} replaces a block of layers; write "rate": 1 and the '
-            '"method" that does so, linear_map.'
+            '"method" that does so.'
         )
     return replace(entry, through=through)
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from composable import distances, families, files, layer_states, surgery
 from composable.checkpoint import Checkpoint
-from composable.config import Configuration, layer_entries, parse_numbers
 from composable.distances import Choice, Distances, Scores
 from composable.errors import ConfigError, UserError
 from composable.layer_states import Batch, Reader
 from composable.methods.layer_distance import Metric
 from composable.tasks.samples import (
+    CPU_TOKENS,
     counts_padding,
     length_batches,
     most_tokens,
@@ -28,8 +28,6 @@ log = logging.getLogger("composable")
 #: Key of a config under which a cut is recorded.
 RECORD = "depth_pruning"
 LONGEST = 1024
-#: Tokens of a batch, with its padding.
-BATCH_TOKENS = 2048
 
 
 def analyse(
@@ -124,7 +122,7 @@ def text_batches(
     Args:
         checkpoint: model, tokenizer and perhaps a `max_length` in its info.
         texts: one a sample.
-        batch_size: samples; by default as many as are `BATCH_TOKENS`.
+        batch_size: samples; by default as many as are `CPU_TOKENS`.
     """
     tokenizer, longest = checkpoint.tokenizer, most_tokens(checkpoint, LONGEST)
     found = tokenizer(list(texts), truncation=True, max_length=longest, verbose=False)["input_ids"]
@@ -132,7 +130,7 @@ def text_batches(
         raise UserError("a text of the calibration set has no token; leave empty ones out.")
     # an encoder sees the same whichever side is padded; its positions count from the left
     is_left = tokenizer.padding_side == "left" and checkpoint.family.stacks == ("decoder",)
-    for chosen in length_batches([len(ids) for ids in found], BATCH_TOKENS, batch_size):
+    for chosen in length_batches([len(ids) for ids in found], CPU_TOKENS, batch_size):
         items = [{"input_ids": found[i]} for i in chosen]
         yield with_positions(pad_texts(items, pad_token(checkpoint), is_left), checkpoint.model)
 
@@ -176,68 +174,6 @@ def block_table(
     return distances.as_markdown(list(distances.block_table(scores.of(stack, metric), threshold)))
 
 
-def configurations(
-    dense: Checkpoint,
-    cuts: Sequence[int | str],
-    policy: str,
-    scores: Path | None,
-    stack: str | None,
-    metric: str | None,
-    reference_offset: bool,
-    protect: str,
-    linear_map: bool,
-) -> list[Configuration]:
-    """Choose layers as the options of config_generator.py say.
-
-    Args:
-        dense: the model.
-        cuts: for every configuration how many layers go, or their numbers ("3,4").
-        policy: see `distances.Choice`, as for the options below.
-        scores: file.
-        stack: whose layers, where there are two.
-        metric: of the scores.
-        reference_offset: see `distances.best_block`.
-        protect: numbers of layers that stay.
-        linear_map: whether a linear map comes in the place of every run of layers.
-
-    Returns:
-        The entries of the layers that go, for every configuration.
-
-    Raises:
-        ConfigError: so many cannot go, or not those.
-        UserError: the scores do not have what is needed.
-    """
-    modules = dense.family.modules(dense.model)
-    names: dict[str, list[str]] = {}
-    for module in modules:
-        if module.kind == "layer":
-            names.setdefault(module.stack, []).append(module.name)
-    if stack is None and len(names) > 1:
-        raise ConfigError(f"the model has {' and '.join(names)}; say which with --stack.")
-    if stack is not None and stack not in names:
-        raise ConfigError(f"--stack {stack}: this model has only {' and '.join(names)}.")
-    name = stack or next(iter(names))
-    found = distances.load(scores) if scores else None
-    if found and found.fingerprint not in ("", dense.fingerprint):
-        raise ConfigError(f"{scores}: measured on another model; run rank_importance.py on this.")
-    protected = parse_numbers(protect, "--protect")
-    distances.check_protected(protected, len(names[name]))
-    choice = Choice(policy, found, name, metric, protected, reference_offset)
-    chosen = [
-        choice.layers(one, len(names[name]))
-        if isinstance(one, int)
-        else parse_numbers(one, "--layers")
-        for one in cuts
-    ]
-    for layer in {layer for layers in chosen for layer in layers}:
-        if layer >= len(names[name]) or layer in protected:
-            raise ConfigError(
-                f"--layers {layer}: expected one of the {name}'s layers 0 to "
-                f"{len(names[name]) - 1} that is not protected."
-            )
-    return [layer_entries(names[name], layers, linear_map) for layers in chosen]
-
-
 def cut(
     model: Any, layers: Sequence[int], stack: str | None = None, scores: Scores | None = None
 ) -> Any:
@@ -259,21 +195,20 @@ def cut(
         UserError: unknown family; a model of two stacks leaves open which one is meant.
     """
     family = families.of(model)
-    lists = surgery.layer_lists(model, family)
-    if stack is None and len(lists) > 1:
-        raise UserError(f"the model has {' and '.join(lists)}; say which stack.")
-    name = stack or next(iter(lists))
-    if name not in lists:
-        raise UserError(f"the model has no {name}; it has {' and '.join(lists)}.")
-    present = lists[name]
+    paths = surgery.layer_paths(model, family)
+    if stack is None and len(paths) > 1:
+        raise UserError(f"the model has {' and '.join(paths)}; say which stack.")
+    name = stack or next(iter(paths))
+    if name not in paths:
+        raise UserError(f"the model has no {name}; it has {' and '.join(paths)}.")
+    present = model.get_submodule(paths[name])
     gone = sorted(set(layers))
     if gone and not 0 <= gone[0] <= gone[-1] < len(present):
         raise ConfigError(f"layers {gone} of the {name}: it has 0 to {len(present) - 1}.")
     if len(gone) == len(present):
         raise ConfigError(f"all {len(gone)} {name} layers would go; keep at least one of them.")
     before = model.config.to_dict()
-    path = next(p for p, module in model.named_modules() if module is present)
-    surgery.remove_layers(model, family, [f"{path}.{layer}" for layer in gone])
+    surgery.remove_layers(model, family, [f"{paths[name]}.{layer}" for layer in gone])
     why: dict[str, Any] = {}
     if scores is not None and gone:
         used = scores.of(name)

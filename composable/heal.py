@@ -8,7 +8,7 @@ from torch import nn
 
 from composable.checkpoint import Checkpoint
 from composable.errors import MismatchError, UserError
-from composable.surgery import layer_lists, name_after_removal, put
+from composable.surgery import layer_paths, name_after_removal, put
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,10 @@ def neighbours(composed: Checkpoint) -> list[str]:
     family, structure = composed.family, composed.structure
     gone = {*structure["removed_layers"], *structure["linear_maps"]}
     found = []
-    for stack, layers in layer_lists(composed.model, family).items():
-        path = next(name for name, module in composed.model.named_modules() if module is layers)
-        count = len(layers) + sum(
-            (place := family.place(name)) is not None and place[0] == stack
-            for name in structure["removed_layers"]
-        )
-        names = [f"{path}.{number}" for number in range(count)]
+    for path in layer_paths(composed.model, family).values():
+        left: Any = composed.model.get_submodule(path)
+        removed = [name for name in structure["removed_layers"] if name.startswith(f"{path}.")]
+        names = [f"{path}.{number}" for number in range(len(left) + len(removed))]
         found += [name for i, name in enumerate(names) if _is_beside(names, i, gone)]
         found += [name for name in names if name in structure["linear_maps"]]
     if not found:

@@ -314,10 +314,13 @@ def remove_layers(
         ShapeError: no such layer, a stack without layers, a config that lists something by layer
             which the family does not know of.
     """
-    known = set()
-    for layers, (path, present) in zip(family.layers, _lists(model, family), strict=True):
-        paths = [f"{path}.{index}" for index in range(len(present))]
-        known.update(paths)
+    paths_of = layer_paths(model, family)
+    listed = {stack: _names(model, path) for stack, path in paths_of.items()}
+    if unknown := sorted({*names, *maps} - {each for some in listed.values() for each in some}):
+        raise ShapeError(f'no layer "{unknown[0]}" in this model.')
+    for layers in family.layers:
+        path, paths = paths_of[layers.stack], listed[layers.stack]
+        present = model.get_submodule(path)
         gone = {i for i, name in enumerate(paths) if name in names}
         mapped = {i for i, name in enumerate(paths) if name in maps}
         if gone | mapped:
@@ -339,31 +342,32 @@ def remove_layers(
                     setattr(model.config, name, kept)
         for count in layers.counts:
             setattr(model.config, count, len(present) - len(gone))
-    if unknown := sorted({*names, *maps} - known):
-        raise ShapeError(f'no layer "{unknown[0]}" in this model.')
 
 
-def layer_lists(model: nn.Module, family: Family) -> dict[str, nn.ModuleList]:
-    """Find the layers of every stack.
+def layer_paths(model: nn.Module, family: Family) -> dict[str, str]:
+    """Find the list of layers of every stack: stack -> its path.
 
     Raises:
         ShapeError: a stack has none.
     """
-    lists = zip(family.layers, _lists(model, family), strict=True)
-    return {layers.stack: found for layers, (_, found) in lists}
-
-
-def _lists(model: nn.Module, family: Family) -> list[tuple[str, nn.ModuleList]]:
-    """Path and layers of every list that the family names."""
-    found = []
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found = {}
     for layers in family.layers:
-        for name, module in model.named_modules():
-            if isinstance(module, nn.ModuleList) and re.fullmatch(layers.path, name):
-                found.append((name, module))
-                break
-        else:
+        path = next((name for name in lists if re.fullmatch(layers.path, name)), None)
+        if path is None:
             raise ShapeError(f'no list of layers "{layers.path}" in this {type(model).__name__}.')
+        found[layers.stack] = path
     return found
+
+
+def layer_lists(model: nn.Module, family: Family) -> dict[str, Any]:
+    """Return the layers of every stack, see `layer_paths`."""
+    return {stack: model.get_submodule(path) for stack, path in layer_paths(model, family).items()}
+
+
+def _names(model: nn.Module, path: str) -> list[str]:
+    layers: Any = model.get_submodule(path)
+    return [f"{path}.{index}" for index in range(len(layers))]
 
 
 def _check_removal(

@@ -269,8 +269,7 @@ def block_moments(
 def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
     """Find the stack of a block, and the states before and after it."""
     place = dense.family.place(block[0])
-    if place is None:
-        raise MismatchError(f'"{block[0]}" is no layer of this model.')
+    assert place is not None  # the scheme was checked against the model
     first, last = (int(name.rpartition(".")[2]) for name in block)
     return place[0], (first, last + 1)
 

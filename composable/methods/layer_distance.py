@@ -1,4 +1,8 @@
-"""Layer distance: how little a block of layers changes what passes through it."""
+"""Layer distance: how little a block of layers changes what passes through it.
+
+Sources: Gromov et al. 2024, arXiv 2403.17887 (blocks by angle); Men et al. 2024 (ShortGPT), arXiv
+2403.03853 (single layers by cosine); github.com/melisa-writer/short-transformers (the others).
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,13 +13,6 @@ from torch import Tensor
 
 from composable.errors import ShapeError, UserError
 
-#: The paper that removes whole blocks, the one that scores single layers, and the program that has
-#: the other metrics.
-REFERENCES = (
-    "Gromov et al. 2024, arXiv 2403.17887",
-    "Men et al. 2024 (ShortGPT), arXiv 2403.03853",
-    "github.com/melisa-writer/short-transformers",
-)
 #: Tokens whose states are compared at a time.
 CHUNK = 256
 EPSILON = 1e-6

@@ -383,27 +383,6 @@ def test_layers_that_go_leave_what_lies_in_them_at_0() -> None:
         assert found[CROSS] == Entry(0.25)
 
 
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [([1], {"e.1": "e.1"}), ([0, 1, 3], {"e.0": "e.1", "e.3": "e.3"}), ([], {})],
-)
-def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str]) -> None:
-    names = [f"e.{i}" for i in range(4)]
-    found = config.layer_entries(names, layers, maps=True)
-    assert found == {n: Entry(1.0, "linear_map", through=t) for n, t in expected.items()}
-    assert config.layer_entries(names, layers) == {names[i]: Entry(1.0) for i in layers}
-    assert [each for n, e in found.items() for each in config.covered(n, e)] == [
-        names[i] for i in layers
-    ]
-
-
-@pytest.mark.parametrize("text", ["1;2", "a", "-1", "1.5", "1 2"])
-def test_numbers_of_layers(text: str) -> None:
-    assert config.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
-    with pytest.raises(ConfigError, match=f"--layers {text}: expected numbers of layers from 0"):
-        config.parse_numbers(text, "--layers")
-
-
 def test_names_that_only_begin_alike_do_not_overlap() -> None:
     configuration = {"encoder.block.1": Entry(1), "encoder.block.10.layer.0.x": Entry(0.5)}
     assert config.merge_pairs(configuration) == configuration

@@ -1,0 +1,85 @@
+"""Layers as configurations name them, and what cannot be measured."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from composable import config, ranking, surgery
+from composable.config import Entry
+from composable.errors import ConfigError, ShapeError, UserError
+from composable.layer_states import Reader, measure
+from composable.methods.layer_distance import Metric, Sums, Tokens
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [([1], {"e.1": "e.1"}), ([0, 1, 3], {"e.0": "e.1", "e.3": "e.3"}), ([], {})],
+)
+def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str]) -> None:
+    names = [f"e.{i}" for i in range(4)]
+    found = ranking.layer_entries(names, layers, is_mapped=True)
+    assert found == {n: Entry(1.0, "linear_map", through=t) for n, t in expected.items()}
+    assert ranking.layer_entries(names, layers) == {names[i]: Entry(1.0) for i in layers}
+    assert [each for n, e in found.items() for each in config.covered(n, e)] == [
+        names[i] for i in layers
+    ]
+
+
+@pytest.mark.parametrize("text", ["1;2", "a", "-1", "1.5", "1 2"])
+def test_numbers_of_layers(text: str) -> None:
+    assert ranking.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
+    with pytest.raises(ConfigError, match=f"--layers {text}: expected numbers of layers from 0"):
+        ranking.parse_numbers(text, "--layers")
+
+
+def test_a_task_without_lengths(tmp_path: Path) -> None:
+    made = tiny.dense("vit")
+    with pytest.raises(UserError, match="--max-length 5: not for image_classification; leave it"):
+        ranking.batches(made, str(tmp_path), "text", 4, 5, None, "cpu")
+
+
+def test_an_order_needs_to_know_its_stack() -> None:
+    made = tiny.dense("t5")
+    reader, batches = Reader.of(made.model, made.family), [tiny.inputs(made)]
+    with pytest.raises(UserError, match="the model has encoder and decoder; say which with --st"):
+        ranking.removing(reader, batches, Metric.parse("bi_score"), None, 1, ())
+    found = ranking.removing(reader, batches, Metric.parse("bi_score"), "decoder", 1, ())
+    assert found is not None
+    assert found.stack == "decoder"
+
+
+def test_a_cut_needs_to_know_its_stack() -> None:
+    settings: Any = {
+        "policy": "deepest", "scores": None, "metric": None, "reference_offset": False,
+        "protect": "", "linear_map": False,
+    }  # fmt: skip
+    made = tiny.dense("t5")
+    with pytest.raises(ConfigError, match="the model has encoder and decoder; say which with --s"):
+        ranking.configurations(made, [1], stack=None, **settings)
+    (found,) = ranking.configurations(made, [1], stack="decoder", **settings)
+    assert found == {"decoder.block.0": Entry(1.0)}
+
+
+def test_states_that_are_not_finite() -> None:
+    made = tiny.dense("llama")
+    with torch.no_grad():
+        made.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="bi_score: distances between decoder states are not fini"):
+        measure(Reader.of(made.model, made.family), [tiny.inputs(made)], [Metric.parse("bi_score")])
+
+
+def test_states_of_another_stack() -> None:
+    metrics = [Metric.parse("bi_score")]
+    tokens = Tokens.of(torch.ones(1, 2).bool(), metrics)
+    with pytest.raises(ShapeError, match="2 states, 4 were expected"):
+        Sums(metrics, 3).add([torch.ones(2, 5)] * 2, tokens)
+
+
+def test_unknown_layers_leave_the_model_as_it_is() -> None:
+    made = tiny.dense("llama")
+    with pytest.raises(ShapeError, match=r'no layer "model\.layers\.7" in this model'):
+        surgery.remove_layers(made.model, made.family, ["model.layers.0", "model.layers.7"])
+    assert len(made.model.model.layers) == made.model.config.num_hidden_layers == 3
