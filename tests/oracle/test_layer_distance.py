@@ -307,6 +307,24 @@ def test_iterative_removal_equals_cutting_and_measuring_again(layout: str) -> No
     assert after.values.shape[0] == len(reader.stacks[stack])
 
 
+@pytest.mark.parametrize("layout", ["llama_gqa", "gpt2", "opt", "bert", "t5", "vit"])
+def test_a_layer_that_is_passed_by_is_as_if_gone(layout: str) -> None:
+    made = tiny.dense(layout)
+    batch = {k: v for k, v in tiny.inputs(made).items() if k != "decoder_input_ids"}
+    reader = Reader.of(made.model, made.family)
+    stack = next(iter(reader.stacks))
+    index = {stack: reader.masks(batch)[stack].flatten().nonzero()[:, 0]}
+    with reader.without(stack, [0]):
+        first, same, *passed = reader.read(batch, index)[stack]
+    assert torch.equal(first, same)
+    dense = reader.read(batch, index)[stack]
+    assert (dense[2] - passed[0]).abs().max() > 1e-3
+    cut = depth.cut(copy.deepcopy(made.model), [0], stack)
+    _, *expected = Reader.of(cut, made.family).read(batch, index)[stack]
+    for one, other in zip(passed, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
 def test_iterative_removal_of_too_many() -> None:
     made = tiny.dense("llama")
     reader = Reader.of(made.model, made.family)

@@ -13,7 +13,7 @@ from composable import bundle, checkpoint, compose, cost
 from composable.bundle import Bundle, Variant
 from composable.checkpoint import Checkpoint
 from composable.config import Entry
-from composable.errors import ConfigError, UserError
+from composable.errors import ConfigError, MismatchError, UserError
 from composable.layer_states import Reader, moments
 from composable.methods.linear_map import fit
 from composable.pruning import make_variants, maps_of
@@ -106,6 +106,19 @@ def test_a_map_stands_for_its_block(layout: str, first: int, last: int, tmp_path
     )  # fmt: skip
     left = cost.parameters(made.model) - gone + width**2 + width
     assert cost.parameters(again.model) == left
+
+
+def test_blocks_of_one_first_layer_are_told_apart(tmp_path: Path) -> None:
+    made = made_of("opt")
+    some = [variant_of(made, 0, last, seed=last) for last in (1, 2)]
+    bundle.write(tmp_path / "m.npy", Bundle(made.fingerprint, some))
+    reader = bundle.open_bundle(tmp_path / "m.npy", made.fingerprint)
+    for variant in some:
+        ((_, record),) = bundle.choose([reader], {variant.module: variant.entry})
+        assert record.entry == variant.entry
+    other = dataclasses.replace(some[0].entry, through=layer_names(made)[0])
+    with pytest.raises(MismatchError, match=r"no variant of .* through model\.decoder\.layers\.0"):
+        bundle.choose([reader], {some[0].module: other})
 
 
 @pytest.mark.parametrize("layout", DECODERS)
