@@ -4,40 +4,7 @@
 ./export_model.py -m model/composed.pth -o exported
 """
 
-from pathlib import Path
-
-import click
-
-from composable import cli
-
-
-@cli.command()
-@cli.model_option("model/composed.pth")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("exported"),
-    help="Folder to write.",
-)
-def main(model: Path, output: Path) -> dict[str, object]:
-    """Write a dense model, or one that has lost whole layers or masked weights, as a folder.
-
-    Models that have lost heads or neurons have shapes that transformers cannot build.
-    """
-    from composable import checkpoint, cost, export, files
-
-    files.check_folder(output)
-    loaded = checkpoint.load(model)
-    removed = export.write(loaded, model, output)
-    return {
-        "wrote": str(output),
-        "architecture": type(loaded.model).__name__,
-        "parameters": cost.parameters(loaded.model),
-        "removed_layers": removed,
-        "files": sorted(path.name for path in output.iterdir()),
-    }
-
+from composable.commands.export_model import main
 
 if __name__ == "__main__":
     main()

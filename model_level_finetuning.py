@@ -6,55 +6,7 @@ torchrun --nproc-per-node 2 model_level_finetuning.py -n 1 -o model/finetuned_1.
 python model_level_finetuning.py -p modules.npy -n 0 --heal lora --steps 200
 """
 
-from pathlib import Path
-
-import click
-
-from composable import cli
-
-
-@cli.command()
-@cli.model_option("model/t5-small.pth")
-@cli.bundle_option("modules_finetuned.npy")
-@cli.configuration_options
-@cli.path_option("-o", "--output", default="model/finetuned.pth", text="Model file to write.")
-@cli.path_option("--stats", default="stats_model.csv", text="Losses per epoch, CSV.")
-@click.option(
-    "--heal",
-    "how",
-    type=click.Choice(["full", "neighbours", "lora"]),
-    default="full",
-    help="What learns: all weights; the layers beside those that are gone; or low-rank adapters of "
-    "the ffns, merged at the end.",
-)
-@click.option("--rank", type=click.IntRange(min=1), default=64, help="Of the adapters of lora.")
-@cli.training_options(epochs=4, lr=None, early_stop=2, is_whole_model=True)
-def main(
-    model: Path,
-    bundles: tuple[Path, ...],
-    config: Path,
-    index: int,
-    output: Path,
-    stats: Path,
-    how: str,
-    rank: int,
-    training: object,
-    **data: object,
-) -> dict[str, object]:
-    """Finish configuration N with a short fine-tuning of the whole model.
-
-    The peak learning rate is 0.002 unless --lr says otherwise; with --heal lora 0.0003, which is
-    AdamW's and not relative to the size of a matrix.
-    """
-    from composable import compose, files, tune
-    from composable.heal import Heal
-
-    files.check_writable(output, stats)
-    composed, _ = compose.compose_files(model, bundles, config, index)
-    return tune.tune_model(
-        composed, output, stats, training, label="model", heal=Heal(how, rank), **data
-    )
-
+from composable.commands.model_level_finetuning import main
 
 if __name__ == "__main__":
     main()

@@ -5,48 +5,7 @@
 ./prune_scheme_generator.py -i conf.json -o conf_prune.json
 """
 
-from pathlib import Path
-
-import click
-
-from composable import cli, config, files
-
-
-@cli.command()
-@click.option(
-    "-i",
-    "--input",
-    "source",
-    type=click.Path(path_type=Path),
-    default=Path("conf.json"),
-    help="Configurations to read.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("conf_prune.json"),
-    help="Scheme to write.",
-)
-def main(source: Path, output: Path) -> dict[str, object]:
-    """Write conf_prune.json: every variant that the configurations need, each once.
-
-    It is the transpose of conf.json: module -> rates, rate 0 left out. An attention and its
-    output projection that are both above 0 become one pair entry under the attention.
-    """
-    files.check_writable(output)
-    configurations = config.read_configurations(source)
-    scheme, asked, needed = config.scheme_of(configurations, source)
-    config.write_scheme(output, scheme)
-    return {
-        "wrote": str(output),
-        "configurations": len(configurations),
-        "modules": len(scheme),
-        "variants_asked": asked,
-        "variants_needed": needed,
-        "share_saved": round(1 - needed / asked, 4) if asked else 0.0,
-    }
-
+from composable.commands.prune_scheme_generator import main
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable import cli
+from composable.commands import cli
 
 WIDTH = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 768, "num_layers": 3}
 
@@ -40,8 +40,8 @@ def main(
     """Train the embedded model from scratch and write it as a Hugging Face folder."""
     import torch
 
-    from composable import train
     from composable.tasks import translation
+    from composable.training import train
 
     if threads:
         torch.set_num_threads(threads)
@@ -100,8 +100,8 @@ def fit(
     Returns:
         The `train.Outcome`.
     """
-    from composable import train
     from composable.tasks import translation
+    from composable.training import train
 
     training, validation = corpora
     return train.run(
@@ -121,7 +121,7 @@ def fit(
 
 def scores(output: Path, folders: tuple[Path, Path]) -> dict[str, object]:
     """Measure the folder that was written, greedy, on the test split of both corpora."""
-    from composable import pretrained
+    from composable.models import pretrained
     from composable.tasks import metrics, translation, translation_decode
 
     model = pretrained.import_model(output, "embedded")

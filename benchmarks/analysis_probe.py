@@ -33,7 +33,8 @@ def main(model: Path, texts: Path, repetitions: int, samples: int, max_length: i
     """Measure both in turns, CPU seconds of one thread."""
     import torch
 
-    from composable import checkpoint, depth
+    from composable import depth
+    from composable.models import checkpoint
 
     torch.set_num_threads(1)
     dense = checkpoint.load(model)

@@ -12,7 +12,8 @@ from benchmarks.page import Section, Table
 from benchmarks.real_chains import Chain, _Follower, chains, package
 from benchmarks.runs import Artifact, Out, Run
 from benchmarks.spread import number
-from composable import distances
+from composable.formats import scores_file
+from composable.ranking import layer_choice
 
 METRICS = (
     "angular_all", "bi_score", "angular_last", "relative_magnitude", "euclidean_last",
@@ -65,7 +66,7 @@ class Stack:
     dense: Artifact
     name: str
     layers: list[str]
-    scores: distances.Scores
+    scores: scores_file.Scores
     reading: tuple[str | Artifact, ...]
     calibrating: tuple[str, ...] = ()
 
@@ -74,7 +75,7 @@ class Stack:
         policy, metric = ("block", rule) if rule in METRICS else (rule, MAIN)
         if policy in ("deepest", "iterative"):
             metric = None
-        choice = distances.Choice(policy, self.scores, self.name, metric)
+        choice = layer_choice.Choice(policy, self.scores, self.name, metric)
         return Cut(rule, tuple(choice.layers(count, len(self.layers))))
 
     def entries(self, cut: Cut) -> Configuration:
@@ -124,14 +125,14 @@ class Stack:
 
 def rank(
     context: Context, dense: Artifact, stack: str, metrics: Sequence[str], *options: str | Artifact
-) -> tuple[distances.Scores, Run]:
+) -> tuple[scores_file.Scores, Run]:
     """Run rank_importance.py."""
     run = context.runner.run(
         "rank_importance.py", "-m", dense, "-o", Out(DISTANCES), "--metric", *metrics,
         *(("--stack", stack) if "--iterative" in options else ()), "--device", context.device,
         *options,
     )  # fmt: skip
-    return distances.load(run.output(DISTANCES).path), run
+    return scores_file.load(run.output(DISTANCES).path), run
 
 
 def layers_of(context: Context, dense: Artifact) -> list[str]:

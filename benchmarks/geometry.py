@@ -85,7 +85,7 @@ def make_checkpoint(size: str, tokenizer: Any, prefix: str = "") -> Any:
 
 def as_checkpoint(model: Any, tokenizer: Any, source: str, prefix: str = "") -> Any:
     """Make a dense checkpoint of a model and its tokenizer."""
-    from composable import checkpoint
+    from composable.models import checkpoint
 
     made = checkpoint.Checkpoint(
         model=model, tokenizer=tokenizer, config=checkpoint.config_dict(model)
@@ -106,7 +106,7 @@ def main(size: str, output: Path, seed: int) -> None:
     """Write a model file with random weights."""
     import torch
 
-    from composable import checkpoint
+    from composable.models import checkpoint
 
     torch.manual_seed(seed)
     made = make_checkpoint(size, load_tokenizer(find_tokenizer()))

@@ -50,7 +50,7 @@ def main(
     import torch
 
     from benchmarks import geometry
-    from composable import calibration
+    from composable.calibration import obtain
 
     torch.manual_seed(0)
     dense = geometry.make_checkpoint(size, geometry.load_tokenizer(geometry.find_tokenizer()))
@@ -61,12 +61,12 @@ def main(
     logging.getLogger("composable").setLevel(logging.INFO)
     logging.getLogger("composable").addHandler(passes)
     found: list[Any] = []
-    room = calibration.parse_bytes(budget)
+    room = obtain.parse_bytes(budget)
 
     def calibrate(pair: tuple[Any, Any]) -> dict[str, Any]:
         found[:] = []
         report = measured(
-            lambda: found.append(calibration.measure(dense, pair, output, room, linears=names))
+            lambda: found.append(obtain.measure(dense, pair, output, room, linears=names))
         )
         info = found[0].info
         return report | {
@@ -111,7 +111,7 @@ def solve_shapes(dense: Any, measured_inputs: Any, names: list[str]) -> dict[str
     Returns:
         "rows x columns" -> CPU seconds, and how many linears of the whole model have that shape.
     """
-    from composable import solver
+    from composable.linalg import solver
 
     found: dict[str, Any] = {}
     for module in dense.family.modules(dense.model):

@@ -71,7 +71,7 @@ def lines(source: Path, output: Path, count: int) -> None:
 @click.argument("tokens", type=int)
 def prefix(model: Path, source: Path, output: Path, tokens: int) -> None:
     """Cut a text after so many tokens of a model's tokenizer."""
-    from composable import checkpoint
+    from composable.models import checkpoint
     from composable.tasks.splits import read_text
 
     tokenizer = checkpoint.load(model).tokenizer
@@ -89,8 +89,8 @@ def prefix(model: Path, source: Path, output: Path, tokens: int) -> None:
 @click.argument("output", type=PATH)
 def pickles(form: str, model: Path, bundle: Path, output: Path) -> None:
     """Turn a bundle into a dictionary of torch modules, pickled whole by np.save."""
-    from composable import bundle as bundles
-    from composable import checkpoint
+    from composable.formats import bundle as bundles
+    from composable.models import checkpoint
 
     dense = checkpoint.load(model)
     found = modules_of(dense, bundles.open_bundle(bundle).load_all(), form == "thesis")
@@ -111,7 +111,7 @@ def modules_of(dense: Any, variants: list[Any], keeps_masks: bool) -> dict[str, 
 
     from torch.nn.utils import prune
 
-    from composable.surgery import keep_units
+    from composable.models.surgery import keep_units
 
     known = {module.name: module for module in dense.family.modules(dense.model)}
     found: dict[str, list[Any]] = {}
@@ -151,7 +151,7 @@ def load(form: str, path: Path, rate: float | None) -> None:
     """Load one configuration, every module at one rate, or everything."""
     import transformers.models.t5.modeling_t5  # noqa: F401  what the pickles need
 
-    from composable import bundle
+    from composable.formats import bundle
 
     def ours() -> Any:
         reader = bundle.open_bundle(path)
@@ -176,7 +176,7 @@ def load(form: str, path: Path, rate: float | None) -> None:
 @click.argument("output", type=PATH)
 def save(form: str, path: Path, output: Path) -> None:
     """Load everything, and measure writing it again."""
-    from composable import bundle
+    from composable.formats import bundle
 
     if form == "bundle":
         reader = bundle.open_bundle(path)
@@ -192,7 +192,7 @@ def save(form: str, path: Path, output: Path) -> None:
 @click.argument("model", type=PATH)
 def modules(model: Path) -> None:
     """List the prunable modules of a model: name -> kind."""
-    from composable import checkpoint
+    from composable.models import checkpoint
 
     dense = checkpoint.load(model)
     answer(kinds={module.name: module.kind for module in dense.family.modules(dense.model)})

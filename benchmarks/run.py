@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine, page
 from benchmarks.context import Context
 from benchmarks.runs import Runner, print_step
-from composable import cli, files
+from composable import files
+from composable.commands import cli
 
 #: in the order of the page
 #: file of each benchmark where it has another name

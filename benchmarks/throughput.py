@@ -80,7 +80,8 @@ def plain_evaluation(
 
 def our_training(made: Any, corpora: tuple[Any, Any], dtype: str, device: str = "cpu") -> float:
     """Train for an epoch as the scripts do; the seconds of the steps and of tokenising."""
-    from composable import tasks, train
+    from composable import tasks
+    from composable.training import train
 
     with tempfile.TemporaryDirectory() as folder:
         options = train.Options(
@@ -114,7 +115,8 @@ def our_evaluation(made: Any, sentences: list[str], dtype: str, device: str = "c
 
 def load(model: Path | None = None) -> Any:
     """Load a model file; without one the embedded model: d 192, 3+3 layers, 6,000 tokens."""
-    from composable import checkpoint, files, pretrained
+    from composable import files
+    from composable.models import checkpoint, pretrained
 
     if model:
         return checkpoint.load(model)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_embedded
 
 from benchmarks import geometry
-from composable import cli
+from composable.commands import cli
 
 #: what later trainings use, as in the config of T5-small
 DROPOUT_OF_FILE = 0.1
@@ -48,8 +48,10 @@ def main(
     """Train, and write a model file."""
     import torch
 
-    from composable import checkpoint, files, train
+    from composable import files
+    from composable.models import checkpoint
     from composable.tasks import translation
+    from composable.training import train
 
     files.check_writable(output)
     torch.manual_seed(seed)

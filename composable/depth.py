@@ -1,33 +1,27 @@
 """Depth pruning from Python: which layers of a model change little, and the model without them."""
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from composable import distances, families, files, layer_states, surgery
-from composable.checkpoint import Checkpoint
-from composable.distances import Choice, Distances, Scores
+from composable import families
+from composable.calibration.batching import text_batches, with_positions
+from composable.calibration.layer_states import Batch, Reader
 from composable.errors import ConfigError, UserError
-from composable.layer_states import Batch, Reader
-from composable.methods.layer_distance import Metric
-from composable.tasks.samples import (
-    CPU_TOKENS,
-    counts_padding,
-    length_batches,
-    most_tokens,
-    pad_texts,
-    pad_token,
-)
+from composable.formats.scores_file import Scores
+from composable.linalg.state_distances import Metric
+from composable.models import surgery
+from composable.models.checkpoint import Checkpoint
+from composable.models.export import record
+from composable.ranking import layer_choice, layer_distance
+from composable.ranking.layer_choice import Choice
+from composable.ranking.layer_distance import scores_of
 
 log = logging.getLogger("composable")
-#: Key of a config under which a cut is recorded.
-RECORD = "depth_pruning"
-LONGEST = 1024
 
 
 def analyse(
@@ -82,16 +76,8 @@ def analyse(
         texts = [_text(item, key) for item in some]
         made = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
         batches = list(text_batches(made, texts, batch_size))
-    found = layer_states.measure(Reader.of(model, family), batches, wanted, largest)
+    found = layer_distance.measure(Reader.of(model, family), batches, wanted, largest)
     return scores_of(found, getattr(model.config, "name_or_path", ""))
-
-
-def scores_of(
-    found: Sequence[layer_states.Measured], model: str = "", fingerprint: str = ""
-) -> Scores:
-    """Turn what was measured into what is stored."""
-    distances = [Distances(x.stack, x.metric, x.values.numpy(), x.samples) for x in found]
-    return Scores(distances, model=model, fingerprint=fingerprint)
 
 
 def _text(item: Any, key: str) -> str:
@@ -114,41 +100,6 @@ def _batch(item: Any, model: Any) -> Batch:
     return with_positions(batch, model)
 
 
-def text_batches(
-    checkpoint: Checkpoint, texts: Sequence[str], batch_size: int | None = None
-) -> Iterator[Batch]:
-    """Tokenise texts and pad them to batches of samples of like length, longest first.
-
-    Args:
-        checkpoint: model, tokenizer and perhaps a `max_length` in its info.
-        texts: one a sample.
-        batch_size: samples; by default as many as are `CPU_TOKENS`.
-    """
-    tokenizer, longest = checkpoint.tokenizer, most_tokens(checkpoint, LONGEST)
-    found = tokenizer(list(texts), truncation=True, max_length=longest, verbose=False)["input_ids"]
-    if not all(found):
-        raise UserError("a text of the calibration set has no token; leave empty ones out.")
-    # an encoder sees the same whichever side is padded; its positions count from the left
-    is_left = tokenizer.padding_side == "left" and checkpoint.family.stacks == ("decoder",)
-    for chosen in length_batches([len(ids) for ids in found], CPU_TOKENS, batch_size):
-        items = [{"input_ids": found[i]} for i in chosen]
-        yield with_positions(pad_texts(items, pad_token(checkpoint), is_left), checkpoint.model)
-
-
-def with_positions(batch: Batch, model: Any) -> Batch:
-    """Let a model count positions from the first real token of a row that is padded on the left.
-
-    `generate` does so by itself, a plain forward pass does not. Models that find their positions by
-    the padding itself, and those without (encoder-decoders here), need no help.
-    """
-    mask = batch.get("attention_mask")
-    if mask is None or bool(mask[:, 0].all()) or "position_ids" in batch:
-        return batch
-    if model.config.is_encoder_decoder or counts_padding(model):
-        return batch
-    return {**batch, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-
-
 def best_cut(
     scores: Scores,
     count: int,
@@ -158,7 +109,7 @@ def best_cut(
     policy: str = "block",
     protected: Collection[int] = (),
 ) -> list[int]:
-    """Return the numbers of `count` layers that may go, see `distances.Choice`."""
+    """Return the numbers of `count` layers that may go, see `layer_choice.Choice`."""
     choice = Choice(policy, scores, stack, metric, protected)
     return choice.layers(count, scores.of(stack).layers)
 
@@ -171,7 +122,9 @@ def block_table(
     metric: str | None = None,
 ) -> str:
     """Return the best block of every size as a Markdown table, up to a distance of `threshold`."""
-    return distances.as_markdown(list(distances.block_table(scores.of(stack, metric), threshold)))
+    return layer_choice.as_markdown(
+        list(layer_choice.block_table(scores.of(stack, metric), threshold))
+    )
 
 
 def cut(
@@ -220,57 +173,3 @@ def cut(
         if before.get(key) != value:
             log.info("config: %s was %s, is %s", key, before.get(key), value)
     return model
-
-
-def record(
-    config: Any,
-    stack: str,
-    gone: Collection[int],
-    layers: int,
-    why: Mapping[str, Any] | None = None,
-) -> None:
-    """Write into a config which layers are gone, in the numbers of the original model.
-
-    Args:
-        config: of the model; what it says of earlier cuts is taken into account.
-        stack: whose layers.
-        gone: numbers, as they were before this cut.
-        layers: of the stack, before this cut.
-        why: further entries.
-    """
-    known = dict(getattr(config, RECORD, None) or {})
-    before = known.get(stack, {})
-    numbers = before.get("kept", list(range(layers)))
-    kept = [number for place, number in enumerate(numbers) if place not in gone]
-    removed = sorted({*before.get("removed", []), *numbers} - set(kept))
-    known[stack] = {"removed": removed, "kept": kept, **(why or {})}
-    setattr(config, RECORD, known)
-
-
-def save(
-    model: Any,
-    folder: Path | str,
-    tokenizer: Any = None,
-    extra: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a plain transformers folder, whole or not at all; AutoModel reads it.
-
-    Args:
-        model: dense, or without some layers.
-        folder: to be made; it may exist if it is empty.
-        tokenizer: written beside it, where there is one.
-        extra: name -> content of further JSON files.
-
-    Raises:
-        UserError: there is something in the folder.
-        OSError: it cannot be written.
-    """
-    with files.atomic_folder(Path(folder)) as inner:
-        family = families.of(model)
-        if family.restore is not None:
-            family.restore(model)
-        model.save_pretrained(inner)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(inner)
-        for name, content in (extra or {}).items():
-            files.write_json(inner / name, content)

@@ -11,7 +11,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable import cli
+from composable.commands import cli
 
 
 @cli.command()
@@ -25,6 +25,7 @@ def main(model: str, texts: Path, count: int, limit: int, output: Path) -> dict[
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from composable import depth
+    from composable.models import export
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     dense = AutoModelForCausalLM.from_pretrained(model, device_map="auto")
@@ -33,7 +34,7 @@ def main(model: str, texts: Path, count: int, limit: int, output: Path) -> dict[
     scores = depth.analyse(dense, lines, tokenizer, limit=limit)
     click.echo(depth.block_table(scores), err=True)
     layers = depth.best_cut(scores, count)
-    depth.save(depth.cut(dense, layers), output, tokenizer)
+    export.save(depth.cut(dense, layers), output, tokenizer)
     return {"wrote": str(output), "removed": layers}
 
 

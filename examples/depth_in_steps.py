@@ -11,7 +11,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable import cli
+from composable.commands import cli
 
 
 @cli.command()
@@ -23,7 +23,10 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
     """Analyse MODEL on the lines of TEXTS; write scores, their picture, and a folder for each N."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from composable import depth, distances, distances_plot
+    from composable import depth
+    from composable.formats import scores_file
+    from composable.models import export
+    from composable.reports import importance_plot
 
     # 1. measure two metrics in one pass, and keep them
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -31,11 +34,11 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
     lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
     metrics = ("angular_all", "bi_score")
     found = depth.analyse(dense, lines, tokenizer, metrics=metrics, limit=256, max_length=256)
-    distances.save(output / "distances.npz", found)
+    scores_file.save(output / "distances.npz", found)
 
     # 2. at any later time: read them, look at them
-    scores = distances.load(output / "distances.npz")
-    distances_plot.write(output / "distances.png", [scores.of()], title=model)
+    scores = scores_file.load(output / "distances.npz")
+    importance_plot.write(output / "distances.png", [scores.of()], title=model)
     click.echo(depth.block_table(scores, threshold=0.3, metric="bi_score"), err=True)
 
     # 3. cut; each model from the dense one
@@ -44,7 +47,7 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
         smaller = AutoModelForCausalLM.from_pretrained(model)
         removed[count] = depth.best_cut(scores, count)
         depth.cut(smaller, removed[count])
-        depth.save(smaller, output / f"without_{count}", tokenizer)
+        export.save(smaller, output / f"without_{count}", tokenizer)
     return {"wrote": str(output), "removed": removed}
 
 

@@ -14,7 +14,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable import cli
+from composable.commands import cli
 
 #: Of 1,797 pictures in a fixed random order: these to validate, these to test, the rest to train.
 VALID, TEST = 200, 400

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from composable import families
-from composable.checkpoint import Checkpoint, config_dict, fingerprint_of
+from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 
 WORDS = (
     "a the man woman dog cat child street house red blue green runs sits plays sleeps in on with "

@@ -23,7 +23,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from composable.checkpoint import Checkpoint, config_dict, fingerprint_of
+from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 
 WORDS = (
     "a the man woman dog cat child house garden street red blue green old good bad nice awful runs "

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a family is a table; reading configuration files must not load torch
+if TYPE_CHECKING:
     from torch import Tensor, nn
+
 
 KINDS = ("attention", "ffn", "linear", "layer")
 #: Name of an ffn whose linears lie in the layer itself: that of the layer and this.

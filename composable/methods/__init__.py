@@ -2,7 +2,7 @@
 
 from composable.errors import UserError
 from composable.methods.alps import ALPS
-from composable.methods.base import Method, Pruned
+from composable.methods.base import Evidence, Method, Pruned
 from composable.methods.head_gram import HEAD_GRAM
 from composable.methods.head_l1 import HEAD_L1
 from composable.methods.l1 import L1
@@ -21,7 +21,7 @@ METHODS: tuple[Method, ...] = (
 #: The method for a plain rate, by kind of module.
 DEFAULTS = {"linear": L1, "attention": HEAD_L1, "ffn": NEURON_L1}
 
-__all__ = ["DEFAULTS", "METHODS", "Method", "Pruned", "by_name", "for_kind"]
+__all__ = ["DEFAULTS", "METHODS", "Evidence", "Method", "Pruned", "by_name", "for_kind"]
 
 
 def by_name(name: str) -> Method:

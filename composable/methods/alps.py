@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned, keep_highest, weights_to_remove
+from composable.linalg.grams import full_float32
+from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
 from composable.methods.inputs import moments, standardize
-from composable.solver import Gram, full_float32
 
 ITERATIONS = 30
 #: Penalty for weights outside the support at the start, relative to the power of an input.
@@ -54,9 +54,9 @@ def alps_mask(
     return mask
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     weight = linear.get_parameter("weight")
-    matrix = moments(linear, module, ALPS.name, inputs)
+    matrix = moments(linear, module, ALPS.name, evidence.inputs)
     return Pruned(mask=alps_mask(weight, matrix, rate).cpu())
 
 
@@ -65,5 +65,5 @@ ALPS = Method(
     kinds=("linear",),
     reference="Meng et al. 2024, ALPS (arXiv 2406.07831)",
     prune=_prune,
-    uses_inputs=True,
+    needs=("inputs",),
 )

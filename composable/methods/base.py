@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.surgery import units_to_remove
+from composable.linalg.grams import Gram, Regression
+from composable.models.surgery import units_to_remove
 
 
 @dataclass
@@ -29,6 +30,27 @@ class Pruned:
     stats: dict[str, float] = field(default_factory=dict)
 
 
+#: What a method may ask for beside the weights of a module, see `Evidence`.
+Need = Literal["inputs", "states", "scores"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one module beside its weights; a method gets what it `needs`.
+
+    Attributes:
+        inputs: second moments of what enters a linear on the calibration texts; of an attention
+            what enters its output projection, of an ffn what enters its down projection.
+        states: of a block of layers, moments of what enters it with what it adds as the target, on
+            the calibration texts and on the held-out ones.
+        scores: importance of every unit of the module, (units,) float64; higher is kept.
+    """
+
+    inputs: Gram | None = None
+    states: tuple[Regression, Regression] | None = None
+    scores: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Method:
     """A pruning method.
@@ -37,22 +59,19 @@ class Method:
         name: the word used in files and options.
         kinds: kinds of modules it can prune.
         reference: paper or program it follows.
-        prune: (dense module, its description, rate, inputs) -> decision; rate is above 0 and below
-            1, since rate 0 is untouched and rate 1 is removal, done by surgery for all but those
-            that put something in its place. `inputs` are the statistics of what enters the linear
-            (of an attention: its output projection, of an ffn: its down projection) in the dense
-            model, None where none were collected.
-        uses_inputs: it cannot decide without `inputs`.
-        uses_states: it replaces a block of layers (rate 1); its `inputs` are moments of the states
-            before and after the block on calibration texts and on held-out ones.
+        prune: (dense module, its description, rate, evidence) -> decision. The rate is above 0 and
+            below 1: rate 0 is untouched, and rate 1 is removal, done by surgery. A method that
+            `replaces` is called at rate 1 and at no other.
+        needs: fields of `Evidence` without which it cannot decide.
+        replaces: it puts something in the place of a block of layers.
     """
 
     name: str
     kinds: tuple[str, ...]
     reference: str
-    prune: Callable[[nn.Module, Module, float, Any], Pruned]
-    uses_inputs: bool = False
-    uses_states: bool = False
+    prune: Callable[[nn.Module, Module, float, Evidence], Pruned]
+    needs: tuple[Need, ...] = ()
+    replaces: bool = False
 
 
 def kept_units(importance: Tensor, rate: float) -> list[int]:

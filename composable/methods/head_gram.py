@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from composable.errors import ShapeError
 from composable.families import Module
-from composable.methods.base import Method, Pruned
+from composable.linalg.systems import cholesky
+from composable.methods.base import Evidence, Method, Pruned
 from composable.methods.inputs import moments, standardize
-from composable.solver import Gram
-from composable.surgery import units_to_remove
-from composable.systems import cholesky
+from composable.models.surgery import units_to_remove
 
 #: Losses that differ by less, relative to the square of the dense output, count as equal.
 TIE = 1e-10
@@ -92,9 +91,9 @@ def kept_heads(weight: Tensor, matrix: Tensor, module: Module, rate: float) -> l
     return [head for head in range(heads) if head not in gone]
 
 
-def _prune(attention: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(attention: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     o = attention.get_submodule(module.output)
-    matrix = moments(o, module, HEAD_GRAM.name, inputs)
+    matrix = moments(o, module, HEAD_GRAM.name, evidence.inputs)
     kept = kept_heads(o.get_parameter("weight"), matrix, module, rate)
     return Pruned(kept_units=kept)
 
@@ -104,5 +103,5 @@ HEAD_GRAM = Method(
     kinds=("attention",),
     reference="Hassibi & Stork 1993 for heads as units; refit as in ZipLM (arXiv 2302.04089)",
     prune=_prune,
-    uses_inputs=True,
+    needs=("inputs",),
 )

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from composable.errors import ShapeError
 from composable.families import Module
-from composable.methods.base import Method, Pruned, kept_heads
-from composable.solver import Gram
+from composable.methods.base import Evidence, Method, Pruned, kept_heads
 
 
 def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: int = 0) -> Tensor:
@@ -39,7 +38,7 @@ def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: int = 0
     return own + (shared * groups / heads).repeat_interleave(heads // groups)  # type: ignore[operator,union-attr]
 
 
-def _prune(attention: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(attention: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     q, k, v = (attention.get_parameter(f"{module.part(role)}.weight") for role in "qkv")
     importance = head_importance(q, k, v, module.units, module.groups)
     return Pruned(kept_units=kept_heads(importance, module, rate))

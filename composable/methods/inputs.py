@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from composable.errors import ShapeError, UserError
 from composable.families import Module
-from composable.solver import DEAD, Gram, scaled
+from composable.linalg.grams import Gram
+from composable.linalg.solver import DEAD, scaled
 
 #: Ridge of the refit that follows, relative to the diagonal (solver.refit has the same default).
 RIDGE = 1e-2

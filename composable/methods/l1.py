@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned, keep_highest, weights_to_remove
-from composable.solver import Gram
+from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
 
 
 def keep_mask(weight: Tensor, rate: float) -> Tensor:
@@ -24,7 +23,7 @@ def keep_mask(weight: Tensor, rate: float) -> Tensor:
     return keep_highest(weight.detach().double().abs(), count).cpu()
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     weight = linear.get_parameter("weight")
     return Pruned(mask=keep_mask(weight, rate))
 

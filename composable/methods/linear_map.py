@@ -1,13 +1,12 @@
 """Linear map: in place of a block of layers, the least-squares fit of what the block adds."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned
-from composable.solver import Regression, refit, regression_error
+from composable.linalg.grams import Regression
+from composable.linalg.solver import refit, regression_error
+from composable.methods.base import Evidence, Method, Pruned
 
 #: Relative to the mean squares of the inputs; it pulls towards plain deletion.
 RIDGE = 1e-2
@@ -32,21 +31,22 @@ def refit_residual(moments: Regression, ridge: float = RIDGE) -> tuple[Tensor, T
     return found[:, :-1].contiguous(), found[:, -1].contiguous()
 
 
-def fit(holder: nn.Module, module: Module, rate: float, texts: Any) -> Pruned:
+def fit(holder: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     """Fit a map for a block on the calibration texts; keep it if the held-out texts bear it out.
 
     Args:
         holder: first layer of the block.
         module: its description.
         rate: 1.
-        texts: moments of the block on the calibration texts and on held-out ones.
+        evidence: its `states`.
 
     Returns:
         `weight` and `bias` of x + W x + c, or no tensors where deletion is as good; the squared
         error on the held-out texts, relative to what the block adds: `error_before` (of deletion,
         so 1) and `error_after`.
     """
-    train, held_out = texts
+    assert evidence.states is not None
+    train, held_out = evidence.states
     weight, bias = refit_residual(train)
     error = regression_error(held_out, weight, bias) / max(held_out.target_square, 1e-300)
     if not error < 1:
@@ -60,5 +60,6 @@ LINEAR_MAP = Method(
     kinds=("layer",),
     reference="ridge regression of block outputs on block inputs",
     prune=fit,
-    uses_states=True,
+    needs=("states",),
+    replaces=True,
 )

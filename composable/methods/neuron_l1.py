@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned, kept_units
-from composable.solver import Gram
+from composable.methods.base import Evidence, Method, Pruned, kept_units
 
 
 def neuron_importance(incoming: Sequence[Tensor], outgoing: Tensor) -> Tensor:
@@ -26,7 +25,7 @@ def neuron_importance(incoming: Sequence[Tensor], outgoing: Tensor) -> Tensor:
     return rows.sum(0) + outgoing.detach().double().abs().sum(0)
 
 
-def _prune(ffn: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(ffn: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     incoming = [
         ffn.get_parameter(f"{child}.weight") for role, child in module.parts if role != "down"
     ]

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned, keep_highest, weights_to_remove
+from composable.linalg.systems import cholesky
+from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
 from composable.methods.inputs import moments, standardize
-from composable.solver import Gram
-from composable.systems import cholesky
 
 
 def obs_scores(weight: Tensor, matrix: Tensor) -> Tensor:
@@ -27,9 +26,9 @@ def obs_scores(weight: Tensor, matrix: Tensor) -> Tensor:
     return values.abs() / torch.cholesky_inverse(cholesky(hessian)).diagonal().sqrt()
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     weight = linear.get_parameter("weight")
-    scores = obs_scores(weight, moments(linear, module, OBS.name, inputs))
+    scores = obs_scores(weight, moments(linear, module, OBS.name, evidence.inputs))
     return Pruned(mask=keep_highest(scores, weights_to_remove(weight.numel(), rate)).cpu())
 
 
@@ -38,5 +37,5 @@ OBS = Method(
     kinds=("linear",),
     reference="Hassibi & Stork 1993, Second order derivatives for network pruning",
     prune=_prune,
-    uses_inputs=True,
+    needs=("inputs",),
 )

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned, keep_highest, weights_to_remove
+from composable.linalg.systems import cholesky
+from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
 from composable.methods.inputs import moments, standardize
-from composable.solver import Gram
-from composable.systems import cholesky
 
 BLOCK = 128
 
@@ -51,9 +50,9 @@ def _sweep(values: Tensor, factor: Tensor, mask: Tensor, first: int, last: int) 
     values[:, last:] -= errors @ factor[first:last, last:]
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     weight = linear.get_parameter("weight")
-    matrix = moments(linear, module, SPARSEGPT.name, inputs)
+    matrix = moments(linear, module, SPARSEGPT.name, evidence.inputs)
     return Pruned(mask=sparsegpt_mask(weight, matrix, rate).cpu())
 
 
@@ -62,5 +61,5 @@ SPARSEGPT = Method(
     kinds=("linear",),
     reference="Frantar & Alistarh 2023, SparseGPT (arXiv 2301.00774)",
     prune=_prune,
-    uses_inputs=True,
+    needs=("inputs",),
 )

@@ -3,9 +3,8 @@
 from torch import Tensor, nn
 
 from composable.families import Module
-from composable.methods.base import Method, Pruned, keep_highest, weights_to_remove
+from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
 from composable.methods.inputs import input_scale, moments
-from composable.solver import Gram
 
 
 def wanda_scores(weight: Tensor, power: Tensor) -> Tensor:
@@ -24,9 +23,9 @@ def wanda_scores(weight: Tensor, power: Tensor) -> Tensor:
     return weight.detach().to(scale).abs() * scale
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, inputs: Gram | None = None) -> Pruned:
+def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     weight = linear.get_parameter("weight")
-    power = moments(linear, module, WANDA.name, inputs).diagonal()[: weight.shape[1]]
+    power = moments(linear, module, WANDA.name, evidence.inputs).diagonal()[: weight.shape[1]]
     # sums of squares rank as means do
     scores = wanda_scores(weight, power)
     return Pruned(mask=keep_highest(scores, weights_to_remove(weight.numel(), rate)).cpu())
@@ -37,5 +36,5 @@ WANDA = Method(
     kinds=("linear",),
     reference="Sun et al. 2023, A Simple and Effective Pruning Approach (arXiv 2306.11695)",
     prune=_prune,
-    uses_inputs=True,
+    needs=("inputs",),
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from composable.errors import UserError
 
 if TYPE_CHECKING:
-    from composable.checkpoint import Checkpoint
+    from composable.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from composable import kernels
+from composable.linalg import kernels
 
 
 def token_losses(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> Tensor:

@@ -1,6 +1,19 @@
 """Multi30K task 1: which files it has, where they are public, how to tell that one is whole."""
 
+import gzip
 import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from composable import files, progress
+from composable.errors import FormatError, UserError
+from composable.tasks import multi30k
 
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 
@@ -39,3 +52,64 @@ def fault(name: str, content: bytes) -> str | None:
     if actual != digest:
         return f"SHA-256 of the text is {actual[:12]}..., {digest[:12]}... was expected"
     return None
+
+
+TIMEOUT_SECONDS = 30
+
+
+def fetch_multi30k(folder: Path) -> None:
+    """Download Multi30K task 1 (train, val, test_2016_flickr; English and German) into a folder.
+
+    Files that are there, plain or gzipped, and right are not fetched again. The environment
+    variable COMPOSABLE_MULTI30K_URL names another place to take NAME.gz from.
+
+    Args:
+        folder: where NAME.gz goes; made when it is absent.
+
+    Raises:
+        UserError: the files cannot be reached, or the transfer broke.
+        FormatError: what arrived is not the published text.
+        OSError: the folder cannot be written.
+    """
+    missing = [name for name in multi30k.MULTI30K if not _is_there(folder, name)]
+    for name in tqdm(missing, desc="Multi30K", disable=None if progress.shows_progress() else True):
+        content = _fetch(name)
+        with files.atomic_write(folder / f"{name}.gz") as file:
+            file.write(content)
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    """Tell whether a file of Multi30K is in `folder`, plain or gzipped, and right."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    if plain.is_file() and multi30k.fault(name, plain.read_bytes()) is None:
+        return True
+    return packed.is_file() and _fault_of_gzip(name, packed.read_bytes()) is None
+
+
+def _fault_of_gzip(name: str, content: bytes) -> str | None:
+    try:
+        return multi30k.fault(name, gzip.decompress(content))
+    except (OSError, EOFError, zlib.error) as error:
+        return f"not a whole gzip file ({error})"
+
+
+def _fetch(name: str) -> bytes:
+    """Download NAME.gz into memory (2 MB at most) and check it."""
+    base = os.environ.get("COMPOSABLE_MULTI30K_URL") or multi30k.URL
+    url = f"{base.rstrip('/')}/{name}.gz"
+    way_out = "use --data embedded, or --data FOLDER with a copy of Multi30K."
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            content: bytes = response.read()
+    except urllib.error.HTTPError as error:
+        raise UserError(f"Multi30K: {url} answered {error.code}; {way_out}") from error
+    except http.client.HTTPException as error:
+        raise UserError(
+            f"Multi30K: the transfer of {url} was interrupted; run it again, or {way_out}"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"Multi30K: no network to {url} ({reason}); {way_out}") from error
+    if found := _fault_of_gzip(name, content):
+        raise FormatError(f"Multi30K: {url} is not the published text: {found}; {way_out}")
+    return content

@@ -1,5 +1,6 @@
 """Samples of token ids, padded to batches, and a model run over all of them."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from composable import kernels
-from composable.cli import shows_progress
+from composable import files
 from composable.errors import UserError
+from composable.linalg import kernels
+from composable.progress import shows_progress
 
 if TYPE_CHECKING:
-    from composable.checkpoint import Checkpoint
+    from composable.models.checkpoint import Checkpoint
 
 BATCH_TOKENS = 8192
 #: Most tokens of a batch on a CPU: what a layer makes of them stays in its cache.
@@ -183,6 +185,27 @@ def length_batches(
         size = rows or max(1, batch_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
+
+
+def identity_of(dataset: Any) -> str:
+    """Hash a dataset as the model sees it, so that another tokenizer or length is another dataset.
+
+    Args:
+        dataset: with a length; its samples map names to numbers, lists, arrays or tensors.
+
+    Returns:
+        SHA-256, 64 hex digits: for every sample and name in sorted order the canonical JSON of
+        [name, dtype, shape], then the values as little-endian bytes.
+    """
+    total = hashlib.sha256()
+    for index in range(len(dataset)):
+        for name, value in sorted(dataset[index].items()):
+            array = np.ascontiguousarray(value)
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            described = [name, array.dtype.str, list(array.shape)]
+            total.update(files.canonical_json(described).encode())
+            total.update(array.tobytes())
+    return total.hexdigest()
 
 
 @dataclass

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from composable import files, hub, kernels
+from composable import files
 from composable.errors import FormatError, UserError
+from composable.linalg import kernels
 from composable.tasks import metrics, multi30k
 from composable.tasks.base import Task
 from composable.tasks.losses import sample_losses, training_functions
@@ -62,7 +63,7 @@ def corpus_folder(data: str | None, default: str | None = None) -> Path:
         return files.assets("captions")
     if name == "multi30k":
         folder = Path("data/multi30k")
-        hub.fetch_multi30k(folder)
+        multi30k.fetch_multi30k(folder)
         return folder
     if not Path(name).is_dir():
         raise UserError(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from composable import kernels
-from composable.cli import shows_progress
+from composable.linalg import kernels
+from composable.progress import shows_progress
 from composable.tasks.greedy import greedy, is_plain
 from composable.tasks.samples import BATCH_TOKENS, length_batches
 

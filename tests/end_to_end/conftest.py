@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import transformers
 
-from composable import checkpoint
+from composable.models import checkpoint
 from tests import tiny
 from tests.end_to_end.forked import Ended
 

@@ -105,10 +105,10 @@ def _serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import composable.distill
-    import composable.tune
+    import composable.training.finetune
+    import composable.variants.tuning
 
-    assert composable.tune
+    assert composable.variants.tuning
     for line in sys.stdin:
         command = json.loads(line)
         child = os.fork()
@@ -155,7 +155,8 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
     """
     import transformers
 
-    from composable import bundle, checkpoint
+    from composable.formats import bundle
+    from composable.models import checkpoint
 
     owner, name = {
         "": (None, ""),

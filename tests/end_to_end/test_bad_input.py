@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from composable import callbacks, checkpoint, files
+from composable import files
+from composable.models import checkpoint
+from composable.training import callbacks
 from tests import tiny
 from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from composable import bundle, callbacks, checkpoint
-from composable.checkpoint import Checkpoint
+from composable.formats import bundle
+from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint
+from composable.training import callbacks
 from tests import tiny
 from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
 

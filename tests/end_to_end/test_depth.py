@@ -9,8 +9,10 @@ import pytest
 import torch
 import transformers
 
-from composable import checkpoint, distances, export
 from composable.errors import MismatchError
+from composable.formats import scores_file
+from composable.models import checkpoint, export
+from composable.ranking import layer_choice
 from tests import tiny, tiny_tasks
 from tests.end_to_end.conftest import Ended
 from tests.end_to_end.conftest import call as call_in
@@ -64,8 +66,8 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     ok(tmp_path, *choose, "--drop-layers", 1, 2, "--attention", 0.5, 0.25)
     ok(tmp_path, "prune_scheme_generator.py")
     ok(tmp_path, "prune.py", "-m", model)
-    scores = distances.load(tmp_path / "distances.npz").of(names[-1])
-    first, _ = distances.best_block(scores, 2)
+    scores = scores_file.load(tmp_path / "distances.npz").of(names[-1])
+    first, _ = layer_choice.best_block(scores, 2)
     ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
     composed = checkpoint.load(tmp_path / "composed.pth")
     removed = composed.structure["removed_layers"]
@@ -81,7 +83,7 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     composed = checkpoint.load(tmp_path / "composed.pth")
     report = ok(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
     assert report["removed_layers"] == composed.structure["removed_layers"]
-    order = distances.load(tmp_path / "distances.npz").removal(names[-1]).order
+    order = scores_file.load(tmp_path / "distances.npz").removal(names[-1]).order
     again = type(composed.model).from_pretrained(tmp_path / "folder").eval()
     assert again.config.depth_pruning[names[-1]]["removed"] == sorted(order)
     batch = tiny.inputs(composed)
@@ -226,8 +228,8 @@ def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
 def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
     model, _ = made_of("opt", tmp_path)
     values = np.zeros((3, 3))
-    some = [distances.Distances("decoder", "x", values)]
-    distances.save(tmp_path / "other.npz", distances.Scores(some, fingerprint="ab"))
+    some = [scores_file.Distances("decoder", "x", values)]
+    scores_file.save(tmp_path / "other.npz", scores_file.Scores(some, fingerprint="ab"))
     np.savez(tmp_path / "short.npz", arr_0=values)
     ended = call(tmp_path, "config_generator.py", "-m", model, *args)
     assert ended.code == 1
@@ -278,8 +280,8 @@ def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
 def test_bad_pictures(tmp_path: Path) -> None:
     ended = call(tmp_path, "plot_importance.py")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
-    distances.save(
-        tmp_path / "a.npz", distances.Scores([distances.Distances("encoder", "x", np.eye(2))])
+    scores_file.save(
+        tmp_path / "a.npz", scores_file.Scores([scores_file.Distances("encoder", "x", np.eye(2))])
     )
     for args, message in (
         (["-o", "a.pdf"], "only .png can be written"),

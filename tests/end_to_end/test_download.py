@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from composable import checkpoint
+from composable.models import checkpoint
 from tests import tiny
 from tests.hub_server import HubServer, shared_folder, write_t5_tokenizer
 
@@ -67,7 +67,10 @@ def report_of(run: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def resolve(tmp_path: Path, endpoint: str, source: str, **extra: str) -> list[str]:
     """Do the hub's part alone in a process of its own: no model is built, so no second is lost."""
-    code = "import sys; from composable import hub; print(*hub.resolve_model(sys.argv[1], None))"
+    code = (
+        "import sys; from composable.models import hub;"
+        " print(*hub.resolve_model(sys.argv[1], None))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code, source],
         env={**environment(tmp_path, endpoint), **extra},

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from composable import files, pretrained
+from composable import files
+from composable.models import pretrained
 from composable.tasks import metrics, translation, translation_decode
 
 FOLDER = Path(__file__).parents[2] / "assets" / "embedded"

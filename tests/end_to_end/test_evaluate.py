@@ -15,8 +15,9 @@ from click.testing import CliRunner, Result
 
 import evaluate
 import report
-from composable import __version__, checkpoint, cost
-from composable.surgery import apply_structure
+from composable import __version__
+from composable.models import checkpoint, cost
+from composable.models.surgery import apply_structure
 from composable.tasks import greedy, translation_decode
 from composable.tasks.greedy import is_plain
 from composable.tasks.translation_decode import length_batches, translate

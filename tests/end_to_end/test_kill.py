@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from composable import checkpoint
+from composable.models import checkpoint
 from tests import tiny
 from tests.end_to_end.forked import ROOT, Ended, Server, environment
 

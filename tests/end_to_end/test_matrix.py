@@ -9,22 +9,17 @@ import pytest
 import torch
 import transformers
 
-from composable import (
-    bundle,
-    calibration,
-    checkpoint,
-    compose,
-    distill,
-    reconstruct,
-    tasks,
-    train,
-    tune,
-)
-from composable.attention_phase import Settings
-from composable.bundle import Variant
-from composable.checkpoint import Checkpoint, config_dict, fingerprint_of
-from composable.config import Entry
-from composable.pruning import blocks_of, make_variants
+from composable import tasks
+from composable.calibration import collect, obtain
+from composable.formats import bundle
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
+from composable.training import train
+from composable.variants import compose, distill, least_squares
+from composable.variants.attention_phase import Settings
+from composable.variants.pruning import Sources, blocks_of, make_variants
 from tests import tiny, tiny_tasks
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
@@ -106,11 +101,11 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     tiny.corpus(folder) if name == "translation" else tiny_tasks.data(name, folder)
     corpora: Any = [task.read(str(folder), None, split, None) for split in ("train", "valid")]
-    measured = calibration.measure(made, tuple(corpora), tmp_path / "c.npy", 1 << 30)
+    measured = obtain.measure(made, tuple(corpora), tmp_path / "c.npy", 1 << 30)
     scheme = scheme_of(made)
     place = {"calibration_data": str(folder), "calibration_samples": 40, "device": "cpu"}
-    states = tune.block_moments(made, blocks_of(scheme), **place)
-    variants = make_variants(made, scheme, inputs=measured.inputs, states=states)
+    states = collect.block_moments(made, blocks_of(scheme), **place)
+    variants = make_variants(made, scheme, sources=Sources(measured.inputs, states))
     assert {(v.kind, v.entry.method) for v in variants} >= {
         (kind, "remove" if method == support_table.REMOVAL else method)
         for kind, method in support_table.columns()
@@ -119,11 +114,11 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     variants = bundle.open_bundle(tmp_path / "m.npy", made.fingerprint).load_all()
     settings = {"device": "cpu", "phase": Settings(epochs=1, batch_size=8)}
     tuned = {
-        solver: reconstruct.tune(
-            made, variants, measured, tuple(corpora), reconstruct.Settings(solver, **settings),
+        solver: least_squares.tune(
+            made, variants, measured, tuple(corpora), least_squares.Settings(solver, **settings),
             tmp_path / "ck",
         ).variants
-        for solver in reconstruct.SOLVERS
+        for solver in least_squares.SOLVERS
     }  # fmt: skip
     options = train.Options(
         epochs=1, batch_size=8, lr=1e-2, early_stop=0, device="cpu", checkpoint_dir=tmp_path / "ck"

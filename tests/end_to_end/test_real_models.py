@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from composable import checkpoint
+from composable.models import checkpoint
 from composable.tasks.language_modeling import LANGUAGE_MODELING
 from tests import tiny, tiny_tasks
 from tests.unit.test_pretrained import package_file

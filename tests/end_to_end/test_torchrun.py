@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from composable import bundle, checkpoint
+from composable.formats import bundle
+from composable.models import checkpoint
 from tests import tiny
 from tests.end_to_end.forked import ROOT, Ended, Server, environment
 

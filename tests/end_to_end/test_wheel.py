@@ -22,7 +22,7 @@ def test_the_wheel_has_all_it_needs(tmp_path: Path) -> None:
     target = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True)
     code = (
-        "import composable; from composable import hub, tasks;"
+        "import composable; from composable import tasks; from composable.models import hub;"
         "folder, _ = hub.resolve_model('embedded');"
         "corpus = tasks.by_name('translation').read('embedded', None, 'test', None);"
         "print(composable.__file__, folder, len(corpus.source), sep='\\n')"

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from composable import checkpoint, compose
-from composable.bundle import Variant
-from composable.checkpoint import Checkpoint
-from composable.config import Entry
 from composable.families import Module
-from composable.pruning import make_variants
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint
+from composable.variants import compose
+from composable.variants.pruning import make_variants
 from tests import tiny
 
 TOLERANCE = {"rtol": 0, "atol": 2e-5}

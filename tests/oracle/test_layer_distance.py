@@ -11,12 +11,16 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from composable import depth, distances, families, surgery
-from composable.depth import with_positions
+from composable import depth, families
+from composable.calibration.batching import with_positions
+from composable.calibration.layer_states import Reader, moments
 from composable.errors import UserError
-from composable.layer_states import Reader, Removing, measure, moments
-from composable.methods.layer_distance import FORMULAS, Metric, Sums, Tokens
+from composable.formats import scores_file
+from composable.linalg.state_distances import FORMULAS, Metric, Sums, Tokens
 from composable.methods.linear_map import refit_residual
+from composable.models import surgery
+from composable.ranking import layer_choice
+from composable.ranking.layer_distance import Removing, measure
 from composable.tasks.samples import pad_texts
 from tests import tiny
 from tests.unit.test_pretrained import package_file
@@ -201,7 +205,7 @@ def test_shards_add_up_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch)
     batches = [padded(texts()[:5]), padded(texts()[5:])]
     metrics = [Metric.parse(name) for name in METRICS]
     whole = measure(reader, batches, metrics)
-    monkeypatch.setattr("composable.methods.layer_distance.CHUNK", 3)
+    monkeypatch.setattr("composable.linalg.state_distances.CHUNK", 3)
     for one, other in zip(whole, measure(reader, batches, metrics), strict=True):
         torch.testing.assert_close(one.values, other.values, equal_nan=True)
     parts = [measure(reader, [batch], metrics) for batch in batches]
@@ -356,7 +360,7 @@ def reference(name: str) -> np.ndarray:
         return stored["result"]
 
 
-def check(scores: distances.Scores, name: str) -> None:
+def check(scores: scores_file.Scores, name: str) -> None:
     """2e-6, as the specification has it; the reference computes acos in float32."""
     expected = reference(name)
     values = np.nan_to_num(scores.of(None, name).values)
@@ -373,7 +377,7 @@ def test_the_matrices_of_the_reference_program(smollm2: Any) -> None:
         choices = json.loads((ORACLE / "start_layers.json").read_text())["choices"][name]
         for size in range(1, 9):
             for offset, who in ((False, "paper"), (True, "reference_code")):
-                first, score = distances.best_block(scores.of(None, name), size, offset=offset)
+                first, score = layer_choice.best_block(scores.of(None, name), size, offset=offset)
                 assert first == choices[str(size)][f"{who}_start"]
                 assert score == pytest.approx(choices[str(size)][f"{who}_score"], abs=2e-6)
 

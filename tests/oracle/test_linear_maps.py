@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from composable import bundle, checkpoint, compose, cost
-from composable.bundle import Bundle, Variant
-from composable.checkpoint import Checkpoint
-from composable.config import Entry
+from composable.calibration.layer_states import Reader, moments
 from composable.errors import ConfigError, MismatchError, UserError
-from composable.layer_states import Reader, moments
+from composable.formats import bundle
+from composable.formats.bundle import Bundle, Variant
+from composable.formats.config import Entry
+from composable.linalg.grams import Gram, Regression
+from composable.methods import Evidence
 from composable.methods.linear_map import fit
-from composable.pruning import make_variants, maps_of
-from composable.solver import Gram, Regression
+from composable.models import checkpoint, cost
+from composable.models.checkpoint import Checkpoint
+from composable.variants import compose
+from composable.variants.pruning import Sources, make_variants, maps_of
 from tests import tiny
 from tests.oracle.test_families import DECODERS, TOLERANCE, check_cached_decoding, logits
 
@@ -170,7 +173,7 @@ def test_the_map_is_kept_where_held_out_texts_bear_it_out() -> None:
     module = made.family.modules(made.model)[0]
     noise = generator.normal(size=(2, 400, 6)) * 0.1
     texts = regression(a, a @ true.T + 1 + noise[0]), regression(b, b @ true.T + 1 + noise[1])
-    decided = fit(made.model, module, 1.0, texts)
+    decided = fit(made.model, module, 1.0, Evidence(states=texts))
     assert decided.tensors is not None
     np.testing.assert_allclose(decided.tensors["weight"].numpy(), true, atol=0.1)
     np.testing.assert_allclose(decided.tensors["bias"].numpy(), 1, atol=0.1)
@@ -182,7 +185,7 @@ def test_the_map_is_kept_where_held_out_texts_bear_it_out() -> None:
     assert decided.stats["error_after"] == pytest.approx(error, rel=1e-3)
     # what holds for the calibration texts alone
     opposite = texts[0], regression(b, -(b @ true.T) - 1)
-    decided = fit(made.model, module, 1.0, opposite)
+    decided = fit(made.model, module, 1.0, Evidence(states=opposite))
     assert decided.tensors is None
     assert decided.stats == {"error_before": 1.0, "error_after": 1.0}
 
@@ -195,7 +198,7 @@ def test_variants_of_blocks_are_made_by_a_scheme() -> None:
     found = [moments(reader, [batch], {"decoder": [(1, 3)]}) for batch in batches]
     scheme = {names[1]: [Entry(1.0, "linear_map", through=names[2])]}
     states = {(names[1], names[2]): tuple(one["decoder", (1, 3)] for one in found)}
-    (variant,) = make_variants(made, scheme, states=lambda block: states[block])
+    (variant,) = make_variants(made, scheme, sources=Sources(states=lambda block: states[block]))
     assert variant.removed
     assert not variant.learns
     assert bool(variant.tensors) == (variant.stats["error_after"] < 1)
@@ -204,7 +207,9 @@ def test_variants_of_blocks_are_made_by_a_scheme() -> None:
         f"{names[1]} to {names[2]}", variant.stats["error_after"] if variant.tensors else None,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="--method linear_map: is for entries that name it"):
-        make_variants(made, scheme, ("linear_map",), states=lambda block: states[block])
+        make_variants(
+            made, scheme, ("linear_map",), sources=Sources(states=lambda block: states[block])
+        )
     with pytest.raises(UserError, match="linear_map needs a calibration set"):
         make_variants(made, scheme)
     with pytest.raises(ConfigError, match="linear_map does not prune modules of kind attention"):

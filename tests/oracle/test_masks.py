@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from composable import families, methods
 from composable.errors import ShapeError, UserError
 from composable.families import Module
+from composable.linalg.grams import Gram
+from composable.methods import Evidence
 from composable.methods.alps import alps_mask
 from composable.methods.base import keep_highest
 from composable.methods.head_gram import elimination_order, kept_heads
 from composable.methods.obs import obs_scores
 from composable.methods.sparsegpt import sparsegpt_mask
 from composable.methods.wanda import wanda_scores
-from composable.solver import Gram
-from composable.surgery import units_to_remove
+from composable.models.surgery import units_to_remove
 from tests import tiny
 
 RIDGE = 1e-2
@@ -55,7 +56,7 @@ def weights(rows: int, n: int, seed: int = 0) -> np.ndarray:
 
 
 def prune(name: str, part: nn.Module, rate: float, inputs: Gram | None) -> np.ndarray:
-    mask = methods.by_name(name).prune(part, MODULE, rate, inputs).mask
+    mask = methods.by_name(name).prune(part, MODULE, rate, Evidence(inputs)).mask
     assert mask is not None
     assert mask.dtype == torch.bool
     assert mask.device.type == "cpu"
@@ -274,7 +275,9 @@ def test_head_gram_prunes_an_attention() -> None:
     order, _ = order_by_brute_force(x, part.o.weight.detach().numpy(), 4)
     assert order != sorted(order)
     for rate, count in ((0.1, 0), (0.25, 1), (0.5, 2), (0.75, 3), (0.99, 3)):
-        decision = methods.by_name("head_gram").prune(part, modules[ATTENTION], rate, gram(x))
+        decision = methods.by_name("head_gram").prune(
+            part, modules[ATTENTION], rate, Evidence(gram(x))
+        )
         assert decision.mask is None
         assert decision.kept_units == sorted(order[count:])
 
@@ -465,30 +468,28 @@ def bad(inputs: Gram, fault: Tensor) -> Gram:
     return Gram(matrix, inputs.total, inputs.count)
 
 
-@pytest.mark.parametrize("method", [m for m in methods.METHODS if m.uses_inputs])
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if "inputs" in m.needs])
 def test_inputs_that_do_not_fit_are_refused(method: methods.Method) -> None:
     part, module = linear(weights(4, 32)), MODULE
     if method.kinds != ("linear",):
         part, module = attention() if "attention" in method.kinds else feed_forward()
     with pytest.raises(UserError, match=f'"{module.name}": method {method.name} needs .*--calibra'):
-        method.prune(part, module, 0.5, None)
+        method.prune(part, module, 0.5, Evidence())
     with pytest.raises(ShapeError, match=f'"{module.name}": .* 31 inputs, .* 32 columns; calibrat'):
-        method.prune(part, module, 0.5, gram(correlated(31, 50, 0)))
+        method.prune(part, module, 0.5, Evidence(gram(correlated(31, 50, 0))))
     inputs = gram(correlated(32, 50, 0))
     for fault in (math.nan, math.inf):
         with pytest.raises(UserError, match=f'"{module.name}": .* not finite'):
-            method.prune(part, module, 0.5, bad(inputs, torch.tensor(fault)))
+            method.prune(part, module, 0.5, Evidence(bad(inputs, torch.tensor(fault))))
 
 
-@pytest.mark.parametrize(
-    "method", [m for m in methods.METHODS if not (m.uses_inputs or m.uses_states)]
-)
+@pytest.mark.parametrize("method", [m for m in methods.METHODS if not m.needs])
 def test_the_others_ignore_inputs(method: methods.Method) -> None:
     part, module = linear(weights(4, 32)), MODULE
     if method.kinds != ("linear",):
         part, module = attention() if "attention" in method.kinds else feed_forward()
-    with_inputs = method.prune(part, module, 0.5, gram(correlated(32, 50, 0)))
-    without = method.prune(part, module, 0.5, None)
+    with_inputs = method.prune(part, module, 0.5, Evidence(gram(correlated(32, 50, 0))))
+    without = method.prune(part, module, 0.5, Evidence())
     assert with_inputs.kept_units == without.kept_units
     assert (with_inputs.mask is None) == (without.mask is None)
     assert without.mask is None or torch.equal(with_inputs.mask, without.mask)

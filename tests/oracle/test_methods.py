@@ -11,11 +11,12 @@ from torch.nn.utils import prune
 from composable import families, methods
 from composable.errors import ShapeError, UserError
 from composable.families import Module
+from composable.methods import Evidence
 from composable.methods.base import kept_units
 from composable.methods.head_l1 import head_importance
 from composable.methods.l1 import keep_mask
 from composable.methods.neuron_l1 import neuron_importance
-from composable.surgery import kept_groups, units_to_remove
+from composable.models.surgery import kept_groups, units_to_remove
 from tests import tiny
 
 RATES = [0.0, 0.001, 0.05, 0.25, 0.29, 0.3, 1 / 3, 0.5, 0.75, 0.9, 0.999]
@@ -127,10 +128,10 @@ def test_a_method_reads_its_module_and_leaves_it_alone() -> None:
     part = model.get_submodule(ATTENTION)
     before = {name: weight.clone() for name, weight in part.named_parameters()}
     modules = {module.name: module for module in families.of(model).modules(model)}
-    heads = methods.by_name("head_l1").prune(part, modules[ATTENTION], 0.5, None)
+    heads = methods.by_name("head_l1").prune(part, modules[ATTENTION], 0.5, Evidence())
     assert heads.mask is None
     assert heads.kept_units == heads_by_loop([part.q.weight, part.k.weight, part.v.weight], 4, 0.5)
-    masked = methods.by_name("l1").prune(part.o, modules[f"{ATTENTION}.o"], 0.5, None)
+    masked = methods.by_name("l1").prune(part.o, modules[f"{ATTENTION}.o"], 0.5, Evidence())
     assert masked.kept_units is None
     assert masked.mask is not None
     assert torch.equal(masked.mask, keep_mask(part.o.weight, 0.5))
@@ -150,7 +151,7 @@ def test_the_table_of_methods() -> None:
     known = "l1, wanda, obs, sparsegpt, alps, head_l1, head_gram, neuron_l1"
     with pytest.raises(UserError, match=f'unknown method "l2"; known are {known}.'):
         methods.by_name("l2")
-    with_inputs = [method.name for method in methods.METHODS if method.uses_inputs]
+    with_inputs = [method.name for method in methods.METHODS if "inputs" in method.needs]
     assert with_inputs == ["wanda", "obs", "sparsegpt", "alps", "head_gram"]
     assert {kind: method.name for kind, method in methods.DEFAULTS.items()} == {
         "linear": "l1",

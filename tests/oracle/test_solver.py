@@ -5,15 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from composable import solver, systems
-from composable.solver import (
-    Gram,
-    Regression,
-    refit,
-    regression_error,
-    squared_error,
-    squared_output,
-)
+from composable.linalg import solver, systems
+from composable.linalg.grams import Gram, Regression
+from composable.linalg.solver import refit, regression_error, squared_error, squared_output
 
 ROWS, WIDTH, TOKENS = 24, 40, 600
 RATES = (0.25, 0.5, 0.75)

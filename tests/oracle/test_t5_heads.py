@@ -9,7 +9,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from composable import families
 from composable.errors import ShapeError
-from composable.surgery import Structure, apply_structure, empty_structure
+from composable.models.surgery import Structure, apply_structure, empty_structure
 from tests import tiny
 
 LAYERS, HEADS, SIZE = 3, 4, 8

@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from hypothesis import assume, given, settings
 
-from composable.bundle import Bundle, Variant, open_bundle, write
-from composable.config import Entry
 from composable.errors import FormatError
+from composable.formats.bundle import Bundle, Variant, open_bundle, write
+from composable.formats.config import Entry
 
 names = st.from_regex(r"[a-zäπ]{1,6}(\.[a-z0-9]{1,4}){0,2}", fullmatch=True)
 rates = st.floats(0, 1, exclude_min=True, exclude_max=True)

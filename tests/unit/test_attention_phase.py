@@ -13,20 +13,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from composable import attention_phase, solver
-from composable.attention_cache import Call, Recorder, Valid, groups, mean_error
-from composable.attention_phase import Settings, Trained
-from composable.bundle import Variant
-from composable.checkpoint import Checkpoint
-from composable.config import Entry
-from composable.distill import Classroom
+from composable.calibration.recorded_calls import Call, Recorder, Valid, groups, mean_error
 from composable.errors import UserError
 from composable.families import Module
-from composable.pruning import make_variants
-from composable.students import Student
-from composable.surgery import own_parameters
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.linalg import solver
+from composable.models.checkpoint import Checkpoint
+from composable.models.surgery import own_parameters
 from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
+from composable.variants import attention_phase
+from composable.variants.attention_phase import Settings, Trained
+from composable.variants.distill import Classroom
+from composable.variants.pruning import make_variants
+from composable.variants.students import Student
 from tests import tiny
 
 FIRST = "encoder.block.0.layer.0.SelfAttention"

@@ -17,10 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from composable.bundle import Bundle, Reader, Variant, choose, open_bundle, write
-from composable.config import Entry
-from composable.container import array_header, header_checksum
 from composable.errors import FormatError, MismatchError
+from composable.formats.bundle import Bundle, Reader, Variant, choose, open_bundle, write
+from composable.formats.config import Entry
+from composable.formats.container import array_header, header_checksum
 
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 LINEAR = "decoder.block.0.layer.2.DenseReluDense.wo"
@@ -478,7 +478,7 @@ def test_writing_needs_no_second_copy(tmp_path: Path) -> None:
 import resource, torch
 from pathlib import Path
 from tests.unit.test_bundle import linear
-from composable.bundle import Bundle, write
+from composable.formats.bundle import Bundle, write
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write(Path({str(tmp_path / "small.npy")!r}), Bundle("f", [linear()]))
 tensors = [torch.full((2 ** 21,), float(i)) for i in range(16)]  # 8 MiB each, 128 in all
@@ -506,7 +506,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(path: Path) -> None:
 import errno, resource, torch
 from pathlib import Path
 from tests.unit.test_bundle import linear
-from composable.bundle import Bundle, write
+from composable.formats.bundle import Bundle, write
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 variant = linear(tensors=dict(weight=torch.ones(100_000)), masks={{}})
 try:

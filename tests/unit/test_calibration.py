@@ -11,12 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from composable import calibration as calibrations
-from composable import moments
-from composable.calibration import Calibration, measure, obtain, open_calibration, parse_bytes
-from composable.checkpoint import Checkpoint
+from composable.calibration import batching as calibrations
+from composable.calibration import meter
+from composable.calibration import obtain as calibration_runs
+from composable.calibration.obtain import (
+    Calibration,
+    measure,
+    obtain,
+    open_calibration,
+    parse_bytes,
+)
 from composable.errors import FormatError, MismatchError, UserError
-from composable.solver import Gram, squared_error
+from composable.linalg.grams import Gram
+from composable.linalg.solver import squared_error
+from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
 from composable.tasks.translation import Corpus
 from tests import tiny
@@ -192,10 +200,10 @@ def test_padding_and_batches_change_nothing(
 
 @pytest.mark.parametrize("width", [1, 3, 4, 5, 33])
 def test_sum_of_many_tokens(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    monkeypatch.setattr(moments, "FLUSH", 10)
+    monkeypatch.setattr(meter, "FLUSH", 10)
     torch.manual_seed(0)
     rows = [torch.randn(count, width) + 0.5 for count in (0, 7, 3, 1, 25, 10, 4)]
-    total = moments.Sum(width, "cpu")
+    total = meter.Sum(width, "cpu")
     for part in rows:
         total.add(part)
     x = torch.cat(rows).double()
@@ -241,19 +249,19 @@ def test_the_mask_of_the_other_stack_is_noticed(
     dense: Checkpoint, stack: str, message: str
 ) -> None:
     linear = f"{ENCODER}.o" if stack == "decoder" else f"{DECODER}.o"
-    meter = moments.Meter(dense.model, dense.family, [moments.Shared((linear,), 32, stack)])
+    one = meter.Meter(dense.model, dense.family, [meter.Shared((linear,), 32, stack)])
     batch = translation.collator_for(dense)([{"input_ids": [3, 4, 1], "labels": [5, 1]}])
     with pytest.raises(RuntimeError, match=message):
-        meter.measure(batch)
+        one.measure(batch)
 
 
 def test_a_linear_that_does_not_run_is_noticed(dense: Checkpoint) -> None:
-    shared = moments.Shared(("lm_head",), 32, "decoder")
+    shared = meter.Shared(("lm_head",), 32, "decoder")
     batch = translation.collator_for(dense)([{"input_ids": [3, 4, 1], "labels": [5, 1]}])
     with pytest.raises(RuntimeError, match="did not run"):
-        moments.Meter(dense.model, dense.family, [shared]).measure(batch)
+        meter.Meter(dense.model, dense.family, [shared]).measure(batch)
     with pytest.raises(RuntimeError, match="not every one of"):
-        moments.shared_inputs(dense.model, dense.family, {"lm_head": "decoder"}, batch)
+        meter.shared_inputs(dense.model, dense.family, {"lm_head": "decoder"}, batch)
 
 
 # --------------------------------------------------------------------------- groups, budget
@@ -286,7 +294,7 @@ def test_no_more_moments_are_held_than_the_budget_allows(
     held: list[weakref.ref[Tensor]] = []
     most = 0
 
-    class Counted(moments.Sum):
+    class Counted(meter.Sum):
         def __init__(self, width: int, device: Any):
             nonlocal most
             super().__init__(width, device)
@@ -294,7 +302,7 @@ def test_no_more_moments_are_held_than_the_budget_allows(
             alive = [tensor for ref in held if (tensor := ref()) is not None]
             most = max(most, sum(tensor.nbytes for tensor in alive))
 
-    monkeypatch.setattr(moments, "Sum", Counted)
+    monkeypatch.setattr(meter, "Sum", Counted)
     measure(dense, CORPORA, tmp_path / "c.npy", budget, linears=all_linears(dense))
     assert 0.9 * budget < most <= budget
     assert not any(ref() is not None for ref in held)
@@ -342,7 +350,7 @@ def test_an_interrupted_pass_leaves_no_file_and_no_hook(
     dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     left = 6 if budget else 15
-    add = moments.Sum.add
+    add = meter.Sum.add
 
     def interrupt(self: Any, rows: Tensor) -> None:
         nonlocal left
@@ -351,7 +359,7 @@ def test_an_interrupted_pass_leaves_no_file_and_no_hook(
             raise KeyboardInterrupt
         add(self, rows)
 
-    monkeypatch.setattr(moments.Sum, "add", interrupt)
+    monkeypatch.setattr(meter.Sum, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
         measure(dense, CORPORA, tmp_path / "c.npy", budget)
     assert list(tmp_path.iterdir()) == []
@@ -370,7 +378,7 @@ def place(measured: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(calibrations, "measure", fail)
+    monkeypatch.setattr(calibration_runs, "measure", fail)
     return path
 
 

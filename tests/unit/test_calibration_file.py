@@ -14,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from composable import bundle
-from composable.calibration_file import (
+from composable.errors import FormatError, MismatchError, UserError
+from composable.formats import bundle
+from composable.formats.calibration_file import (
     NAMES,
     REMEDY,
     Calibration,
@@ -24,9 +25,8 @@ from composable.calibration_file import (
     open_calibration,
     write,
 )
-from composable.container import header_checksum
-from composable.errors import FormatError, MismatchError, UserError
-from composable.solver import Gram
+from composable.formats.container import header_checksum
+from composable.linalg.grams import Gram
 
 GOLDEN_SHA256 = "342927f57ab1e6b2fbdbf9248dd7935238d7be85f83af15424418f2d92fd1254"
 GOLDEN_SIZE = 2448

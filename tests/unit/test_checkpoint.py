@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from composable import checkpoint
-from composable.checkpoint import Checkpoint, fingerprint_of, load, save
-from composable.compose import compose
-from composable.config import Entry
 from composable.errors import FormatError, MismatchError, UserError
-from composable.pretrained import import_model
-from composable.pruning import make_variants
+from composable.formats.config import Entry
+from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint, fingerprint_of, load, save
+from composable.models.pretrained import import_model
+from composable.variants.compose import compose
+from composable.variants.pruning import make_variants
 from tests import tiny
 
 KINDS = [{}, {"gated": True}, {"gated": True, "mt5": True}]

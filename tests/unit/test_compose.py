@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from composable import checkpoint
-from composable.bundle import Variant
-from composable.compose import compose, structure_of
-from composable.config import Entry
 from composable.errors import ShapeError
-from composable.pruning import make_variants
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.models import checkpoint
+from composable.variants.compose import compose, structure_of
+from composable.variants.pruning import make_variants
 from tests import tiny
 
 SIZE, HEADS = 8, 4

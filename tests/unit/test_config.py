@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from composable import config
-from composable.config import Entry
 from composable.errors import ConfigError, FormatError
 from composable.families.base import Module
+from composable.formats import config
+from composable.formats.config import Entry
 
 METHODS = ("head_l1", "l1", "linear_map")
 PARTS = (("q", "q"), ("k", "k"), ("v", "v"), ("o", "o"))

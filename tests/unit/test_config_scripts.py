@@ -11,8 +11,9 @@ import pytest
 
 import config_generator
 import prune_scheme_generator
-from composable import checkpoint, config
-from composable.config import Entry
+from composable.formats import config
+from composable.formats.config import Entry
+from composable.models import checkpoint
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
 
-from composable import cost, families
+from composable import families
 from composable.errors import ShapeError
+from composable.models import cost
 
 HIDDEN, HEADS, SIZE, FFN, VOCABULARY = 32, 4, 8, 64, 50
 INNER = HEADS * SIZE

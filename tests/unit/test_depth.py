@@ -17,6 +17,7 @@ from accelerate import cpu_offload
 
 from composable import depth, families
 from composable.errors import ConfigError, UserError
+from composable.models import export
 from composable.tasks.samples import pad_texts
 from tests import tiny
 
@@ -178,7 +179,7 @@ def test_a_cut_model_is_a_plain_folder(layout: str, tmp_path: Path) -> None:
     depth.cut(model, [1], stack)
     torch.testing.assert_close(outputs(model, batch), wanted, rtol=0, atol=1e-5)
     assert sum(p.numel() for p in model.parameters()) == before - gone
-    depth.save(model, tmp_path / "folder")
+    export.save(model, tmp_path / "folder")
     again = type(model).from_pretrained(tmp_path / "folder").eval()
     torch.testing.assert_close(outputs(again, batch), wanted, rtol=0, atol=1e-5)
     left = [i for i in range(len(expected.get_submodule(path))) if i != 1]
@@ -199,7 +200,7 @@ def test_layers_divided_by_their_number(tmp_path: Path) -> None:
     batch = tiny.inputs(tiny.dense("gpt2"))
     depth.cut(model, [0, 2])
     wanted = outputs(model, batch)
-    depth.save(model, tmp_path / "folder")
+    export.save(model, tmp_path / "folder")
     torch.testing.assert_close(outputs(model, batch), wanted, rtol=0, atol=1e-5)
     again = type(model).from_pretrained(tmp_path / "folder").eval()
     torch.testing.assert_close(outputs(again, batch), wanted, rtol=0, atol=1e-5)
@@ -300,8 +301,8 @@ def test_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(UserError, match="full: exists already; name a folder that does not"):
-        depth.save(plain("llama"), tmp_path / "full")
+        export.save(plain("llama"), tmp_path / "full")
     (tmp_path / "empty").mkdir()
-    depth.save(plain("llama"), tmp_path / "empty")
+    export.save(plain("llama"), tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]

@@ -5,8 +5,9 @@ import os
 import pytest
 import torch
 
-from composable import devices, train
+from composable import devices
 from composable.errors import UserError
+from composable.training import train
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cpu:1", "auto:1", "cuda:-1", ""])

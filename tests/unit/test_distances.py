@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from composable import distances, distances_plot
-from composable.distances import Choice, Distances, Removal, Scores
 from composable.errors import ConfigError, FormatError, UserError
+from composable.formats import scores_file
+from composable.formats.scores_file import Distances, Removal, Scores
+from composable.ranking import layer_choice
+from composable.ranking.layer_choice import Choice
+from composable.reports import importance_plot
 
 NAN = np.nan
 # by hand: singles 3 1 4 2 5; the best pair begins at 2, the best three at 1
@@ -38,20 +41,20 @@ def scores(**changes: Any) -> Scores:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path, other = tmp_path / "a.npz", tmp_path / "b.npz"
-    distances.save(path, scores())
-    found = distances.load(path)
+    scores_file.save(path, scores())
+    found = scores_file.load(path)
     for one, wanted in zip(found.distances, scores().distances, strict=True):
         assert (one.stack, one.metric, one.samples) == (wanted.stack, wanted.metric, wanted.samples)
         np.testing.assert_array_equal(one.values, wanted.values)
     assert (found.removals, found.model, found.fingerprint) == (
         scores().removals, "some/model", "ab" * 32,
     )  # fmt: skip
-    distances.save(other, found)
+    scores_file.save(other, found)
     assert other.read_bytes() == path.read_bytes()
 
 
 def test_other_programs_find_what_they_know(tmp_path: Path) -> None:
-    distances.save(tmp_path / "a.npz", scores())
+    scores_file.save(tmp_path / "a.npz", scores())
     with np.load(tmp_path / "a.npz", allow_pickle=False) as stored:
         for name in ("arr_0", "result"):
             np.testing.assert_array_equal(stored[name], np.nan_to_num(VALUES))
@@ -64,13 +67,13 @@ def test_other_programs_find_what_they_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["arr_0", "result"])
 def test_files_of_the_reference_program(tmp_path: Path, name: str) -> None:
     np.savez(tmp_path / "memory.npz", **{name: np.nan_to_num(VALUES)})
-    found = distances.load(tmp_path / "memory.npz")
+    found = scores_file.load(tmp_path / "memory.npz")
     np.testing.assert_array_equal(found.of().values, VALUES)
     assert found.of("decoder").metric == ""
 
 
 def rewritten(path: Path, **changes: Any) -> None:
-    distances.save(path, scores())
+    scores_file.save(path, scores())
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     arrays |= changes
@@ -96,22 +99,22 @@ def test_files_that_are_no_scores(tmp_path: Path, changes: dict[str, Any], messa
     path = tmp_path / "x.npz"
     rewritten(path, **changes)
     with pytest.raises(FormatError, match=rf"x\.npz: not a file of scores .*{message}"):
-        distances.load(path)
+        scores_file.load(path)
 
 
 def test_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
-    distances.save(path, scores())
+    scores_file.save(path, scores())
     for content in (path.read_bytes()[:-40], b"", b"text", b"\x80\x04N."):
         path.write_bytes(content)
         with pytest.raises(FormatError, match=r"x\.npz: not a readable \.npz file"):
-            distances.load(path)
+            scores_file.load(path)
     np.save(tmp_path / "y.npy", VALUES)
     with pytest.raises(FormatError, match=r"y\.npy: not a readable \.npz file \(one array alone\)"):
-        distances.load(tmp_path / "y.npy")
+        scores_file.load(tmp_path / "y.npy")
     np.savez(path, arr_0=np.array([{}], dtype=object))
     with pytest.raises(FormatError, match="allow_pickle"):
-        distances.load(path)
+        scores_file.load(path)
 
 
 def test_which_scores() -> None:
@@ -187,23 +190,23 @@ def test_scores_are_needed() -> None:
 
 def test_ties_go_to_the_first() -> None:
     even = Distances("encoder", "x", np.where(np.isnan(VALUES), NAN, 1.0))
-    assert distances.best_block(even, 2) == (0, 1.0)
+    assert layer_choice.best_block(even, 2) == (0, 1.0)
     assert Choice("singles", Scores([even])).layers(2, 5) == [0, 1]
 
 
 def test_the_table_of_blocks() -> None:
-    rows = list(distances.block_table(scores().of(), threshold=0.8))
+    rows = list(layer_choice.block_table(scores().of(), threshold=0.8))
     assert [tuple(row.values()) for row in rows] == [(1, 1, 1, 0.1), (2, 2, 3, 0.3), (3, 1, 3, 0.8)]
-    shifted = list(distances.block_table(scores().of(), offset=True))
+    shifted = list(layer_choice.block_table(scores().of(), offset=True))
     assert [row["first"] for row in shifted] == [2, 1, 0, 0]
-    assert distances.as_markdown(rows) == (
+    assert layer_choice.as_markdown(rows) == (
         "| Block size | Removed layers | Score (avg dist) |\n|---|---|---|\n"
         "| 1 | 1-1 | 0.100 |\n| 2 | 2-3 | 0.300 |\n| 3 | 1-3 | 0.800 |\n"
     )
 
 
 def test_rows_are_scaled_to_their_own_range() -> None:
-    scaled = distances_plot.by_row(VALUES)
+    scaled = importance_plot.by_row(VALUES)
     np.testing.assert_allclose(scaled[0], [0.5, 0, 0.75, 0.25, 1])
     assert scaled[3][:2].tolist() == [0, 0]
     assert scaled[4][0] == 0
@@ -213,14 +216,14 @@ def test_rows_are_scaled_to_their_own_range() -> None:
 def test_a_stack_of_one_layer_is_drawn() -> None:
     one = Distances("encoder", "x", np.array([[0.5]]))
     for offset in (False, True):
-        assert distances_plot.png([one], offset=offset)[:4] == b"\x89PNG"
+        assert importance_plot.png([one], offset=offset)[:4] == b"\x89PNG"
 
 
 def test_pictures_of_equal_scores_are_equal() -> None:
     some = [scores().of(), scores().of(None, "other")]
-    first = distances_plot.png(some, "title")
-    assert first == distances_plot.png(some, "title")
-    assert first != distances_plot.png(some, "title", raw=True)
-    assert first != distances_plot.png(some, "title", offset=True)
+    first = importance_plot.png(some, "title")
+    assert first == importance_plot.png(some, "title")
+    assert first != importance_plot.png(some, "title", raw=True)
+    assert first != importance_plot.png(some, "title", offset=True)
     assert first[:4] == b"\x89PNG"
     assert b"tEXt" not in first

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from composable import distill, train
-from composable.bundle import Variant
-from composable.checkpoint import Checkpoint
-from composable.config import Entry
-from composable.distill import Classroom
-from composable.pruning import make_variants
-from composable.surgery import own_parameters
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.models.checkpoint import Checkpoint
+from composable.models.surgery import own_parameters
 from composable.tasks.translation import Corpus, Pairs, collator_for
+from composable.training import train
+from composable.variants import distill
+from composable.variants.distill import Classroom
+from composable.variants.pruning import make_variants
 from tests import tiny
 
 ENCODER = "encoder.block.1.layer.0.SelfAttention"

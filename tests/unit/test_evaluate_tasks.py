@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 
 import evaluate
 import report
-from composable import checkpoint, tasks
+from composable import tasks
+from composable.models import checkpoint
 from tests import tiny, tiny_tasks
 
 

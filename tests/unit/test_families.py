@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from composable import families
-from composable.attention_cache import Recorder, mean_error
-from composable.bundle import Variant
-from composable.config import Entry
-from composable.distill import Classroom
+from composable.calibration.meter import Meter, shared_inputs, stacks_of
+from composable.calibration.recorded_calls import Recorder, mean_error
 from composable.errors import UserError
 from composable.families import Module
-from composable.moments import Meter, shared_inputs, stacks_of
-from composable.students import Student
-from composable.surgery import own_tensors
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.models.surgery import own_tensors
+from composable.variants.distill import Classroom
+from composable.variants.students import Student
 from tests import tiny
 
 FIRST = {

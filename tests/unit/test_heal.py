@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from composable import checkpoint, compose, tune
-from composable.bundle import Variant
-from composable.checkpoint import Checkpoint
-from composable.config import Entry
 from composable.errors import MismatchError
-from composable.heal import Heal, neighbours, prepare
-from composable.pruning import make_variants
-from composable.train import Options
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint
+from composable.training import finetune
+from composable.training.heal import Heal, neighbours, prepare
+from composable.training.train import Options
+from composable.variants import compose
+from composable.variants.pruning import make_variants
 from tests import tiny, tiny_tasks
 from tests.oracle.test_linear_maps import layer_names, made_of, variant_of
 
@@ -66,7 +68,7 @@ def healed(
     before = {name: t.clone() for name, t in made.model.state_dict().items()}
     settings: Any = {"epochs": 2, "batch_size": 8, "early_stop": 0, "lr": None, "device": "cpu"}
     options = Options(**settings | changes, checkpoint_dir=folder / "checkpoints")
-    report = tune.tune_model(
+    report = finetune.tune_model(
         made, folder / "out.pth", folder / "stats.csv", options, "model", str(data), heal=heal
     )
     return before, checkpoint.load(folder / "out.pth"), report
@@ -171,8 +173,9 @@ def test_the_way_of_healing_is_part_of_a_run(tmp_path: Path) -> None:
         )  # fmt: skip
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "composable.train.Outcome.clean_up", lambda outcome: folders.add(outcome.folder)
+                "composable.training.train.Outcome.clean_up",
+                lambda outcome: folders.add(outcome.folder),
             )
-            tune.tune_model(made, tmp_path / "o.pth", tmp_path / "s.csv", options, "model",
+            finetune.tune_model(made, tmp_path / "o.pth", tmp_path / "s.csv", options, "model",
                             str(data), heal=heal)  # fmt: skip
     assert len(folders) == 4

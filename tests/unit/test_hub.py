@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from composable import files, hub
+from composable import files
 from composable.errors import FormatError, UserError
+from composable.models import hub
 from composable.tasks import multi30k
 from tests.hub_server import HubServer, shared_folder
 
@@ -179,18 +180,18 @@ def test_table_equals_the_shared_data() -> None:
 
 def test_fetch_writes_all_files_once(server: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "data"
-    hub.fetch_multi30k(folder)
+    multi30k.fetch_multi30k(folder)
     assert {path.name for path in folder.iterdir()} == {"train.en.gz", "train.de.gz"}
     assert gzip.decompress((folder / "train.de.gz").read_bytes()) == TEXTS["train.de"]
     assert len(server.requests) == 2
-    hub.fetch_multi30k(folder)
+    multi30k.fetch_multi30k(folder)
     assert len(server.requests) == 2
 
 
 def test_fetch_only_what_is_absent_or_wrong(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "train.en").write_bytes(TEXTS["train.en"])  # plain is as good
     (tmp_path / "train.de.gz").write_bytes(b"not gzip")
-    hub.fetch_multi30k(tmp_path)
+    multi30k.fetch_multi30k(tmp_path)
     assert server.requests == ["GET /multi30k/train.de.gz"]
     assert not (tmp_path / "train.en.gz").exists()
     assert gzip.decompress((tmp_path / "train.de.gz").read_bytes()) == TEXTS["train.de"]
@@ -212,23 +213,23 @@ def test_fetch_refuses_other_content(
     (server.plain / "train.en.gz").write_bytes(served)
     folder = tmp_path / "data"
     with pytest.raises(FormatError, match=f"is not the published text: {message}.*embedded"):
-        hub.fetch_multi30k(folder)
+        multi30k.fetch_multi30k(folder)
     assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_fetch_interrupted(server: HubServer, tmp_path: Path) -> None:
     server.cut_at["train.en.gz"] = 10
     with pytest.raises(UserError, match=r"train\.en\.gz was interrupted; run it again"):
-        hub.fetch_multi30k(tmp_path / "data")
+        multi30k.fetch_multi30k(tmp_path / "data")
     server.cut_at.clear()
-    hub.fetch_multi30k(tmp_path / "data")
+    multi30k.fetch_multi30k(tmp_path / "data")
     assert len(list((tmp_path / "data").iterdir())) == 2
 
 
 def test_fetch_absent_file(server: HubServer, tmp_path: Path) -> None:
     (server.plain / "train.en.gz").unlink()
     with pytest.raises(UserError, match="answered 404; use --data embedded"):
-        hub.fetch_multi30k(tmp_path / "data")
+        multi30k.fetch_multi30k(tmp_path / "data")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "no-url"])
@@ -237,10 +238,10 @@ def test_fetch_without_network(
 ) -> None:
     monkeypatch.setenv("COMPOSABLE_MULTI30K_URL", url.format(port=free_port()))
     with pytest.raises(UserError, match=r"no network to .* use --data embedded"):
-        hub.fetch_multi30k(tmp_path / "data")
+        multi30k.fetch_multi30k(tmp_path / "data")
 
 
 def test_fetch_into_a_file(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(OSError, match="data"):
-        hub.fetch_multi30k(tmp_path / "data")
+        multi30k.fetch_multi30k(tmp_path / "data")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from composable import kernels
+from composable.linalg import kernels
 from tests import tiny
 
 

@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 import plot_loss
-from composable import plots
 from composable.errors import FormatError
+from composable.formats import stats_file
+from composable.reports import loss_plot
 
-HEADER = ",".join(plots.COLUMNS)
+HEADER = ",".join(stats_file.COLUMNS)
 GOOD = f"{HEADER}\n0,,3.0,0,1.5,0\n1,2.5,2.0,10,1.5,0.001\n2,2.0,1.5,10,1.5,0.0005\n"
 
 
@@ -32,7 +33,7 @@ def run(*arguments: object):
 
 
 def test_reads_all_columns_that_are_drawn(tmp_path: Path) -> None:
-    curve = plots.read_stats(stats(tmp_path))
+    curve = stats_file.read_stats(stats(tmp_path))
     assert curve.label == "stats_model"
     assert curve.epochs == (0, 1, 2)
     assert curve.validation == (3.0, 2.0, 1.5)
@@ -44,7 +45,7 @@ def test_reads_all_columns_that_are_drawn(tmp_path: Path) -> None:
     "text", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n"), GOOD.removesuffix("\n"), GOOD + "\n"]
 )
 def test_reads_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
-    assert plots.read_stats(stats(tmp_path, text=text)).validation == (3.0, 2.0, 1.5)
+    assert stats_file.read_stats(stats(tmp_path, text=text)).validation == (3.0, 2.0, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_reads_what_spreadsheets_write(tmp_path: Path, text: str) -> None:
 def test_refuses_what_is_no_stats_csv(tmp_path: Path, text: str, message: str) -> None:
     path = stats(tmp_path, text=text)
     with pytest.raises(FormatError, match=message):
-        plots.read_stats(path)
+        stats_file.read_stats(path)
     result = run(path, "-o", tmp_path / "loss.png")
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {path}: ")
@@ -80,7 +81,7 @@ def test_refuses_binary_files(tmp_path: Path) -> None:
     path = tmp_path / "loss.csv"
     path.write_bytes(b"\x89PNG\r\n\xff\xfe")
     with pytest.raises(FormatError, match=r"loss\.csv: not a CSV file in UTF-8"):
-        plots.read_stats(path)
+        stats_file.read_stats(path)
 
 
 def test_missing_file_is_one_line(tmp_path: Path) -> None:
@@ -119,13 +120,13 @@ def test_defaults_are_stats_model_and_loss_png(tmp_path: Path, monkeypatch) -> N
 def test_labels_are_the_shortest_names_that_differ(
     tmp_path: Path, names: list[str], labels: list[str]
 ) -> None:
-    curves = plots.read_all([stats(tmp_path, name) for name in names])
+    curves = stats_file.read_all([stats(tmp_path, name) for name in names])
     assert [curve.label for curve in curves] == labels
 
 
 def test_same_curves_give_the_same_bytes(tmp_path: Path) -> None:
-    curves = plots.read_all([stats(tmp_path)])
-    first, second = plots.loss_png(curves), plots.loss_png(curves)
+    curves = stats_file.read_all([stats(tmp_path)])
+    first, second = loss_plot.loss_png(curves), loss_plot.loss_png(curves)
     assert first == second
     assert b"tEXt" not in first  # no date, no version of the program
 
@@ -144,7 +145,7 @@ def test_one_colour_for_each_file(tmp_path: Path) -> None:
         result = run(*paths[:count], "-o", tmp_path / "loss.png")
         assert result.exit_code == 0, result.output
         drawn = colours(tmp_path / "loss.png")
-        assert [color in drawn for color in plots.PALETTE[:3]] == [True, count == 2, False]
+        assert [color in drawn for color in loss_plot.PALETTE[:3]] == [True, count == 2, False]
 
 
 def figure_of(curves, monkeypatch):
@@ -156,18 +157,18 @@ def figure_of(curves, monkeypatch):
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (caught.append(self), save(self, *a, **k))[1]
     )
-    plots.loss_png(curves)
+    loss_plot.loss_png(curves)
     return caught[0]
 
 
 def test_styles_labels_and_legend(tmp_path: Path, monkeypatch) -> None:
-    curves = plots.read_all([stats(tmp_path, "a.csv"), stats(tmp_path, "b.csv")])
+    curves = stats_file.read_all([stats(tmp_path, "a.csv"), stats(tmp_path, "b.csv")])
     figure = figure_of(curves, monkeypatch)
     axes = figure.axes[0]
     assert axes.get_xlabel().startswith("Epoch")
     assert axes.get_ylabel() == "Loss"
     found = [(line.get_linestyle(), line.get_color()) for line in axes.get_lines()]
-    first, second = plots.PALETTE[:2]
+    first, second = loss_plot.PALETTE[:2]
     assert found == [("-", first), ("--", first), ("-", second), ("--", second)]
     assert list(axes.get_lines()[0].get_ydata()) == [3.0, 2.0, 1.5]
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -177,7 +178,7 @@ def test_styles_labels_and_legend(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("name", ["a", "a" * 60])
 @pytest.mark.parametrize("count", [1, 2, 12])
 def test_legend_never_covers_the_axes(tmp_path: Path, monkeypatch, count: int, name: str) -> None:
-    curves = plots.read_all([stats(tmp_path, f"{name}{i}.csv") for i in range(count)])
+    curves = stats_file.read_all([stats(tmp_path, f"{name}{i}.csv") for i in range(count)])
     figure = figure_of(curves, monkeypatch)
     legend = figure.legends[0].get_window_extent()
     axes = figure.axes[0].get_window_extent()
@@ -188,7 +189,7 @@ def test_legend_never_covers_the_axes(tmp_path: Path, monkeypatch, count: int, n
 
 
 def test_styles_of_many_files_differ() -> None:
-    styles = {(plots._color(i), plots._marker(i)) for i in range(49)}
+    styles = {(loss_plot._color(i), loss_plot._marker(i)) for i in range(49)}
     assert len(styles) == 49
 
 
@@ -209,6 +210,6 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path) -> None:
 
 
 def test_an_epoch_in_which_a_variant_diverged_has_no_training_loss(tmp_path: Path) -> None:
-    curve = plots.read_stats(stats(tmp_path, text=GOOD + "3,,1.0,1,1,1\n"))
+    curve = stats_file.read_stats(stats(tmp_path, text=GOOD + "3,,1.0,1,1,1\n"))
     assert math.isnan(curve.training[-1])
     assert curve.validation[-1] == 1.0

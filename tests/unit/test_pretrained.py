@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import BertModel
 
-from composable import checkpoint
 from composable.errors import UserError
-from composable.pretrained import import_model
+from composable.models import checkpoint
+from composable.models.pretrained import import_model
 from tests import tiny
 
 

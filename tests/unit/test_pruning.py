@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from composable.bundle import Variant
-from composable.config import Entry
 from composable.errors import ConfigError, UserError
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
 from composable.methods.l1 import keep_mask
-from composable.pruning import make_variants
+from composable.variants.pruning import make_variants
 from tests import tiny
 
 A = "encoder.block.0.layer.0.SelfAttention"

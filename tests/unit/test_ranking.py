@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from composable import config, ranking, surgery
-from composable.config import Entry
+from composable.calibration import collect
+from composable.calibration.layer_states import Reader
 from composable.errors import ConfigError, ShapeError, UserError
-from composable.layer_states import Reader, measure
-from composable.methods.layer_distance import Metric, Sums, Tokens
+from composable.formats import config
+from composable.formats.config import Entry
+from composable.linalg.state_distances import Metric, Sums, Tokens
+from composable.models import surgery
+from composable.ranking import layer_choice, layer_distance
+from composable.ranking.layer_distance import measure
 from tests import tiny
 
 
@@ -20,9 +24,9 @@ from tests import tiny
 )
 def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str]) -> None:
     names = [f"e.{i}" for i in range(4)]
-    found = ranking.layer_entries(names, layers, is_mapped=True)
+    found = layer_choice.layer_entries(names, layers, is_mapped=True)
     assert found == {n: Entry(1.0, "linear_map", through=t) for n, t in expected.items()}
-    assert ranking.layer_entries(names, layers) == {names[i]: Entry(1.0) for i in layers}
+    assert layer_choice.layer_entries(names, layers) == {names[i]: Entry(1.0) for i in layers}
     assert [each for n, e in found.items() for each in config.covered(n, e)] == [
         names[i] for i in layers
     ]
@@ -30,23 +34,23 @@ def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str
 
 @pytest.mark.parametrize("text", ["1;2", "a", "-1", "1.5", "1 2"])
 def test_numbers_of_layers(text: str) -> None:
-    assert ranking.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
+    assert layer_choice.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
     with pytest.raises(ConfigError, match=f"--layers {text}: expected numbers of layers from 0"):
-        ranking.parse_numbers(text, "--layers")
+        layer_choice.parse_numbers(text, "--layers")
 
 
 def test_a_task_without_lengths(tmp_path: Path) -> None:
     made = tiny.dense("vit")
     with pytest.raises(UserError, match="--max-length 5: not for image_classification; leave it"):
-        ranking.batches(made, str(tmp_path), "text", 4, 5, None, "cpu")
+        collect.batches(made, str(tmp_path), "text", 4, 5, None, "cpu")
 
 
 def test_an_order_needs_to_know_its_stack() -> None:
     made = tiny.dense("t5")
     reader, batches = Reader.of(made.model, made.family), [tiny.inputs(made)]
     with pytest.raises(UserError, match="the model has encoder and decoder; say which with --st"):
-        ranking.removing(reader, batches, Metric.parse("bi_score"), None, 1, ())
-    found = ranking.removing(reader, batches, Metric.parse("bi_score"), "decoder", 1, ())
+        layer_distance.removing(reader, batches, Metric.parse("bi_score"), None, 1, ())
+    found = layer_distance.removing(reader, batches, Metric.parse("bi_score"), "decoder", 1, ())
     assert found is not None
     assert found.stack == "decoder"
 
@@ -58,8 +62,8 @@ def test_a_cut_needs_to_know_its_stack() -> None:
     }  # fmt: skip
     made = tiny.dense("t5")
     with pytest.raises(ConfigError, match="the model has encoder and decoder; say which with --s"):
-        ranking.configurations(made, [1], stack=None, **settings)
-    (found,) = ranking.configurations(made, [1], stack="decoder", **settings)
+        layer_choice.configurations(made, [1], stack=None, **settings)
+    (found,) = layer_choice.configurations(made, [1], stack="decoder", **settings)
     assert found == {"decoder.block.0": Entry(1.0)}
 
 

@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from composable import attention_phase, calibration, distill, reconstruct, solver, train
-from composable.bundle import Variant
-from composable.checkpoint import Checkpoint
-from composable.compose import compose
-from composable.config import Entry
-from composable.distill import Classroom
+from composable.calibration import obtain
 from composable.errors import MismatchError
-from composable.pruning import make_variants
-from composable.reconstruct import Settings
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.linalg import grams
+from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
+from composable.training import train
+from composable.variants import attention_phase, distill, least_squares
+from composable.variants.compose import compose
+from composable.variants.distill import Classroom
+from composable.variants.least_squares import Settings
+from composable.variants.pruning import make_variants
 from tests import tiny
 
 FIRST = "encoder.block.0.layer.0.SelfAttention"
@@ -48,16 +51,16 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def statistics(corpora: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("calibration") / "calibration.npy"
-    return calibration.measure(tiny.checkpoint(), corpora, path, 1 << 30)
+    return obtain.measure(tiny.checkpoint(), corpora, path, 1 << 30)
 
 
 def tune(
     statistics: Any, corpora: Any, folder: Path, solver: str = "ls", scheme: Any = SCHEME,
     **changes: Any,
-) -> reconstruct.Result:  # fmt: skip
+) -> least_squares.Result:  # fmt: skip
     dense = tiny.checkpoint()
     settings = Settings(solver=solver, phase=PHASE, **changes)
-    return reconstruct.tune(
+    return least_squares.tune(
         dense, make_variants(dense, scheme), statistics, corpora, settings, folder
     )
 
@@ -153,7 +156,7 @@ def test_an_interrupted_run_goes_on(
     statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tune(statistics, corpora, tmp_path / "whole", "hybrid")
-    finish, calls = reconstruct._Run._finish, []
+    finish, calls = least_squares._Run._finish, []
 
     def stumble(self: Any, heads: Any, trained: Any) -> Any:
         calls.append(heads)
@@ -161,10 +164,10 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return finish(self, heads, trained)
 
-    monkeypatch.setattr(reconstruct._Run, "_finish", stumble)
+    monkeypatch.setattr(least_squares._Run, "_finish", stumble)
     with pytest.raises(KeyboardInterrupt):
         tune(statistics, corpora, tmp_path / "cut", "hybrid")
-    monkeypatch.setattr(reconstruct._Run, "_solve", None)  # the linears are all done
+    monkeypatch.setattr(least_squares._Run, "_solve", None)  # the linears are all done
     again = tune(statistics, corpora, tmp_path / "cut", "hybrid")
     assert len(calls) == len(set(calls)) + 1  # only the one that was cut off is done again
     assert [v.digest for v in again.variants] == [v.digest for v in whole.variants]
@@ -192,7 +195,7 @@ def test_a_tuned_attention_is_refused(statistics: Any, corpora: Any, tmp_path: P
     dense = tiny.checkpoint()
     variants = tune(statistics, corpora, tmp_path, "hybrid", {FIRST: [Entry(0.5)]}).variants
     with pytest.raises(MismatchError, match=r"its q\.weight is not that of the dense model.*grad"):
-        reconstruct.tune(dense, variants, statistics, corpora, Settings(), tmp_path)
+        least_squares.tune(dense, variants, statistics, corpora, Settings(), tmp_path)
 
 
 class Constant:
@@ -200,8 +203,8 @@ class Constant:
 
     info: ClassVar[dict[str, Any]] = {"constant": True}
 
-    def inputs(self, name: str) -> solver.Gram:
-        gram = solver.Gram.zeros(48 if name.endswith("wo") else 32)
+    def inputs(self, name: str) -> grams.Gram:
+        gram = grams.Gram.zeros(48 if name.endswith("wo") else 32)
         gram.add(torch.linspace(-1, 1, len(gram.total)).expand(100, -1))
         return gram
 
@@ -215,7 +218,7 @@ def test_constant_inputs_leave_the_weights_as_pruned(
     variants = make_variants(dense, {WO: [Entry(0.5)]})
     constant: Any = Constant()
     with caplog.at_level(logging.WARNING, "composable"):
-        result = reconstruct.tune(
+        result = least_squares.tune(
             dense, variants, constant, corpora, Settings(solver="ls"), tmp_path
         )
     assert "its inputs never vary" in caplog.text
@@ -251,8 +254,8 @@ def test_gradient_training_finds_no_better_linears(
 
 @pytest.fixture(scope="module")
 def embedded() -> Checkpoint:
-    from composable.hub import resolve_model
-    from composable.pretrained import import_model
+    from composable.models.hub import resolve_model
+    from composable.models.pretrained import import_model
 
     folder, revision = resolve_model("embedded")
     return import_model(folder, "embedded", revision)
@@ -265,7 +268,7 @@ def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_p
         task.read("embedded", None, "train", 400),
         task.read("embedded", None, "valid", None),
     )
-    statistics = calibration.measure(embedded, corpora, tmp_path / "calibration.npy", 1 << 30)
+    statistics = obtain.measure(embedded, corpora, tmp_path / "calibration.npy", 1 << 30)
     modules = [
         m for m in embedded.family.modules(embedded.model) if m.kind in ("attention", "linear")
     ]
@@ -275,7 +278,7 @@ def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_p
         if not m.name.endswith(".o")
     }
     pruned = make_variants(embedded, scheme)
-    solved = reconstruct.tune(
+    solved = least_squares.tune(
         embedded, pruned, statistics, corpora, Settings(solver="ls"), tmp_path
     ).variants
     losses = []

@@ -6,18 +6,10 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from composable import solver, systems
 from composable.errors import ShapeError, UserError
-from composable.solver import (
-    Gram,
-    Regression,
-    full_float32,
-    refit,
-    regression_error,
-    scaled,
-    squared_error,
-    tells_nothing,
-)
+from composable.linalg import grams, solver, systems
+from composable.linalg.grams import Gram, Regression, full_float32
+from composable.linalg.solver import refit, regression_error, scaled, squared_error, tells_nothing
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -51,16 +43,16 @@ def test_blocks_are_the_whole_product(width: int) -> None:
 def test_grouping_of_tokens_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """One batch, batches of any size, and one batch that is cut: 1e-6 of the diagonal."""
     x = randn(700, 40) + 1
-    grams = [Gram.zeros(40) for _ in range(3)]
-    grams[0].add(x)
+    measured = [Gram.zeros(40) for _ in range(3)]
+    measured[0].add(x)
     for part in x.split(97):
-        grams[1].add(part)
-    monkeypatch.setattr(solver, "TOKENS_PER_PRODUCT", 64)
-    grams[2].add(x)
-    for gram in grams[1:]:
-        torch.testing.assert_close(gram.matrix, grams[0].matrix, rtol=1e-6, atol=1e-3)
-        assert gram.count == grams[0].count == 700
-    torch.testing.assert_close(grams[2].total, grams[0].total, rtol=1e-12, atol=1e-9)
+        measured[1].add(part)
+    monkeypatch.setattr(grams, "TOKENS_PER_PRODUCT", 64)
+    measured[2].add(x)
+    for gram in measured[1:]:
+        torch.testing.assert_close(gram.matrix, measured[0].matrix, rtol=1e-6, atol=1e-3)
+        assert gram.count == measured[0].count == 700
+    torch.testing.assert_close(measured[2].total, measured[0].total, rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -99,26 +91,26 @@ def test_no_setting_lowers_the_precision(setting: str) -> None:
     """Autocast and bfloat16 products change the result by 1e-3; both settings come back."""
     if setting == "new" and not hasattr(torch.backends, "fp32_precision"):
         pytest.skip("this torch has no newer setting")
-    before = solver._precision()
+    before = grams._precision()
     x = randn(300, 64)
     gram = Gram.zeros(64)
     try:
         if setting == "medium":
             torch.set_float32_matmul_precision("medium")
         elif setting == "new":
-            solver._set_precision(["tf32", "bf16"])
-        lowered = solver._precision()
+            grams._set_precision(["tf32", "bf16"])
+        lowered = grams._precision()
         with torch.autocast("cpu", torch.bfloat16):
             gram.add(x)
             result = refit(gram.matrix, randn(8, 64), random_masks(8, 64, 0.5))[0]
             with full_float32():
-                inside = solver._precision()
+                inside = grams._precision()
                 assert (x.T @ x).dtype == torch.float32
             assert (x.T @ x).dtype == torch.bfloat16
-        assert solver._precision() == lowered
+        assert grams._precision() == lowered
         assert inside in (["ieee", "ieee"], "highest")
     finally:
-        solver._set_precision(before)
+        grams._set_precision(before)
     torch.testing.assert_close(gram.matrix, moments(x), rtol=0, atol=1e-3)
     expected = refit(gram.matrix, randn(8, 64), random_masks(8, 64, 0.5))[0]
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
@@ -127,7 +119,7 @@ def test_no_setting_lowers_the_precision(setting: str) -> None:
 def test_the_older_setting_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch before 2.9 knows one word for all devices."""
     words = ["high"]
-    monkeypatch.setattr(solver, "_precision", lambda: words[-1])
+    monkeypatch.setattr(grams, "_precision", lambda: words[-1])
     monkeypatch.setattr(torch, "set_float32_matmul_precision", words.append)
     with full_float32():
         assert words == ["high", "highest"]

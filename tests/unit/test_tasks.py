@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from composable import tasks, train
+from composable import tasks
 from composable.errors import UserError
 from composable.tasks import samples
 from composable.tasks.samples import BATCH_TOKENS, length_batches
+from composable.training import train
 from tests import tiny_tasks
 
 SETTINGS = {"device": "cpu", "dtype": "float32", "batch_tokens": BATCH_TOKENS}

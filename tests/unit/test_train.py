@@ -12,12 +12,15 @@ import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, TrainerCallback
 
-from composable import families, surgery, train
-from composable.callbacks import LengthSampler, best_of, stats_csv
+from composable import families
 from composable.errors import UserError
+from composable.formats.stats_file import stats_csv
+from composable.models import surgery
 from composable.tasks import translation
 from composable.tasks.losses import token_losses
 from composable.tasks.translation import Pairs, collator_for
+from composable.training import train
+from composable.training.callbacks import LengthSampler, best_of
 from tests import tiny
 
 

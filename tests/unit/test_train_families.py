@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from composable import tasks, train
-from composable.checkpoint import Checkpoint
+from composable import tasks
 from composable.errors import UserError
+from composable.models.checkpoint import Checkpoint
+from composable.training import train
 from tests import tiny, tiny_tasks
 from tests.end_to_end.test_matrix import dense_of, tasks_of
 

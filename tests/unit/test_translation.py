@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from composable import distill, tasks, train
+from composable import tasks
 from composable.errors import FormatError, UserError
 from composable.tasks import translation
+from composable.training import train
+from composable.variants import distill
 from tests import tiny
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from composable import variant_table
-from composable.bundle import Variant
-from composable.config import Entry
+from composable.formats.bundle import Variant
+from composable.formats.config import Entry
+from composable.reports import variant_table
 
 A = "encoder.block.0.layer.0.SelfAttention"
 WO = "encoder.block.0.layer.1.DenseReluDense.wo"

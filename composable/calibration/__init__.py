@@ -1,0 +1,1 @@
+"""What the dense model shows on a calibration set: second moments, recorded calls, layer states."""

@@ -1,0 +1,69 @@
+"""Fine-tune every variant once, beside its dense module: its input in, its output as the target."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composable.commands import cli
+
+log = logging.getLogger("composable")
+
+
+@cli.command()
+@cli.model_option("model/t5-small.pth")
+@cli.bundle_option("modules.npy")
+@cli.path_option("-o", "--output", default="modules_finetuned.npy", text="Bundle to write.")
+@cli.path_option("--stats", default="stats_block.csv", text="Losses per epoch, CSV.")
+@cli.path_option("--plot", default=None, text="Heat map of the errors, PNG.")
+@click.option(
+    "--solver",
+    type=click.Choice(["hybrid", "ls", "grad"]),
+    default="hybrid",
+    help="hybrid: least squares, then a short training of pruned attentions; ls: least squares "
+    "alone; grad: all variants by gradient.",
+)
+@click.option(
+    "--linear-solver",
+    type=click.Choice(["pcg", "exact"]),
+    default="pcg",
+    help="Of the least squares: conjugate gradients, or a factorisation per row (slow).",
+)
+@cli.calibration_options
+@cli.training_options(epochs=None, lr=None, early_stop=2)
+def main(
+    model: Path,
+    bundles: tuple[Path, ...],
+    output: Path,
+    stats: Path,
+    plot: Path | None,
+    **options: Any,
+) -> dict[str, object]:
+    """Fit all variants to their dense modules' outputs, each as if it were alone.
+
+    The least-squares forms measure the inputs of every module once (--calibration) and solve.
+    --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of pruned
+    attentions on the calibration texts (hybrid: 4 epochs, batches of 16, lr 0.08), or of all
+    variants on the whole training split (grad: 4 epochs, batches of 64, lr 0.04).
+
+    Beside the CSV of the summed losses, NAME_variants.csv lists every variant with its relative
+    error before and after.
+    """
+    from composable import files
+    from composable.reports import variant_table
+    from composable.variants import tuning
+
+    table = stats.with_name(f"{stats.stem}_variants.csv")
+    files.check_writable(output, stats, table, plot)
+    result, report = tuning.tune_variants(model, bundles, output, stats, **options)
+    report["table"] = str(table)
+    if result.is_main:
+        rows = variant_table.rows_of(result.variants, result.seconds)
+        variant_table.write(table, rows)
+        if plot:
+            variant_table.write_plot(plot, rows)
+            report["plot"] = str(plot)
+        log.info("%s", variant_table.as_text(rows))
+        result.clean_up()
+    return report

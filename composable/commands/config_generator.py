@@ -1,0 +1,183 @@
+"""Write conf.json: which rate every prunable module has in each wanted model."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composable import files
+from composable.commands import cli
+from composable.errors import ConfigError
+from composable.formats import config
+from composable.formats.config import POLICIES
+
+DEFAULT_RATES: dict[str, tuple[float, ...]] = {
+    "attention": (0.25, 0.5, 0.25),
+    "linear": (0.3, 0.3, 0.5),
+}
+
+
+def chosen_rates(
+    given: dict[str, tuple[float, ...]], number: int | None, cuts: tuple[str, int] | None = None
+) -> dict[str, list[float]]:
+    """Complete and check the rates of the command line.
+
+    Args:
+        given: kind -> rates after its flag, () where the flag is absent.
+        number: how many configurations were asked for, None for as many as there are rates.
+        cuts: flag and number of values of the option that says which layers go.
+
+    Returns:
+        Kind -> one rate per configuration: the defaults where no flag was given, else 0 for
+        kinds without a flag.
+
+    Raises:
+        ConfigError: the lengths disagree, or a rate is not in 0..1.
+    """
+    listed = {kind: rates for kind, rates in given.items() if rates}
+    listed = listed or ({} if cuts else DEFAULT_RATES)
+    lengths = {len(rates) for rates in listed.values()} | ({cuts[1]} if cuts else set())
+    if len(lengths) > 1 or (number is not None and {number} != lengths):
+        asked = "" if number is None else f"-n asks for {number} configurations, "
+        parts = [f"--{kind} has {len(rates)} rates" for kind, rates in listed.items()]
+        found = " and ".join([*parts, *([f"{cuts[0]} has {cuts[1]} values"] if cuts else [])])
+        raise ConfigError(f"{asked}{found}; give one rate per configuration to each.")
+    zeros = dict.fromkeys(given, (0.0,) * lengths.pop())
+    return {
+        kind: [config.Entry.parse(rate, f"--{kind}").rate for rate in rates]
+        for kind, rates in (zeros | listed).items()
+    }
+
+
+def refuse_lonely(options: dict[str, Any]) -> None:
+    """Refuse options that say which layers go where none are to go.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name, value in options.items():
+        if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} needs --drop-layers N or --layers; add one of them.")
+
+
+@cli.command()
+@click.option(
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    default=Path("model/t5-small.pth"),
+    help="The dense model.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("conf.json"),
+    help="Configurations to write.",
+)
+@click.option(
+    "--attention",
+    type=float,
+    multiple=True,
+    metavar="R..",
+    help="Fraction of heads to remove, one rate per configuration.  [default: 0.25 0.5 0.25]",
+)
+@click.option(
+    "--linear",
+    type=float,
+    multiple=True,
+    metavar="R..",
+    help="Fraction of weights to remove, one rate per configuration.  [default: 0.3 0.3 0.5]",
+)
+@click.option(
+    "--ffn",
+    type=float,
+    multiple=True,
+    metavar="R..",
+    help="Fraction of neurons to remove, one rate per configuration; where it is above 0 the "
+    "linears of the ffns stay as they are.",
+)
+@click.option(
+    "--drop-layers",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N..",
+    help="Whole layers to remove, one number per configuration.",
+)
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="I,J..",
+    help="Numbers of the layers to remove, separated by commas, one list per configuration.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    default=POLICIES[0],
+    help="Which layers --drop-layers takes. block: neighbours that together change their input "
+    "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
+    "--iterative found; deepest: the last but the very last, without scores.",
+)
+@cli.path_option("--scores", default=None, text="Distances that rank_importance.py wrote.")
+@cli.choice_options
+@click.option("--protect", default="", help="Layers that must stay, e.g. 0,29.")
+@click.option(
+    "--linear-map",
+    is_flag=True,
+    help="Put a fitted linear map in the place of every run of layers that go.",
+)
+@click.option(
+    "-n",
+    "--number",
+    type=click.IntRange(min=1),
+    help="Number of configurations.  [default: as many as there are rates]",
+)
+def main(
+    model: Path,
+    output: Path,
+    attention: tuple[float, ...],
+    linear: tuple[float, ...],
+    ffn: tuple[float, ...],
+    number: int | None,
+    drop_layers: tuple[int, ...],
+    layers: tuple[str, ...],
+    **choice: Any,
+) -> dict[str, object]:
+    """Write conf.json: which rate every prunable module has in each wanted model.
+
+    A rate is the fraction removed: 0 leaves a module untouched, 1 removes it. Once a rate flag is
+    given, kinds without a flag get 0. Listed are all attentions and linears (the output projection
+    of every attention, all of the ffns), with --ffn the ffns as well, to be edited by hand.
+
+    --drop-layers and --layers remove whole layers (rate 1) and leave what lies in them at 0.
+    """
+    given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
+    if drop_layers and layers:
+        raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
+    flag, cuts = ("--layers", layers) if layers else ("--drop-layers", drop_layers)
+    if not cuts:
+        refuse_lonely(choice)
+    rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
+    files.check_writable(output)
+    from composable import families
+    from composable.models import checkpoint
+    from composable.ranking import layer_choice
+
+    loaded = checkpoint.load(model)
+    loaded.require_dense(model, "config_generator.py")
+    modules = families.of(loaded.model).modules(loaded.model)
+    dropped = layer_choice.configurations(loaded, cuts, **choice) if cuts else None
+    configurations = config.uniform_configurations(modules, rates, dropped)
+    by_name = {module.name: module for module in modules}
+    for i, configuration in enumerate(configurations):
+        config.check_configuration(configuration, by_name, f"{output}[{i}]")
+    config.write_configurations(output, configurations)
+    return {
+        "wrote": str(output),
+        "configurations": len(configurations),
+        "modules": Counter(module.kind for module in modules if module.kind in rates),
+        "rates": rates,
+        **({"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}),
+    }

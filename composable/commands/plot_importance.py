@@ -1,0 +1,44 @@
+"""Draw how much every block of layers changes its input, and which blocks change it least."""
+
+from pathlib import Path
+
+import click
+
+from composable.commands import cli
+
+
+@cli.command()
+@click.argument("scores", type=click.Path(path_type=Path), default=Path("distances.npz"))
+@cli.path_option("-o", "--output", default=None, text="PNG to write.  [default: SCORES.png]")
+@cli.choice_options
+@click.option("--raw", is_flag=True, help="Colours of the distances, not of each row's range.")
+@click.option("--title", help="Over the picture.  [default: the model's name]")
+def main(
+    scores: Path,
+    output: Path | None,
+    stack: str | None,
+    metric: str | None,
+    reference_offset: bool,
+    raw: bool,
+    title: str | None,
+) -> dict[str, object]:
+    """Draw all blocks as a heat map, the best of every size marked, and a strip of the layers."""
+    from composable import files
+    from composable.errors import UserError
+    from composable.formats import scores_file
+    from composable.reports import importance_plot
+
+    output = output or scores.with_suffix(".png")
+    if output.suffix.lower() != ".png":
+        raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
+    found = scores_file.load(scores)
+    stacks = [stack] if stack else list(dict.fromkeys(one.stack for one in found.distances))
+    files.check_writable(output)
+    importance_plot.write(
+        output,
+        [found.of(name, metric) for name in stacks],
+        title=found.model if title is None else title,
+        raw=raw,
+        offset=reference_offset,
+    )
+    return {"wrote": str(output), "stacks": stacks, "metric": found.of(stacks[0], metric).metric}

@@ -1,0 +1,46 @@
+"""Draw the loss curves of one or more fine-tuning runs into one picture."""
+
+from pathlib import Path
+
+import click
+
+from composable.commands import cli
+
+
+@cli.command()
+@click.argument("csvs", nargs=-1, type=click.Path(path_type=Path), metavar="[CSV]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("loss.png"),
+    help="Picture to write, a PNG.",
+)
+def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
+    """Draw validation (solid) and training loss (dashed) over epochs, one colour per CSV.
+
+    CSV is a file that a fine-tuning script wrote with --stats; stats_model.csv if none is given.
+    """
+    from composable import files
+    from composable.errors import UserError
+    from composable.formats import stats_file
+    from composable.reports import loss_plot
+
+    if output.suffix.lower() != ".png":
+        raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
+    paths = csvs or (Path("stats_model.csv"),)
+    curves = stats_file.read_all(paths)
+    files.check_writable(output)
+    loss_plot.write_loss_plot(curves, output)
+    return {
+        "wrote": str(output),
+        "curves": [
+            {
+                "file": str(path),
+                "epochs": len(curve.epochs),
+                "first_validation_loss": curve.validation[0],
+                "best_validation_loss": min(curve.validation),
+            }
+            for path, curve in zip(paths, curves, strict=True)
+        ],
+    }

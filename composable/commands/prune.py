@@ -1,0 +1,116 @@
+"""Make every variant that the scheme asks for, once, and write them as one bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from composable.commands import cli
+
+HEADS = {"l1": "head_l1", "gram": "head_gram"}
+
+
+@cli.command()
+@cli.model_option("model/t5-small.pth")
+@cli.path_option("-c", "--config", default="conf_prune.json", text="Which variants must exist.")
+@cli.path_option("-o", "--output", default="modules.npy", text="Bundle to write.")
+@cli.path_option("-p", "--test-model", default=None, text="Also compose a model of first variants.")
+@click.option(
+    "--mask",
+    type=click.Choice(["l1", "wanda", "obs", "sparsegpt", "alps"]),
+    help="Which weights go at plain rates.  [default: l1]",
+)
+@click.option(
+    "--heads",
+    type=click.Choice(list(HEADS)),
+    help="Which heads go at plain rates.  [default: l1]",
+)
+@click.option(
+    "--method",
+    "preferred",
+    multiple=True,
+    help="Method for plain rates of the kinds it can prune, by its name in conf.json; others "
+    "keep their default (attention: head_l1, linear: l1, ffn: neuron_l1).",
+)
+@click.option(
+    "--gqa",
+    type=click.Choice(["per-group", "whole-groups"]),
+    default="per-group",
+    help="Where several query heads read one key/value head: equally many leave every group, or "
+    "whole groups leave with their key/value head.",
+)
+@cli.calibration_options
+@cli.device_option
+def main(
+    model: Path,
+    config: Path,
+    output: Path,
+    test_model: Path | None,
+    preferred: tuple[str, ...],
+    mask: str | None,
+    heads: str | None,
+    gqa: str,
+    **options: Any,
+) -> dict[str, object]:
+    """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
+
+    All choices but l1 look at the inputs of the modules: they measure them once and write
+    --calibration, or read it where it exists. Linear maps in the place of layers are fitted to the
+    same texts.
+    """
+    from composable import files, methods
+    from composable.calibration import collect
+    from composable.formats import bundle
+    from composable.formats.config import read_scheme
+    from composable.models import checkpoint
+    from composable.variants import compose, pruning
+
+    preferred = _preferred(preferred, mask, HEADS[heads] if heads else None)
+    files.check_writable(output, test_model)
+    dense = checkpoint.load(model)
+    dense.require_dense(model, "pruning")
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
+    needs, facts, inputs, states = pruning.needs(dense, scheme, preferred), {}, None, None
+    if "inputs" in needs:
+        calibration, _ = collect.calibrate(dense, **options)
+        inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
+    if "states" in needs:
+        states = collect.block_moments(dense, pruning.blocks_of(scheme), **options)
+    sources = pruning.Sources(inputs, states)
+    variants = pruning.make_variants(
+        dense, scheme, preferred, sources, by_groups=gqa == "whole-groups"
+    )
+    if test_model:
+        # made before anything is written
+        test = compose.compose(dense, compose.that_fit(dense, variants))
+    origin = {"preferred": list(preferred), "source": dense.info["source"]}
+    bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
+    report: dict[str, object] = {
+        "wrote": str(output),
+        "variants": len(variants),
+        "modules": len(scheme),
+        "bytes": output.stat().st_size,
+        **facts,
+        **pruning.maps_of(variants),
+    }
+    if test_model:
+        checkpoint.save(test_model, test)
+        report["test_model"] = str(test_model)
+    return report
+
+
+def _preferred(preferred: tuple[str, ...], *chosen: str | None) -> tuple[str, ...]:
+    """Join --method with what --mask and --heads stand for; refuse two answers for one kind."""
+    from composable import methods
+    from composable.errors import UserError
+
+    names = tuple(dict.fromkeys((*preferred, *filter(None, chosen))))
+    answers: dict[str, str] = {}
+    for name in names:
+        for kind in methods.by_name(name).kinds:
+            if answers.setdefault(kind, name) != name and name in chosen:
+                raise UserError(
+                    f"{answers[kind]} and {name} are both asked for {kind}s; name one of them."
+                )
+    return names

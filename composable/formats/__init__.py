@@ -1,0 +1,1 @@
+"""The files between the scripts: configurations, bundle, calibration, scores, stats."""

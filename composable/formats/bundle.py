@@ -1,0 +1,287 @@
+"""Variant, and the .npy of variants: read, check, write, choose (docs/formats.md)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from composable.errors import FormatError, MismatchError
+from composable.files import atomic_write
+from composable.formats.bundle_header import (
+    FORMAT,
+    Description,
+    Header,
+    Record,
+    Stored,
+    build_header,
+    lay_out,
+    parse_header,
+)
+from composable.formats.config import Entry
+from composable.formats.container import file_start, open_payload, sha256
+
+
+@dataclass(eq=False)
+class Variant(Description):
+    """One module after pruning.
+
+    Attributes:
+        tensors: by name relative to the module, float32, zero where masked.
+        masks: bool, True = kept, for the masked ones among `tensors`.
+    """
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has weights that can be fitted to its dense module's output."""
+        return bool(self.tensors) and not self.removed
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what a composed model takes from this variant; equal to its record's."""
+        return _describe(self).digest
+
+
+@dataclass
+class Bundle:
+    """Variants of one dense model; `options` is a JSON object (method options, history)."""
+
+    fingerprint: str
+    variants: list[Variant]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def write(path: Path, bundle: Bundle) -> None:
+    """Write a bundle tensor by tensor, whole or not at all; same bundle, same bytes.
+
+    Raises:
+        FormatError: a value is not finite, or the variants break a rule of the format.
+        OSError: the file cannot be written; an older one stays.
+    """
+    try:
+        records = [_describe(variant, i) for i, variant in enumerate(bundle.variants)]
+        header = Header(bundle.fingerprint, bundle.options, records, lay_out(records))
+        text = build_header(header)
+        parse_header(text, header.data_size)  # what could not be read again must not be written
+    except FormatError as error:
+        raise FormatError(f"{path}: not written: {error}.") from error
+    with atomic_write(Path(path)) as file:
+        file.write(file_start(text, header.data_size))
+        for part in header.layout.values():
+            file.write(_encode(bundle.variants[part.variant], part.name, part.suffix).data)
+
+
+def _describe(variant: Variant, index: int = 0) -> Record:
+    """Check a variant's tensors and stats, and say how they will be stored."""
+    if not variant.masks.keys() <= variant.tensors.keys():
+        raise FormatError(f'"{variant.module}": a mask has no tensor of the same name')
+    if not all(math.isfinite(value) for value in variant.stats.values()):
+        raise FormatError(f'"{variant.module}": stats {variant.stats} are not finite')
+    for name, tensor in variant.tensors.items():
+        _check_tensor(f'"{variant.module}", tensor "{name}"', tensor, variant.masks.get(name))
+    stored = tuple(_describe_tensor(variant, name) for name in sorted(variant.tensors))
+    return Record(**variant.facts(), index=index, stored=stored)
+
+
+def _describe_tensor(variant: Variant, name: str) -> Stored:
+    mask = variant.masks.get(name)
+    kept = None if mask is None else int(mask.sum())
+    described = Stored(name, tuple(variant.tensors[name].shape), kept, "")
+    arrays = (_encode(variant, name, suffix) for suffix in described.suffixes)
+    return described._replace(sha256=sha256(*arrays))
+
+
+def _check_tensor(what: str, tensor: torch.Tensor, mask: torch.Tensor | None) -> None:
+    if tensor.dtype != torch.float32:
+        raise FormatError(f"{what} is {tensor.dtype}, expected torch.float32")
+    if not torch.isfinite(tensor).all():
+        raise FormatError(f"{what} has NaN or infinite values; try a lower learning rate")
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != tensor.shape:
+        raise FormatError(f"{what}: its mask is not a bool tensor of shape {tuple(tensor.shape)}")
+    if (tensor.detach() * ~mask).any():  # finite, so a product shows what is under the mask
+        raise FormatError(f"{what} is not zero everywhere its mask is False")
+
+
+def _encode(variant: Variant, name: str, suffix: str) -> np.ndarray:
+    """Return one stored tensor as its bytes, 1-D uint8 (a view where no copy is needed)."""
+    values = variant.tensors[name].detach().cpu().contiguous().numpy()
+    if suffix:
+        mask = variant.masks[name].cpu().numpy()
+        if suffix == ".mask":
+            return np.packbits(mask)
+        values = values.reshape(-1)[np.flatnonzero(mask)]
+    return values.astype("<f4", copy=False).reshape(-1).view(np.uint8)
+
+
+class Reader:
+    """An open bundle: all of its header is checked; tensors are read when asked for.
+
+    Attributes:
+        path, fingerprint, options: of the bundle.
+        records: all variants, in the order of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        text, self._data = open_payload(path, FORMAT.noun)
+        header = parse_header(text, len(self._data))
+        self.path = path
+        self.fingerprint, self.options, self.records, self._layout = header
+
+    def load(self, record: Record) -> Variant:
+        """Read and verify one of `records`; no other variant's bytes are touched.
+
+        Raises:
+            FormatError: its bytes are damaged.
+        """
+        variant = Variant(**record.facts())
+        for tensor in record.stored:
+            try:
+                self._load_tensor(variant, record.index, tensor)
+            except FormatError as error:
+                what = f'tensor "{tensor.name}" of "{record.module}"'
+                raise _named(self.path, FormatError(f"{what} is damaged ({error})")) from error
+        return variant
+
+    def load_all(self) -> list[Variant]:
+        """Read and verify every variant."""
+        return [self.load(record) for record in self.records]
+
+    def verify(self) -> None:
+        """Read and verify every variant, one after another, and keep none.
+
+        Raises:
+            FormatError: one of them is damaged.
+        """
+        for record in self.records:
+            self.load(record)
+
+    def _load_tensor(self, variant: Variant, index: int, tensor: Stored) -> None:
+        parts = [self._layout[f"{index}/{tensor.name}{suffix}"] for suffix in tensor.suffixes]
+        arrays = [self._data[part.begin : part.end] for part in parts]
+        if sha256(*arrays) != tensor.sha256:
+            raise FormatError("its SHA-256 differs from the header's")
+        values = arrays[0].view("<f4")
+        if not np.isfinite(values).all():
+            raise FormatError("NaN or infinite values")
+        if tensor.kept is not None:
+            mask = _unpack(tensor, arrays[1])
+            variant.masks[tensor.name] = torch.from_numpy(mask)
+            full = np.zeros(mask.size, np.float32)
+            full[np.flatnonzero(mask)] = values  # six times as fast as by a random mask
+            values = full
+        else:
+            values = values.astype(np.float32)  # a copy: the file must not change with it
+        variant.tensors[tensor.name] = torch.from_numpy(values.reshape(tensor.shape))
+
+
+def _unpack(tensor: Stored, packed: np.ndarray) -> np.ndarray:
+    bits = np.unpackbits(packed).view(bool)
+    count = math.prod(tensor.shape)
+    found = np.count_nonzero(bits)
+    if found != tensor.kept or bits[count:].any():
+        raise FormatError(f"{found} mask bits are set, there are {tensor.kept} values")
+    return bits[:count].reshape(tensor.shape)
+
+
+def open_bundle(path: Path, fingerprint: str | None = None) -> Reader:
+    """Open a bundle and check its whole header.
+
+    Args:
+        path: the .npy file.
+        fingerprint: of the dense model it has to belong to; None accepts any.
+
+    Raises:
+        FormatError: not a bundle, a newer one, or damaged.
+        MismatchError: made for another model.
+        OSError: the file cannot be read.
+    """
+    try:
+        reader = Reader(Path(path))
+    except FormatError as error:
+        raise _named(path, error) from error
+    if fingerprint is not None and fingerprint != reader.fingerprint:
+        raise MismatchError(
+            f"{path}: made for another model (fingerprint {reader.fingerprint[:12]}, this one has "
+            f"{fingerprint[:12]}); give the model it was made from, or run prune.py on this one."
+        )
+    return reader
+
+
+def _named(path: Path, error: FormatError) -> FormatError:
+    return FormatError(f"{path}: {error}; make it again with prune.py.")
+
+
+def choose(
+    readers: Sequence[Reader], configuration: dict[str, Entry], number: int | None = None
+) -> list[tuple[Reader, Record]]:
+    """Find the variants that answer a configuration.
+
+    Args:
+        readers: open bundles of one dense model.
+        configuration: pairs merged; rate 0 needs no variant.
+        number: of the configuration in conf.json, for the message.
+
+    Returns:
+        One (reader, record) for every module with a rate above 0, in the configuration's order.
+
+    Raises:
+        MismatchError: no variant answers an entry, or two different ones do.
+    """
+    return [
+        _choose_one(readers, module, entry, number)
+        for module, entry in configuration.items()
+        if entry.rate > 0
+    ]
+
+
+def _choose_one(
+    readers: Sequence[Reader], module: str, wanted: Entry, number: int | None
+) -> tuple[Reader, Record]:
+    pairs = [(reader, r) for reader in readers for r in reader.records if r.module == module]
+    found = [pair for pair in pairs if _answers(pair[1], wanted)]
+    if not found:
+        names = ", ".join(str(reader.path) for reader in readers)
+        have = ", ".join(dict.fromkeys(_label(r, wanted) for _, r in pairs)) or "none"
+        which = "the configuration" if number is None else f"configuration {number}"
+        raise MismatchError(
+            f'{names}: no variant of "{module}" at {wanted} (has {have}); '
+            f"prune it, or change {which}."
+        )
+    first, *others = found
+    for other in others:
+        if other[1].digest != first[1].digest:
+            both = " and ".join(f"{reader.path} ({r.entry})" for reader, r in (first, other))
+            raise MismatchError(
+                f'two different variants of "{module}" answer {wanted}: {both}; leave one bundle '
+                "out, or, where the methods differ, name one in the configuration."
+            )
+    return first
+
+
+def _answers(record: Record, wanted: Entry) -> bool:
+    """Tell whether a variant may stand for an entry: for a pair, both of its parts."""
+    have = record.entry
+    if have.o is None or wanted.o is None:
+        return have.o is wanted.o and _part_answers(have, record.plain, wanted)
+    both = (have, record.plain, wanted), (have.o, record.plain_o, wanted.o)
+    return all(_part_answers(*part) for part in both)
+
+
+def _part_answers(have: Entry, plain: bool, wanted: Entry) -> bool:
+    right_method = plain if wanted.method is None else have.method == wanted.method
+    return have.rate == wanted.rate and have.through == wanted.through and right_method
+
+
+def _label(record: Record, wanted: Entry) -> str:
+    """Say what a variant answers; methods only where they matter."""
+    shows_method = wanted.method or not record.plain or record.entry.o or record.entry.through
+    entry = record.entry if shows_method else Entry(record.entry.rate)
+    return str(entry).removeprefix("rate ")

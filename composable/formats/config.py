@@ -1,0 +1,496 @@
+"""conf.json and conf_prune.json: read, check, transpose, write."""
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from composable import families, files
+from composable.errors import ConfigError
+
+if TYPE_CHECKING:
+    from composable.families import Module
+
+
+Rate = float
+WHOLE_OR_NOTHING = ("layer",)
+#: Ways to choose the layers that go, see `distances.Choice`; the first is the default.
+POLICIES = ("block", "singles", "deepest", "iterative")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One wanted or needed variant of a module.
+
+    Attributes:
+        rate: fraction removed, 0 (untouched) to 1 (the module is gone).
+        method: the method that was asked for; None for a plain number.
+        o: of a pair, the entry of the attention's output projection.
+        through: of a layer, the last one of the block that one thing replaces.
+    """
+
+    rate: Rate
+    method: str | None = None
+    o: "Entry | None" = None
+    through: str | None = None
+
+    @classmethod
+    def parse(cls, value: Any, where: str, methods: Sequence[str] | None = None) -> "Entry":
+        """Read a number, `{"rate":, "method":}`, a pair (also `"o"`) or a block (also `"through"`).
+
+        Args:
+            value: what `json` read.
+            where: file and module, the beginning of every message.
+            methods: names that `method` may have; None leaves them unchecked.
+
+        Raises:
+            ConfigError: any other shape, a rate outside 0..1, an unknown key or method.
+        """
+        if not isinstance(value, dict):
+            return cls(_parse_rate(value, where))
+        _check_keys(value, where)
+        method = _parse_method(value["method"], where, methods) if "method" in value else None
+        entry = cls(_parse_rate(value["rate"], where), method)
+        if "through" in value:
+            return _block(entry, value, where)
+        if "o" not in value:
+            return entry
+        if isinstance(value["o"], dict) and "o" in value["o"]:
+            raise ConfigError(f'{where}: "o" inside "o" ({_shown(value)}); a pair has one "o".')
+        return _pair(entry, cls.parse(value["o"], f'{where}, "o"', methods), where)
+
+    def to_json(self) -> Any:
+        """Return the shortest JSON value that `parse` reads as this entry."""
+        rate = int(self.rate) if self.rate in (0, 1) else self.rate
+        if self.method is None and self.o is None:  # a block has a method
+            return rate
+        value: dict[str, Any] = {"rate": rate}
+        if self.method is not None:
+            value["method"] = self.method
+        if self.o is not None:
+            value["o"] = self.o.to_json()
+        if self.through is not None:
+            value["through"] = self.through
+        return value
+
+    def __str__(self) -> str:
+        method = f" ({self.method})" if self.method else ""
+        pair = f" with o at {self.o}" if self.o else ""
+        block = f" through {self.through}" if self.through else ""
+        return f"rate {_shown(Entry(self.rate).to_json())}{method}{pair}{block}"
+
+
+Configuration = dict[str, Entry]
+Scheme = dict[str, list[Entry]]
+
+
+def read_configurations(
+    path: Path,
+    modules: Mapping[str, "Module"] | None = None,
+    methods: Sequence[str] | None = None,
+) -> list[Configuration]:
+    """Read and check conf.json.
+
+    Args:
+        path: the file, `[{module: entry, ...}, ...]`.
+        modules: what the model has, by name; None checks only what needs no model.
+        methods: known method names; None leaves them unchecked.
+
+    Returns:
+        The configurations as written: an attention and its `.o` are two keys.
+
+    Raises:
+        ConfigError: the content is wrong; the message names configuration, module and value.
+        FormatError: not strict JSON.
+        OSError: the file cannot be read.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, list):
+        raise ConfigError(
+            f"{path}: holds {_shown(value)}, a list of configurations was expected; "
+            "run config_generator.py to make one."
+        )
+    if not value:
+        raise ConfigError(
+            f"{path}: [] holds no configuration; run config_generator.py to make some."
+        )
+    found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
+    if modules is not None:
+        for i, configuration in enumerate(found):
+            check_configuration(configuration, modules, f"{path}[{i}]")
+    return found
+
+
+def write_configurations(path: Path, configurations: Sequence[Configuration]) -> None:
+    """Write conf.json, whole or not at all."""
+    files.write_json(path, [{m: e.to_json() for m, e in one.items()} for one in configurations])
+
+
+def read_scheme(
+    path: Path,
+    modules: Mapping[str, "Module"] | None = None,
+    methods: Sequence[str] | None = None,
+) -> Scheme:
+    """Read and check conf_prune.json.
+
+    Args:
+        path: the file, `{module: [entry, ...], ...}`; `{}` where every rate was 0.
+        modules: what the model has, by name; None checks only what needs no model.
+        methods: known method names; None leaves them unchecked.
+
+    Raises:
+        ConfigError: the content is wrong (rate 0 and repeated entries are, too).
+        FormatError: not strict JSON.
+        OSError: the file cannot be read.
+    """
+    value = files.read_json(path)
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path}: holds {_shown(value)}, an object {{module: [entry, ...]}} was expected; "
+            "run prune_scheme_generator.py to make it."
+        )
+    scheme = {name: _parse_variants(name, found, path, methods) for name, found in value.items()}
+    if modules is not None:
+        for name, entries in scheme.items():
+            module = _find_module(name, modules, str(path))
+            for entry in entries:
+                _check_kind(module, entry, str(path), modules)
+    return scheme
+
+
+def write_scheme(path: Path, scheme: Scheme) -> None:
+    """Write conf_prune.json, whole or not at all."""
+    files.write_json(path, {m: [e.to_json() for e in entries] for m, entries in scheme.items()})
+
+
+def merge_pairs(configuration: Configuration, where: str = "configuration") -> Configuration:
+    """Join an attention and its output projection, both above rate 0, to one pair entry.
+
+    Args:
+        configuration: as written in conf.json.
+        where: file and configuration, the beginning of every message.
+
+    Returns:
+        A new configuration; the pair stands where the attention stood, all else is kept.
+
+    Raises:
+        ConfigError: another module and a part of it are both above 0, or nothing is left of `o`.
+    """
+    merged = dict(configuration)
+    for name, part in _overlaps(configuration):
+        whole, inner = configuration[name], configuration[part]
+        if not families.is_pair(name, part):
+            raise ConfigError(
+                f'{where}: "{name}" ({whole}) and its part "{part}" ({inner}) are both above 0; '
+                "set one of them to 0."
+            )
+        merged[name] = _pair(whole, inner, f'{where}: "{name}"')
+        del merged[part]
+    return merged
+
+
+def scheme_of(
+    configurations: Sequence[Configuration], path: Path | str = "conf.json"
+) -> tuple[Scheme, int, int]:
+    """Transpose configurations into the variants that must exist.
+
+    Args:
+        configurations: as read from conf.json.
+        path: where they come from, for messages.
+
+    Returns:
+        The scheme (modules and entries in the order of their first appearance, each once, rate 0
+        left out), the number of variants asked for (a pair counts once), and the number needed.
+
+    Raises:
+        ConfigError: a module and a part of it are both above 0.
+    """
+    scheme: dict[str, dict[Entry, None]] = {}
+    asked = 0
+    for i, configuration in enumerate(configurations):
+        for name, entry in merge_pairs(configuration, f"{path}[{i}]").items():
+            if entry.rate > 0:
+                scheme.setdefault(name, {})[entry] = None
+                asked += 1
+    needed = sum(len(entries) for entries in scheme.values())
+    return {name: list(entries) for name, entries in scheme.items()}, asked, needed
+
+
+def pick(configurations: Sequence[Configuration], index: int, path: Path | str) -> Configuration:
+    """Return configuration `index`, counted from 0.
+
+    Raises:
+        ConfigError: there is none; the message names the range.
+    """
+    if not 0 <= index < len(configurations):
+        valid = f"0 to {len(configurations) - 1}" if len(configurations) > 1 else "0 only"
+        raise ConfigError(f"{path}: no configuration {index}; -n counts from 0, here {valid}.")
+    return configurations[index]
+
+
+def uniform_configurations(
+    modules: Sequence["Module"],
+    rates: Mapping[str, Sequence[Rate]],
+    layers: Sequence[Configuration] | None = None,
+) -> list[Configuration]:
+    """Give all modules of a kind the same rate.
+
+    Args:
+        modules: what the model has, in the order to write.
+        rates: kind -> one rate per configuration, equally many for each kind; modules of other
+            kinds are not listed.
+        layers: entries of the layers that go, for each configuration; what lies in them gets 0.
+    """
+    columns = [dict(zip(rates, row, strict=True)) for row in zip(*rates.values(), strict=True)]
+    gone = layers or [{} for _ in columns]
+    return [_uniform(modules, *both) for both in zip(columns, gone, strict=True)]
+
+
+def _uniform(
+    modules: Sequence["Module"], rates: Mapping[str, Rate], layers: Configuration
+) -> Configuration:
+    """Give modules their kind's rate; where neurons go the linears of an ffn stay as they are."""
+    wholes = [m.name for m in modules if m.kind == "ffn" and rates.get("ffn", 0) > 0]
+    wholes += [each for name, entry in layers.items() for each in covered(name, entry)]
+    found = {}
+    for module in modules:
+        if module.name in layers:
+            found[module.name] = layers[module.name]
+        elif module.kind in rates:
+            is_part = any(families.contains(name, module.name) for name in wholes)
+            found[module.name] = Entry(0.0 if is_part else rates[module.kind])
+    return found
+
+
+def all_covered(entries: Configuration) -> list[str]:
+    """Names that all entries decide on."""
+    return [each for name, entry in entries.items() for each in covered(name, entry)]
+
+
+def covered(name: str, entry: Entry) -> list[str]:
+    """Names that an entry decides on: of a block all its layers, else its module."""
+    if entry.through is None:
+        return [name]
+    path, _, first = name.rpartition(".")
+    last = entry.through.rpartition(".")[2]
+    return [f"{path}.{number}" for number in range(int(first), int(last) + 1)]
+
+
+def check_configuration(
+    configuration: Configuration, modules: Mapping[str, "Module"], where: str
+) -> None:
+    """Check one configuration against the model it is for.
+
+    Args:
+        configuration: as written in conf.json.
+        modules: what the model has, by name.
+        where: file and configuration, the beginning of every message.
+
+    Raises:
+        ConfigError: an unknown name, a rate that no method makes for the module's kind, a module
+            and a part of it both above 0, a stack without layers.
+    """
+    for name, entry in configuration.items():
+        _check_kind(_find_module(name, modules, where), entry, where, modules)
+    merge_pairs(configuration, where)
+    layers = _layer_counts(modules)
+    gone = Counter(
+        modules[name].stack
+        for name, entry in configuration.items()
+        for _ in covered(name, entry)
+        if modules[name].kind == "layer" and entry.rate == 1
+    )
+    for stack, count in gone.items():
+        if count == layers[stack]:
+            raise ConfigError(
+                f"{where}: all {count} {stack} layers are at rate 1; keep at least one of them."
+            )
+
+
+def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) -> Configuration:
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{where}: holds {_shown(value)}, an object {{module: rate}} was expected."
+        )
+    configuration = {}
+    for name, given in value.items():
+        _check_name(name, where)
+        if isinstance(given, dict) and "o" in given:
+            raise ConfigError(
+                f'{where}: "{name}": {_shown(given)} has "o", which only conf_prune.json has; '
+                f'write two keys, "{name}" and "{name}.o".'
+            )
+        configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
+        check_block(name, configuration[name], where)
+    return configuration
+
+
+def _parse_variants(
+    name: str, value: Any, path: Path, methods: Sequence[str] | None
+) -> list[Entry]:
+    _check_name(name, str(path))
+    if not isinstance(value, list) or not value:
+        raise ConfigError(
+            f'{path}: "{name}" holds {_shown(value)}, a list of rates was expected; '
+            "list the rates, or leave the module out."
+        )
+    entries: list[Entry] = []
+    for i, given in enumerate(value):
+        where = f'{path}: "{name}"[{i}]'
+        entry = Entry.parse(given, where, methods)
+        check_block(name, entry, where)
+        for part in (entry, entry.o):
+            if part is not None and part.rate == 0:
+                raise ConfigError(
+                    f"{where}: {_shown(given)} has rate 0, which needs no variant; leave it out."
+                )
+        if entry in entries:
+            raise ConfigError(f"{where}: {entry} occurs twice; keep one of them.")
+        entries.append(entry)
+    return entries
+
+
+def _parse_rate(value: Any, where: str) -> Rate:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Written so that NaN fails, and before float(), which cannot take every int.
+    if not (is_number and 0 <= value <= 1):
+        raise ConfigError(
+            f"{where}: rate {_shown(value)} is not a number from 0 to 1; "
+            "write the fraction to remove."
+        )
+    return abs(float(value))
+
+
+def _parse_method(value: Any, where: str, methods: Sequence[str] | None) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ConfigError(f"{where}: method {_shown(value)} is not a name; write it as a string.")
+    if methods is not None and value not in methods:
+        raise ConfigError(f"{where}: unknown method {_shown(value)}; known: {', '.join(methods)}.")
+    return value
+
+
+def _check_keys(value: dict[str, Any], where: str) -> None:
+    for key in value:
+        if key not in ("rate", "method", "o", "through"):
+            raise ConfigError(
+                f"{where}: unknown key {_shown(key)}; known: rate, method (a pair: o, a block of "
+                "layers: through)."
+            )
+    if "rate" not in value:
+        raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
+
+
+def _check_name(name: str, where: str) -> None:
+    if not name or not name.isprintable():
+        raise ConfigError(f"{where}: {_shown(name)} is not the path of a module.")
+
+
+def _find_module(name: str, modules: Mapping[str, "Module"], where: str) -> "Module":
+    if name in modules:
+        return modules[name]
+    nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0)
+    counts = _layer_counts(modules)
+    raise ConfigError(
+        f'{where}: no module "{name}" in this model '
+        f"({' and '.join(f'{count} {stack}' for stack, count in counts.items())} layers"
+        f"{f'; nearest: {nearest[0]}' if nearest else ''}); "
+        "run config_generator.py -m model.pth for the names."
+    )
+
+
+def _check_kind(
+    module: "Module", entry: Entry, where: str, modules: Mapping[str, "Module"]
+) -> None:
+    """Refuse what no method makes (yet) of this kind of module."""
+    place = f'{where}: "{module.name}"'
+    if module.kind in WHOLE_OR_NOTHING and entry.rate not in (0, 1):
+        raise ConfigError(
+            f"{place}: no method prunes a {module.kind} at {entry} yet; known: 0 and 1."
+        )
+    if module.kind == "linear":
+        _check_linear(entry, place)
+    if module.kind != "attention" and entry.o is not None:
+        raise ConfigError(f'{place}: {entry}, but a {module.kind} has no "o"; remove the "o".')
+    if module.kind != "layer" and entry.through is not None:
+        raise ConfigError(
+            f'{place}: {entry}, but only a layer begins a block; remove the "through".'
+        )
+    if module.kind == "layer":
+        for name in covered(module.name, entry):
+            _find_module(name, modules, where)
+
+
+def _check_linear(entry: Entry, place: str) -> None:
+    if entry.rate == 1:
+        raise ConfigError(
+            f"{place}: a linear cannot be removed whole (rate 1) yet; choose a rate below 1."
+        )
+
+
+def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
+    """Read the rest of an entry with "through"."""
+    through = value["through"]
+    if not isinstance(through, str) or not through.rpartition(".")[2].isdecimal():
+        raise ConfigError(f'{where}: "through" is {_shown(through)}; write the path of a layer.')
+    if entry.rate != 1 or entry.method is None or "o" in value:
+        raise ConfigError(
+            f'{where}: {_shown(value)} replaces a block of layers; write "rate": 1 and the '
+            '"method" that does so.'
+        )
+    return replace(entry, through=through)
+
+
+def check_block(name: str, entry: Entry, where: str) -> None:
+    """Refuse a block that does not end in the list of layers it begins in, or ends before it.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if entry.through is None:
+        return
+    (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name, entry.through))
+    if path != other or not first.isdecimal() or int(last) < int(first):
+        raise ConfigError(
+            f'{where}: a block from "{name}" through "{entry.through}"; expected a layer and '
+            "itself or a later one of the same stack."
+        )
+
+
+def _pair(whole: Entry, output: Entry, where: str) -> Entry:
+    if whole.rate == 1 and output.rate > 0:
+        raise ConfigError(
+            f"{where}: removed whole (rate 1), so nothing is left of its output projection "
+            f"({output}); set one of them to 0."
+        )
+    _check_linear(output, f"{where}, its output projection")
+    return replace(whole, o=output)
+
+
+def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:
+    """Yield every (module, part of it) of which both are above rate 0."""
+    owners: dict[str, list[str]] = {}  # of a layer in a block: the entry of the block's first one
+    wanted = {name: entry for name, entry in configuration.items() if entry.rate > 0}
+    for name, entry in wanted.items():
+        for each in covered(name, entry):
+            owners.setdefault(each, []).append(name)
+    for part in wanted:
+        words = part.split(".")
+        above = [".".join(words[:end]) for end in range(1, len(words))]
+        # an ffn may be named after its layer while its linears lie in the layer itself
+        for name in (*above, *(f"{layer}.{families.FFN}" for layer in above)):
+            if name in owners and families.contains(name, part):
+                yield from ((owner, part) for owner in owners[name])
+        yield from ((owner, part) for owner in owners[part] if owner != part)
+
+
+def _layer_counts(modules: Mapping[str, "Module"]) -> Counter[str]:
+    return Counter(module.stack for module in modules.values() if module.kind == "layer")
+
+
+def _shown(value: Any) -> str:
+    """Show a JSON value in a message, cut short where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

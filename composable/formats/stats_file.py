@@ -1,0 +1,138 @@
+"""The stats CSV of fine-tuning runs: columns, write, read."""
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from composable.errors import FormatError
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger("composable")
+COLUMNS = (
+    "epoch",
+    "training_loss",
+    "validation_loss",
+    "training_seconds",
+    "validation_seconds",
+    "learning_rate",
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One stats CSV.
+
+    Attributes:
+        label: name in the legend.
+        epochs: as in the file; 0 is the state before training.
+        training: losses; NaN where there is none (epoch 0).
+        validation: losses.
+    """
+
+    label: str
+    epochs: tuple[float, ...]
+    training: tuple[float, ...]
+    validation: tuple[float, ...]
+
+
+def read_stats(path: Path, label: str | None = None) -> Curve:
+    """Read and fully check a stats CSV.
+
+    Args:
+        path: the file.
+        label: name in the legend; the file's name without suffix if None.
+
+    Raises:
+        FormatError: not text, another header, no rows, a cell that is missing or not a number.
+        OSError: the file cannot be read.
+    """
+    rows = _read_rows(path)
+    cells = [_numbers(path, number, row) for number, row in enumerate(rows, start=2) if row]
+    if not cells:
+        raise FormatError(
+            f"{path}: no epochs below the header; was the fine-tuning interrupted? Run it again."
+        )
+    epochs, training, validation = zip(*(row[:3] for row in cells), strict=True)
+    return Curve(label or path.stem, epochs, training, validation)
+
+
+def read_all(paths: Sequence[Path]) -> list[Curve]:
+    """Read several stats CSVs; the labels are the shortest endings of their paths that differ."""
+    return [read_stats(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Return the rows below the header, which is checked."""
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FormatError(
+            f"{path}: not a CSV file in UTF-8 ({error}); give a stats CSV."
+        ) from error
+    if not rows:
+        raise FormatError(
+            f"{path}: the file is empty; a stats CSV starts with {','.join(COLUMNS)}."
+        )
+    if tuple(rows[0]) != COLUMNS:
+        met = ",".join(rows[0])
+        met = met if len(met) <= 120 else met[:117] + "..."
+        raise FormatError(
+            f'{path}: the header is "{met}", expected "{",".join(COLUMNS)}"; give a CSV that a '
+            "fine-tuning script wrote with --stats."
+        )
+    return rows[1:]
+
+
+def _numbers(path: Path, line: int, row: list[str]) -> list[float]:
+    """Check one row; an empty cell where there may be no value becomes NaN."""
+    if len(row) != len(COLUMNS):
+        raise FormatError(
+            f"{path}: row {line} has {len(row)} cells, expected {len(COLUMNS)}; it is damaged."
+        )
+    is_start = _number(row[0]) == 0
+    # training_loss: also where one of many variants diverged, which does not end the others
+    may_be_empty = ("training_loss", *(("training_seconds", "learning_rate") if is_start else ()))
+    numbers = []
+    for column, text in zip(COLUMNS, row, strict=True):
+        number = _number(text)
+        if not math.isfinite(number) and not (column in may_be_empty and not text.strip()):
+            raise FormatError(
+                f'{path}: row {line}, {column} is "{text}", expected a finite number; the '
+                "training diverged or the file is damaged."
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """File names without suffix; with as many folders before them as it takes to differ."""
+    whole = [path.absolute().with_suffix("").parts for path in paths]
+    for depth in range(1, max(len(parts) for parts in whole) + 1):
+        labels = ["/".join(parts[-depth:]) for parts in whole]
+        if len(set(labels)) == len(set(whole)):
+            break
+    return labels
+
+
+def stats_csv(rows: list[dict[str, Any]]) -> str:
+    """Render the stats; a value that does not exist (training loss of epoch 0) is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if row[key] is None else row[key] for key in COLUMNS)
+    return text.getvalue()

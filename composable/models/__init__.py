@@ -1,0 +1,1 @@
+"""A model as a whole: fetch, read, cut, count, write, export."""

@@ -1,0 +1,356 @@
+"""The .pth of a model: read, rebuild, write."""
+
+import hashlib
+import io
+import json
+import pickle
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from composable import families, files
+from composable.errors import FormatError, MismatchError, UserError
+from composable.families import Family
+from composable.models.surgery import Structure, apply_structure, empty_structure
+
+transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
+
+
+FORMAT, VERSION = "composable.model", 3
+SEAL = b"sha256:"
+# values that say where a config was read, not what the model is
+_VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
+
+
+@dataclass
+class Checkpoint:
+    """A model file in memory.
+
+    Attributes:
+        model: in eval mode, weights tied.
+        tokenizer: its tokenizer; None for models of images.
+        config: the dense model's config as stored, whatever was removed since.
+        structure: what was removed.
+        masks: parameter name -> boolean tensor, True where the weight stays.
+        fingerprint: of the dense model that this one was made of.
+        info: source, revision, task, prefix, data, dense_parameters, history, and what the task
+            needs to know of the model: languages, labels, max_length, image.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    config: dict[str, Any]
+    structure: Structure = field(default_factory=empty_structure)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    fingerprint: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was pruned."""
+        return not self.masks and not any(self.structure.values())
+
+    @property
+    def family(self) -> Family:
+        """The model's family."""
+        return families.of(self.model)
+
+    def require_dense(self, path: Path, purpose: str) -> None:
+        """Refuse a composed model where only a dense one makes sense.
+
+        Raises:
+            MismatchError: the model is composed.
+        """
+        if not self.is_dense:
+            raise MismatchError(
+                f"{path}: is a composed model, {purpose} needs the dense one "
+                "(the file that download_model.py wrote)."
+            )
+
+
+def config_dict(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the config as it is stored: without the values that change from machine to machine."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    config["architectures"] = [type(model).__name__]
+    return {key: value for key, value in config.items() if key not in _VOLATILE}
+
+
+def unique_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) in order of the names, tied weights once."""
+    seen: set[tuple[int, int]] = set()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        place = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() and place in seen:
+            continue
+        seen.add(place)
+        yield name, tensor
+
+
+def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Hash a model: SHA-256 over its config and the bytes of all its tensors.
+
+    Args:
+        config: as stored in the model file.
+        tensors: the state dict; tied weights count once, under the first of their sorted names.
+
+    Returns:
+        64 hexadecimal digits. The hash runs over the canonical JSON of the config, then, for each
+        name in sorted order, the JSON list [name, dtype, shape] and the raw little-endian bytes.
+    """
+    total = hashlib.sha256(files.canonical_json(dict(config)).encode())
+    for name, tensor in unique_tensors(tensors):
+        total.update(files.canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(_bytes_of(tensor))
+    return total.hexdigest()
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a model file and check every byte of it.
+
+    Returns:
+        The model in eval mode; its weights are mapped from the file, not copied.
+
+    Raises:
+        FormatError: not a model file of this project, or damaged.
+        OSError: the file cannot be read.
+    """
+    stored = _read(path)
+    try:
+        return _rebuild(stored)
+    except UserError as error:
+        raise FormatError(f"{path}: {error}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{path}: its parts do not fit together "
+            f"({type(error).__name__}: {_first_line(error)}); make it again."
+        ) from error
+
+
+def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
+    """Make the model of what a file holds."""
+    config, structure = json.loads(stored["config"]), json.loads(stored["structure"])
+    model = _build(config, structure)
+    model.load_state_dict(stored["state_dict"], strict=True, assign=True)
+    _tie_shared(model)
+    model.eval()
+    generation = json.loads(stored["generation_config"])
+    if generation is not None:
+        model.generation_config = GenerationConfig.from_dict(generation)
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    masks = {name: unpack_mask(packed, shapes[name]) for name, packed in stored["masks"].items()}
+    return Checkpoint(
+        model=model,
+        tokenizer=_load_tokenizer(stored["tokenizer"]),
+        config=config,
+        structure=structure,
+        masks=masks,
+        fingerprint=stored["fingerprint"],
+        info=json.loads(stored["info"]),
+    )
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a model file, whole or not at all; equal checkpoints give equal bytes.
+
+    A dense model gets the fingerprint of the weights it has now.
+    """
+    model = checkpoint.model
+    state = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+    if checkpoint.is_dense:
+        checkpoint.fingerprint = fingerprint_of(checkpoint.config, state)
+    generation = _generation(model)
+    stored: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": files.canonical_json(checkpoint.config),
+        "generation_config": files.canonical_json(generation),
+        "structure": files.canonical_json(checkpoint.structure),
+        "info": files.canonical_json(checkpoint.info),
+        "fingerprint": checkpoint.fingerprint,
+        "tokenizer": _tokenizer_files(checkpoint.tokenizer),
+        "masks": {name: pack_mask(mask) for name, mask in sorted(checkpoint.masks.items())},
+        "state_dict": state,
+    }
+    # torch.save writes the name of its target into the archive: equal models need one name
+    buffer = io.BytesIO()
+    torch.save(stored, buffer)
+    with files.atomic_write(path) as file:
+        for piece in sealed(buffer.getbuffer()):
+            file.write(piece)
+
+
+def _generation(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Return the settings of `generate`; None for models that do not generate."""
+    if not isinstance(getattr(model, "generation_config", None), GenerationConfig):
+        return None
+    found = json.loads(model.generation_config.to_json_string(use_diff=True))
+    return {key: value for key, value in found.items() if key not in _VOLATILE}
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pack booleans into bytes: row-major, the first in the highest bit, zero padded."""
+    import numpy as np
+
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `pack_mask` for a tensor of the given shape."""
+    import numpy as np
+
+    bits = np.unpackbits(packed.numpy(), count=shape.numel())
+    return torch.from_numpy(bits.astype(bool)).view(shape)
+
+
+def sealed(archive: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+    """Add the seal to a zip archive without comment.
+
+    Returns:
+        Pieces of the file: the archive with the length of a comment in its last two bytes, and as
+        the comment "sha256:" and the SHA-256 (hex) of all bytes before the digits.
+    """
+    start = struct.pack("<H", len(SEAL) + 64) + SEAL
+    total = hashlib.sha256(archive[:-2])
+    total.update(start)
+    return archive[:-2], start, total.hexdigest().encode()
+
+
+def _check_seal(path: Path) -> None:
+    """Compare every byte of a file with the SHA-256 at its end.
+
+    Raises:
+        FormatError: no model file, or not as it was written.
+    """
+    with open(path, "rb") as file:
+        start = file.read(4)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 64 - len(SEAL)))
+        end = file.read()
+        file.seek(0)
+        if start != b"PK\x03\x04":
+            raise FormatError(
+                f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}"
+            )
+        if not end.startswith(SEAL):
+            raise FormatError(
+                f"{path}: its {size} bytes do not end as a model file does: it was cut off, or "
+                "something was appended, or it holds pickled Python objects, which are never "
+                f"executed; {_MADE_BY}"
+            )
+        total, left = hashlib.sha256(), size - 64
+        while left:
+            piece = file.read(min(left, 1 << 20))
+            total.update(piece)
+            left -= len(piece)
+    if total.hexdigest().encode() != end[len(SEAL) :]:
+        raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Load the stored dict without executing anything."""
+    _check_seal(path)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
+        ) from error
+    except Exception as error:
+        raise FormatError(f"{path}: unreadable ({_first_line(error)}); make it again.") from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
+    if stored.get("version") != VERSION:
+        raise FormatError(
+            f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}; "
+            "make it again with download_model.py or compose_model.py."
+        )
+    return stored
+
+
+_MADE_BY = "a file made by download_model.py or compose_model.py was expected."
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """View the raw bytes of a tensor."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw) if flat.numel() else memoryview(b"")
+
+
+def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
+    """Make the model without weights: the dense shapes, then the structure."""
+    architecture = getattr(transformers, str(config["architectures"][0]), None)
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+        raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
+    family = families.by_model_type(config["model_type"])
+    with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
+        model = architecture(AutoConfig.for_model(**config))
+    if family.prepare is not None:
+        family.prepare(model)
+    apply_structure(model, family, structure)
+    return model
+
+
+def _tie_shared(model: PreTrainedModel) -> None:
+    """Make one parameter of the names that share their storage in the file, and of no others.
+
+    load_state_dict(assign=True) leaves them separate: an optimizer would step each. Not
+    model.tie_weights(): it ties the vocabulary projection of T5 v1.1, Flan and mT5, which is
+    their own, since the config of these models says "tied" as well.
+    """
+    first: dict[int, nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if parameter.numel():
+            parent, _, child = name.rpartition(".")
+            shared = first.setdefault(parameter.data_ptr(), parameter)
+            setattr(model.get_submodule(parent), child, shared)
+    for target, source in list(model.all_tied_weights_keys.items()):
+        if model.get_parameter(target) is not model.get_parameter(source):
+            model.all_tied_weights_keys.pop(target)  # as from_pretrained does
+
+
+def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
+    """Return the tokenizer's files as byte tensors."""
+    if tokenizer is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        _forget_origin(Path(folder) / "tokenizer_config.json")
+        return {
+            file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+            for file in sorted(Path(folder).iterdir())
+            if file.is_file()
+        }
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop the values that say where a tokenizer was read: equal tokenizers, equal bytes."""
+    if path.exists():
+        values = files.read_json(path)
+        for key in ("is_local", "local_files_only", "name_or_path"):
+            values.pop(key, None)
+        files.write_json(path, values)
+
+
+def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
+    """Make the tokenizer; None for models that have none."""
+    if stored == {}:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in stored.items():
+            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

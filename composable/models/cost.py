@@ -1,0 +1,179 @@
+"""What a model costs: parameters, zeros, multiply-accumulates (the formula is in docs/costs.md)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from composable.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from composable.families import Family, Module
+
+
+SOURCE_LENGTH = 32
+TARGET_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class MACs:
+    """Multiply-accumulates of one forward pass over one sequence (or one pair of sequences).
+
+    Attributes:
+        by_module: name of each attention and ffn -> its MACs, 0 where it was removed; and of each
+            linear map in the place of layers.
+        tokens: that pass the model, of all its stacks.
+    """
+
+    by_module: dict[str, int]
+    tokens: int
+
+    @property
+    def total(self) -> int:
+        """MACs of the whole pass, embeddings and vocabulary projection excluded."""
+        return sum(self.by_module.values())
+
+    @property
+    def per_token(self) -> float:
+        """MACs for each token that passes the model, of source and target together."""
+        return self.total / self.tokens
+
+
+def parameters(model: "nn.Module") -> int:
+    """Count the stored weights; tied ones once, a masked one (0.0) like any other."""
+    return sum(weight.numel() for weight in _stored(model))
+
+
+def nonzero_parameters(model: "nn.Module") -> int:
+    """Count the stored weights that are not 0; tied ones once."""
+    return sum(int(weight.count_nonzero()) for weight in _stored(model))
+
+
+def sparsity(model: "nn.Module") -> float:
+    """Share of zeros among the parameters the model stores (removed ones are not among them)."""
+    stored = parameters(model)
+    return 1 - nonzero_parameters(model) / stored if stored else 0.0
+
+
+def removed(model: "nn.Module", dense_parameters: int) -> float:
+    """Share of the dense model's parameters that is gone or 0 in this one.
+
+    Args:
+        model: dense or composed.
+        dense_parameters: `parameters` of the dense model it was made from.
+
+    Raises:
+        ShapeError: the dense model cannot have so few parameters.
+    """
+    if dense_parameters < max(1, parameters(model)):
+        raise ShapeError(
+            f"dense_parameters is {dense_parameters}, but the model itself stores "
+            f"{parameters(model)}; give the count of the dense model it was made from."
+        )
+    return 1 - nonzero_parameters(model) / dense_parameters
+
+
+def macs(
+    model: "nn.Module",
+    family: "Family",
+    source_length: int = SOURCE_LENGTH,
+    target_length: int = TARGET_LENGTH,
+    nonzero: bool = False,
+) -> MACs:
+    """Count the multiply-accumulates of all attentions and ffns.
+
+    Every weight of a linear costs one MAC for each token that passes it; scores and context of
+    an attention cost 2 * heads * head_size * queries * keys. Target tokens pass the decoder
+    once, as in training or with a key/value cache; no token is saved by causality.
+
+    Args:
+        model: dense or composed; on the meta device as well, unless `nonzero`.
+        family: names the attentions and ffns.
+        source_length: tokens of the encoder (of the only stack, where there is one).
+        target_length: tokens of the decoder.
+        nonzero: count only weights that are not 0; attention scores stay as they are.
+
+    Raises:
+        ShapeError: a length is not a positive number, or no token passes at all.
+    """
+    lengths = {"encoder": source_length, "decoder": target_length}
+    if min(lengths.values()) < 0 or source_length + target_length == 0:
+        raise ShapeError(
+            f"source length {source_length} and target length {target_length}: both must be 0 "
+            "or more, and one of them above 0."
+        )
+    by_module = {
+        module.name: _linear_macs(model, module, lengths, nonzero) + _score_macs(module, lengths)
+        for module in family.modules(model)
+        if module.kind in ("attention", "ffn")
+    }
+    for module in family.modules(model):
+        layer = model.get_submodule(module.holder)
+        if module.kind == "layer" and hasattr(layer, "weight"):  # a linear map
+            weights: Any = layer.weight
+            count = weights.count_nonzero() if nonzero else weights.numel()
+            by_module[module.name] = int(count) * lengths[module.stack]
+    return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
+
+
+def report(
+    model: "nn.Module",
+    family: "Family",
+    dense_parameters: int | None = None,
+    source_length: int = SOURCE_LENGTH,
+    target_length: int = TARGET_LENGTH,
+) -> dict[str, Any]:
+    """Return every cost of a model as the scripts report it.
+
+    Args:
+        model: dense or composed, with real weights.
+        family: the model's family.
+        dense_parameters: parameters of the dense model; unknown: `removed` is None.
+        source_length: tokens of the encoder, for the MACs.
+        target_length: tokens of the decoder, for the MACs.
+    """
+    shapes = macs(model, family, source_length, target_length)
+    weights = macs(model, family, source_length, target_length, nonzero=True)
+    return {
+        "parameters": parameters(model),
+        "nonzero_parameters": nonzero_parameters(model),
+        "sparsity": round(sparsity(model), 6),
+        "removed": round(removed(model, dense_parameters), 6) if dense_parameters else None,
+        "macs_per_token": round(shapes.per_token, 2),
+        "macs_per_token_nonzero": round(weights.per_token, 2),
+        "source_length": source_length,
+        "target_length": target_length,
+    }
+
+
+def _stored(model: "nn.Module") -> Iterator["nn.Parameter"]:
+    """Yield each stored weight once, also where two parameters share one memory."""
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for weight in model.parameters():
+        place = (0 if weight.is_meta else weight.data_ptr(), tuple(weight.shape))
+        if place[0] and place in seen:
+            continue
+        seen.add(place)
+        yield weight
+
+
+def _linear_macs(
+    model: "nn.Module", module: "Module", lengths: dict[str, int], nonzero: bool
+) -> int:
+    """MACs of the linears of one module: weights times the tokens that pass them."""
+    holder = model.get_submodule(module.holder)
+    total = 0
+    for role, child in module.parts:
+        weight = holder.get_parameter(f"{child}.weight")
+        weights = weight.count_nonzero() if nonzero else weight.numel()
+        stack = "encoder" if module.is_cross and role in ("k", "v") else module.stack
+        total += int(weights) * lengths[stack]
+    return total
+
+
+def _score_macs(module: "Module", lengths: dict[str, int]) -> int:
+    """MACs of scores (queries by keys) and context (scores by values) of one attention."""
+    queries = lengths[module.stack]
+    keys = lengths["encoder"] if module.is_cross else queries
+    return 2 * module.units * module.head_size * queries * keys

@@ -1,0 +1,233 @@
+"""Models and data from elsewhere: the Hugging Face hub, a local folder, Multi30K's repository."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from composable import files, progress
+from composable.errors import FormatError, UserError
+from composable.progress import log
+
+EMBEDDED = "embedded"
+WEIGHTS = "model.safetensors"
+GGUF = ".gguf"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+# Weights in formats that run code on loading (.bin, .pt, .h5) and other copies of them stay out.
+WANTED = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+
+
+def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str | None]:
+    """Find the folder of a pretrained model, downloading it where it is on the hub.
+
+    Args:
+        source: "embedded", a local folder with a config.json, a .gguf file, or a hub id
+            (owner/name); what is there goes before a hub id of the same name.
+        revision: branch, tag or commit of a hub id; None is its main branch.
+
+    Returns:
+        The folder (checked: weights are safetensors and whole) or the .gguf file, and the commit
+        hash where it came from the hub, else None.
+
+    Raises:
+        UserError: there is no such model, it may not be read, or the hub cannot be reached.
+        FormatError: the folder is not a model's, is damaged, or has pickled weights only.
+        OSError: the cache cannot be written.
+    """
+    local = files.assets(EMBEDDED) if source == EMBEDDED else Path(source).expanduser()
+    if source and local.exists():  # an empty name would be the working folder
+        _refuse_revision(source, revision)
+        if local.suffix == GGUF and local.is_file():
+            return local, None
+        _check_folder(local, f"give a folder with config.json and {WEIGHTS}.")
+        return local, None
+    _check_hub_id(source)
+    folder = _download(source, revision)
+    _check_folder(folder, f"if it should be whole, delete {folder} and run this again.", source)
+    return folder, folder.name
+
+
+def _refuse_revision(source: str, revision: str | None) -> None:
+    if revision is not None:
+        raise UserError(
+            f'--revision "{revision}": "{source}" is on this disk and has no revisions; '
+            "leave the option out, or give a hub id."
+        )
+
+
+def _check_hub_id(source: str) -> None:
+    """Refuse what cannot be a hub id, a path above all."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError as error:
+        raise UserError(
+            f'"{source}": no such folder, and not a hub id; '
+            f'give "{EMBEDDED}", a local folder or a hub id (owner/name).'
+        ) from error
+
+
+def _download(source: str, revision: str | None) -> Path:
+    """Fetch a snapshot of a repository into the hub's own cache, or take it from there."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+
+    _quieten_hub()
+    try:
+        return _snapshot(source, revision)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise UserError(_refusal(source, revision, error)) from error
+    except (HTTPError, RuntimeError) as error:  # the connection broke; the Xet client's errors
+        raise UserError(_interruption(source, error)) from error
+    except OSError as error:
+        if error.errno is None:  # the client's check of a file's size
+            raise UserError(_interruption(source, error)) from error
+        error.filename = error.filename or constants.HF_HUB_CACHE
+        raise
+
+
+def _snapshot(source: str, revision: str | None) -> Path:
+    """Bring the wanted files of a revision into the cache, one after the other.
+
+    `snapshot_download` alone would do, but its threads go on after Ctrl-C until their file is
+    there or all retries have failed.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.utils import filter_repo_objects
+
+    fetch = huggingface_hub.snapshot_download
+    commit = Path(fetch(source, revision=revision, allow_patterns=["config.json"])).name
+    try:
+        info = huggingface_hub.HfApi().model_info(source, revision=revision or "main")
+    except (HTTPError, ConnectionError):
+        names = []  # no network: the cache must have it all, as the last call checks
+    else:
+        names = [file.rfilename for file in info.siblings or []]
+    for name in filter_repo_objects(names, allow_patterns=list(WANTED)):
+        huggingface_hub.hf_hub_download(source, name, revision=commit)
+    patterns = list(WANTED)
+    return Path(fetch(source, revision=commit, allow_patterns=patterns, local_files_only=True))
+
+
+def _quieten_hub() -> None:
+    """Leave progress bars only where they are wanted, and one line of our own on a failure."""
+    import huggingface_hub.utils
+
+    if not log.isEnabledFor(logging.DEBUG):
+        huggingface_hub.utils.logging.set_verbosity_error()
+    if not (progress.shows_progress() and sys.stderr.isatty()):
+        huggingface_hub.utils.disable_progress_bars()
+
+
+def _refusal(source: str, revision: str | None, error: Exception) -> str:
+    """Say in one line why the hub gave nothing, and what to do."""
+    from huggingface_hub import errors
+
+    # The client wraps what went wrong once it has found nothing in its cache either.
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+    if isinstance(cause, errors.GatedRepoError):
+        return (
+            f"{source}: gated; accept its terms on the model's page and set HF_TOKEN, "
+            "or use another model."
+        )
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return (
+            f"{source}: no such folder here, and no such repository on the hub (or it is private); "
+            "check the name, or set HF_TOKEN to a token that may read it."
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return (
+            f'{source}: the repository has no revision "{revision}"; '
+            "give a branch, a tag or a full commit hash."
+        )
+    if isinstance(cause, errors.HfHubHTTPError):
+        return (
+            f"{source}: the hub answered {cause.response.status_code}, "
+            f"and the cache does not have it; try again later, or use -m {EMBEDDED}."
+        )
+    return (
+        f"{source}: no network and not (wholly) in the cache; "
+        f"use -m {EMBEDDED} or a local folder, or try again with a network."
+    )
+
+
+def _interruption(source: str, error: Exception) -> str:
+    reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+    return (
+        f"{source}: the transfer was interrupted ({reason}); "
+        "run the same command again, files that are complete are kept."
+    )
+
+
+def _check_folder(folder: Path, remedy: str, source: str | None = None) -> None:
+    """Refuse a folder that is not a whole pretrained model with safetensors weights."""
+    name = source or str(folder)
+    if folder.is_file():
+        raise FormatError(f"{name}: a file, a model folder was expected; {remedy}")
+    if not (folder / "config.json").is_file():
+        raise FormatError(f"{name}: no config.json, so not a pretrained model; {remedy}")
+    for path in sorted(folder.glob("*.json")):
+        _check_json(path, remedy)
+    for path in _weight_files(folder, name):
+        _check_weights(path, remedy)
+
+
+def _check_json(path: Path, remedy: str) -> None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: damaged, not JSON ({error}); {remedy}") from error
+    if path.name == "config.json" and not isinstance(value, dict):
+        raise FormatError(f"{path}: not a model's configuration, an object was expected; {remedy}")
+
+
+def _weight_files(folder: Path, name: str) -> list[Path]:
+    """List the safetensors files of a model, sharded or not."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        raise FormatError(
+            f"{name}: no {WEIGHTS}; pickled weights (.bin) can run code and are never opened; "
+            "take a revision or a copy of the model with safetensors weights."
+        )
+    index = json.loads((folder / WEIGHTS_INDEX).read_bytes())
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not shards or not isinstance(shards, dict):
+        raise FormatError(f"{folder / WEIGHTS_INDEX}: no weight_map; fetch the model again.")
+    # Only names, never paths that lead out of the folder.
+    return [folder / Path(str(shard)).name for shard in sorted(set(map(str, shards.values())))]
+
+
+def _check_weights(path: Path, remedy: str) -> None:
+    """Open the header, which also compares the file's size with what the header declares."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            is_empty = not file.keys()
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: a part of the weights is missing; {remedy}") from error
+    except SafetensorError as error:
+        raise FormatError(f"{path}: damaged or cut off ({error}); {remedy}") from error
+    if is_empty:
+        raise FormatError(f"{path}: holds no weights; {remedy}")

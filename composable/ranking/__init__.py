@@ -1,0 +1,1 @@
+"""What matters in a whole model, measured once; scores and a wanted size to a configuration."""

@@ -1,0 +1,310 @@
+"""Which layers go: by distances between layer states, by a policy and a number."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from composable.errors import ConfigError, UserError
+from composable.formats import scores_file
+from composable.formats.config import POLICIES, Configuration, Entry
+from composable.formats.scores_file import Distances, Scores
+from composable.methods.linear_map import LINEAR_MAP
+from composable.models.checkpoint import Checkpoint
+from composable.ranking import layer_choice
+
+log = logging.getLogger("composable")
+
+
+def starts(values: NDArray[np.float64], size: int, protected: Collection[int] = ()) -> list[int]:
+    """List the first layers that a block of `size` layers may have."""
+    layers = len(values)
+    return [
+        first
+        for first in range(layers - size + 1)
+        if not set(range(first, first + size)) & set(protected)
+    ]
+
+
+def best_block(
+    distances: Distances, size: int, protected: Collection[int] = (), offset: bool = False
+) -> tuple[int, float]:
+    """Find the block of `size` layers that changes its input least.
+
+    Args:
+        distances: of a stack.
+        size: layers of the block.
+        protected: layers that must stay.
+        offset: look at the row of size + 1, as the program short-transformers does.
+
+    Returns:
+        First layer, the lowest of equal ones, and its distance.
+
+    Raises:
+        ConfigError: there is no such block, or it was not measured.
+    """
+    layers = distances.layers
+    if not 1 <= size < layers:
+        raise ConfigError(
+            f"{size} of {layers} layers to drop: at least one goes and one stays; choose 1 to "
+            f"{layers - 1}."
+        )
+    row = distances.values[size - 1 + offset]
+    found = [
+        first for first in starts(distances.values, size, protected) if not np.isnan(row[first])
+    ]
+    if not found:
+        raise ConfigError(
+            f"no block of {size} layers: the protected layers {sorted(protected)} leave none, or "
+            "none was measured."
+        )
+    first = min(found, key=lambda first: row[first])
+    return first, float(row[first])
+
+
+def block_table(
+    distances: Distances, threshold: float | None = None, offset: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yield the best block of every size, where its distance is at most `threshold`."""
+    for size in range(1, distances.layers):
+        if np.isnan(distances.values[size - 1 + offset]).all():
+            continue
+        first, score = best_block(distances, size, offset=offset)
+        if threshold is None or score <= threshold:
+            yield {"block_size": size, "first": first, "last": first + size - 1, "score": score}
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write a block table as Markdown."""
+    lines = ["| Block size | Removed layers | Score (avg dist) |", "|---|---|---|"]
+    lines += [f"| {r['block_size']} | {r['first']}-{r['last']} | {r['score']:.3f} |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which layers of a stack go.
+
+    Attributes:
+        policy: "block": the contiguous block that changes its input least (Gromov et al. 2024);
+            "singles": the layers that do so one by one (ShortGPT); "deepest": the last ones but the
+            very last (the simple heuristic of Gromov et al.); "iterative": in the order measured.
+        scores: for all policies but "deepest".
+        stack: whose layers; None where there is one alone.
+        metric: of the scores; None: the first of the file.
+        protected: layers that must stay.
+        offset: see `best_block`.
+    """
+
+    policy: str = "block"
+    scores: Scores | None = None
+    stack: str | None = None
+    metric: str | None = None
+    protected: Collection[int] = ()
+    offset: bool = False
+
+    def layers(self, count: int, total: int) -> list[int]:
+        """Choose.
+
+        Args:
+            count: how many layers go.
+            total: layers of the stack.
+
+        Returns:
+            Their numbers, ascending; [] for a count of 0.
+
+        Raises:
+            ConfigError: so many cannot go, or something was asked for that the policy does not
+                look at.
+            UserError: the scores do not have what the policy needs.
+        """
+        self._check(total)
+        if count == 0:
+            return []
+        if self.policy == "block":
+            first, _ = best_block(self._distances(total), count, self.protected, self.offset)
+            return list(range(first, first + count))
+        order = self._order(total)
+        if not 1 <= count < total or count > len(order):
+            raise ConfigError(
+                f"{count} of {total} layers to drop: {min(len(order), total - 1)} can go by the "
+                f"policy {self.policy} with {len(set(self.protected))} protected."
+            )
+        return sorted(order[:count])
+
+    def _check(self, total: int) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy {self.policy}: unknown; known are {', '.join(POLICIES)}.")
+        check_protected(self.protected, total)
+        if self.offset and self.policy != "block":
+            raise ConfigError(f"--reference-offset: not for the policy {self.policy}, only block.")
+        if self.metric and self.policy == "deepest":
+            raise ConfigError(f"--metric {self.metric}: the policy deepest looks at no scores.")
+
+    def _order(self, total: int) -> list[int]:
+        """Layers that may go, the first to go first."""
+        if self.policy == "deepest":
+            return [layer for layer in reversed(range(total - 1)) if layer not in self.protected]
+        found = self._distances(total)
+        if self.policy == "singles":
+            first = starts(found.values, 1, self.protected)
+            return sorted(first, key=found.values[0].item)
+        assert self.scores is not None
+        removal = self.scores.removal(found.stack)
+        if self.metric not in (None, removal.metric):
+            raise ConfigError(
+                f"--metric {self.metric}: the order of removal was measured by {removal.metric}."
+            )
+        if set(self.protected) != set(removal.protected):
+            raise ConfigError(
+                f"--protect {_listed(self.protected)}: the order of removal was measured with "
+                f"{_listed(removal.protected)} protected; rank_importance.py --iterative has "
+                "--protect, too."
+            )
+        return removal.order
+
+    def _distances(self, total: int) -> Distances:
+        if self.scores is None:
+            raise UserError(
+                f"the policy {self.policy} needs --scores, a file of rank_importance.py."
+            )
+        # the order of removal may be by another metric than the first
+        found = self.scores.of(self.stack, None if self.policy == "iterative" else self.metric)
+        if found.layers != total:
+            raise ConfigError(
+                f"the scores are of {found.layers} layers, the {self.stack or 'model'} has "
+                f"{total}; measure this model."
+            )
+        return found
+
+
+def check_protected(protected: Collection[int], total: int) -> None:
+    """Refuse layers that do not exist.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if unknown := [layer for layer in protected if not 0 <= layer < total]:
+        raise ConfigError(f"--protect {unknown[0]}: expected layers from 0 to {total - 1}.")
+
+
+def _listed(layers: Collection[int]) -> str:
+    return ",".join(map(str, sorted(layers))) or "none"
+
+
+#: Tables of more blocks go to the report alone.
+SHOWN = 16
+
+
+def tables(scores: Scores, threshold: float | None, offset: bool) -> dict[str, Any]:
+    """Return the best blocks by stack and metric, and log them as tables."""
+    found: dict[str, Any] = {}
+    for one in scores.distances:
+        rows = list(layer_choice.block_table(one, threshold, offset))
+        found.setdefault(one.stack, {})[one.metric] = rows
+        more = f"... {len(rows) - SHOWN} more in the report\n" if len(rows) > SHOWN else ""
+        log.info(
+            "%s, %s, %d samples:\n%s%s",
+            *(one.stack, one.metric, one.samples),
+            *(layer_choice.as_markdown(rows[:SHOWN]), more),
+        )
+    return found
+
+
+def configurations(
+    dense: Checkpoint,
+    cuts: Sequence[int | str],
+    policy: str,
+    scores: Path | None,
+    stack: str | None,
+    metric: str | None,
+    reference_offset: bool,
+    protect: str,
+    linear_map: bool,
+) -> list[Configuration]:
+    """Choose layers as the options of config_generator.py say.
+
+    Args:
+        dense: the model.
+        cuts: for every configuration how many layers go, or their numbers ("3,4").
+        policy: see `layer_choice.Choice`, as for the options below.
+        scores: file.
+        stack: whose layers, where there are two.
+        metric: of the scores.
+        reference_offset: see `layer_choice.best_block`.
+        protect: numbers of layers that stay.
+        linear_map: whether a linear map comes in the place of every run of layers.
+
+    Returns:
+        The entries of the layers that go, for every configuration.
+
+    Raises:
+        ConfigError: so many cannot go, or not those.
+        UserError: the scores do not have what is needed.
+    """
+    modules = dense.family.modules(dense.model)
+    names: dict[str, list[str]] = {}
+    for module in modules:
+        if module.kind == "layer":
+            names.setdefault(module.stack, []).append(module.name)
+    if stack is None and len(names) > 1:
+        raise ConfigError(f"the model has {' and '.join(names)}; say which with --stack.")
+    if stack is not None and stack not in names:
+        raise ConfigError(f"--stack {stack}: this model has only {' and '.join(names)}.")
+    name = stack or next(iter(names))
+    found = scores_file.load(scores) if scores else None
+    if found and found.fingerprint not in ("", dense.fingerprint):
+        raise ConfigError(f"{scores}: measured on another model; run rank_importance.py on this.")
+    protected = parse_numbers(protect, "--protect")
+    check_protected(protected, len(names[name]))
+    choice = Choice(policy, found, name, metric, protected, reference_offset)
+    chosen = [
+        choice.layers(one, len(names[name]))
+        if isinstance(one, int)
+        else parse_numbers(one, "--layers")
+        for one in cuts
+    ]
+    for layer in {layer for layers in chosen for layer in layers}:
+        if layer >= len(names[name]) or layer in protected:
+            raise ConfigError(
+                f"--layers {layer}: expected one of the {name}'s layers 0 to "
+                f"{len(names[name]) - 1} that is not protected."
+            )
+    return [layer_entries(names[name], layers, linear_map) for layers in chosen]
+
+
+def parse_numbers(text: str, where: str) -> list[int]:
+    """Read numbers of layers, separated by commas; each once, ascending.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"{where} {text}: expected numbers of layers from 0, such as 3,4,5.")
+    return sorted({int(part) for part in parts})
+
+
+def layer_entries(
+    names: Sequence[str], layers: Sequence[int], is_mapped: bool = False
+) -> Configuration:
+    """Write down that some layers go.
+
+    Args:
+        names: of all layers of a stack.
+        layers: numbers of those that go, ascending.
+        is_mapped: whether a linear map comes in the place of every run of neighbours.
+    """
+    if not is_mapped:
+        return {names[layer]: Entry(1.0) for layer in layers}
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return {names[run[0]]: Entry(1.0, LINEAR_MAP.name, through=names[run[-1]]) for run in runs}

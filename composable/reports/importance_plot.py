@@ -1,0 +1,118 @@
+"""Pictures of distances: a heat map of all blocks of layers, a strip of the single ones."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from composable.files import atomic_write
+from composable.formats.scores_file import Distances
+from composable.ranking.layer_choice import best_block
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+COLOURS = "viridis_r"  # small distances are light
+MARK = "#D55E00"
+
+
+def write(
+    path: Path, found: Sequence[Distances], title: str = "", raw: bool = False, offset: bool = False
+) -> None:
+    """Draw every stack in a row of its own, into a PNG file, whole or not at all."""
+    picture = png(found, title, raw, offset)
+    with atomic_write(path) as file:
+        file.write(picture)
+
+
+def png(
+    found: Sequence[Distances], title: str = "", raw: bool = False, offset: bool = False
+) -> bytes:
+    """Draw distances.
+
+    Args:
+        found: one entry for each stack.
+        title: over the picture.
+        raw: colours of the distances themselves; else each row of blocks has its own range.
+        offset: mark blocks by the row of blocks that are larger by one layer.
+
+    Returns:
+        A PNG; the same distances give the same bytes with the same matplotlib.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    largest = max(one.layers for one in found)
+    size = min(10.0, max(5.0, 0.26 * largest))
+    with matplotlib.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(size + 3.4, size * len(found)), dpi=150, layout="constrained")
+        axes = figure.subplots(len(found), 2, squeeze=False, width_ratios=[size, 1.5])
+        for row, one in zip(axes, found, strict=True):
+            _draw_blocks(figure, row[0], one, raw, offset)
+            _draw_layers(figure, row[1], one)
+        if title:
+            figure.suptitle(Path(title).name if Path(title).is_absolute() else title)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def by_row(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale every row to 0..1; one whose numbers are all equal, or that is empty, becomes 0."""
+    scaled = np.full_like(values, np.nan)
+    for row, numbers in zip(scaled, values, strict=True):
+        used = ~np.isnan(numbers)
+        if used.any():
+            low, high = numbers[used].min(), numbers[used].max()
+            row[used] = (numbers[used] - low) / (high - low) if high > low else 0.0
+    return scaled
+
+
+def _draw_blocks(figure: "Figure", axes: "Axes", one: Distances, raw: bool, offset: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    layers = one.layers
+    shown = np.ma.masked_invalid(one.values if raw else by_row(one.values))
+    extent = (-0.5, layers - 0.5, 0.5, layers + 0.5)
+    picture = axes.imshow(
+        shown, origin="lower", extent=extent, cmap=COLOURS, aspect="auto", interpolation="none"
+    )
+    marks = [
+        (best_block(one, size, offset=offset)[0], size)
+        for size in range(1, layers)
+        if not np.isnan(one.values[size - 1 + offset]).all()
+    ]
+    if marks:
+        first, sizes = zip(*marks, strict=True)
+        label = "smallest distance of its size" if not offset else "block to remove"
+        axes.scatter(first, sizes, s=16, color=MARK, label=label)
+        axes.legend(loc="upper right", frameon=False)
+    axes.set_xlabel("First layer of the block")
+    axes.set_ylabel("Layers in the block")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(" ".join(filter(None, (one.metric, one.stack))), fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    label = "Distance" if raw else "Distance, each row from its least to its most"
+    figure.colorbar(picture, ax=axes, label=label)
+
+
+def _draw_layers(figure: "Figure", axes: "Axes", one: Distances) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    column = one.values[0][:, None]
+    extent = (-0.5, 0.5, -0.5, one.layers - 0.5)
+    options: dict[str, Any] = {"cmap": COLOURS, "aspect": "auto", "interpolation": "none"}
+    picture = axes.imshow(np.ma.masked_invalid(column), origin="lower", extent=extent, **options)
+    if not np.isnan(column).all():
+        axes.scatter([0], [int(np.nanargmin(column))], s=16, color=MARK)
+    axes.set_xticks([])
+    axes.set_ylabel("Layer")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title("single layers", fontsize=10)
+    figure.colorbar(picture, ax=axes, label="Distance", aspect=60)

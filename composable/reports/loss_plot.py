@@ -1,0 +1,85 @@
+"""Loss curves of fine-tuning runs in one picture."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from composable.files import atomic_write
+from composable.formats.stats_file import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Okabe and Ito's palette, without yellow (too light on white): told apart by colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def loss_png(curves: Sequence[Curve]) -> bytes:
+    """Draw validation (solid) and training losses (dashed) over epochs, one colour per curve.
+
+    Returns:
+        A PNG; the same curves give the same bytes with the same matplotlib.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    with matplotlib.rc_context({"font.size": 10, "path.simplify": False}):
+        handles = _legend(curves)
+        columns = 2 if all(len(curve.label) < 40 for curve in curves) else 1
+        rows = math.ceil(len(handles) / columns)
+        figure = Figure(figsize=(8, 4.4 + 0.21 * rows), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        for index, curve in enumerate(curves):
+            _draw(axes, curve, index)
+        axes.set_xlabel("Epoch (0: before training)")
+        axes.set_ylabel("Loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(True, color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        # Outside the axes, so that it hides no curve however the curves run.
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_loss_plot(curves: Sequence[Curve], path: Path) -> None:
+    """Draw `curves` into a PNG file, whole or not at all."""
+    picture = loss_png(curves)
+    with atomic_write(path) as file:
+        file.write(picture)
+
+
+def _draw(axes: "Axes", curve: Curve, index: int) -> None:
+    style: dict[str, Any] = {"color": _color(index), "marker": _marker(index), "markersize": 4}
+    axes.plot(curve.epochs, curve.validation, linestyle="-", linewidth=1.8, **style)
+    axes.plot(curve.epochs, curve.training, linestyle="--", linewidth=1.2, alpha=0.8, **style)
+
+
+def _legend(curves: Sequence[Curve]) -> list[Any]:
+    """Explain colours by file and line styles once for all."""
+    from matplotlib.lines import Line2D
+
+    files = [
+        Line2D([], [], color=_color(i), marker=_marker(i), markersize=5, label=curve.label)
+        for i, curve in enumerate(curves)
+    ]
+    return [
+        *files,
+        Line2D([], [], color="#555555", linestyle="-", label="validation"),
+        Line2D([], [], color="#555555", linestyle="--", label="training"),
+    ]
+
+
+def _color(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def _marker(index: int) -> str:
+    """Markers repeat in another rhythm than colours, so that 49 files stay distinct."""
+    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]

@@ -1,0 +1,179 @@
+"""The table of a pipeline run: scores of every configuration at every stage, and its costs."""
+
+from pathlib import Path
+from typing import Any
+
+STAGES = {"pruned": "pruned", "block": "+ module-level", "model": "+ model-level"}
+
+
+def stages_of(directory: Path, indices: list[int]) -> dict[str, str]:
+    """Columns of the table; the control experiment is one where it was run (make control)."""
+    was_run = all((directory / f"eval_baseline_{index}.json").is_file() for index in indices)
+    return ({"baseline": "control"} if was_run else {}) | STAGES
+
+
+def configurations(directory: Path) -> list[int]:
+    """Numbers of the configurations in conf.json, or else of those that were evaluated."""
+    from composable.errors import FormatError
+    from composable.formats.config import read_configurations
+
+    if (directory / "conf.json").is_file():  # a rerun with fewer may have left evaluations behind
+        return list(range(len(read_configurations(directory / "conf.json"))))
+    names = [path.stem.split("_") for path in directory.glob("eval_*_*.json")]
+    found = {int(n[2]) for n in names if len(n) == 3 and n[1] in STAGES and n[2].isdecimal()}
+    if not found:
+        raise FormatError(f"{directory / 'eval_pruned_0.json'}: missing; run evaluate.py -o first.")
+    return sorted(found)
+
+
+def read_evaluation(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
+    """Read one evaluation and check that it can stand beside the dense one."""
+    from composable import files
+    from composable.errors import FormatError, MismatchError
+
+    if not path.is_file():
+        raise FormatError(f"{path}: missing; run evaluate.py -o {path} (or make pipeline) first.")
+    report = files.read_json(path)
+    main = main_score(report)
+    scores = {f"{main}.value": (int, float), f"{main}.signature": str}
+    for key, kind in {**scores, **_NEEDED}.items():
+        if not isinstance(_at(report, key), kind):
+            raise FormatError(f'{path}: no valid "{key}"; a report of evaluate.py was expected.')
+    for what in _COMPARABLE if dense else ():
+        if _COMPARABLE[what](report) != _COMPARABLE[what](dense):
+            met, expected = _COMPARABLE[what](report), _COMPARABLE[what](dense)
+            raise MismatchError(
+                f"{path}: {what} is {met}, eval_dense.json has {expected}; evaluate both alike."
+            )
+    return report
+
+
+def main_score(report: Any) -> str:
+    """Key of the score that stands for all others; reports of old have BLEU alone."""
+    main = _at(report, "main")
+    return main if isinstance(main, str) else "bleu"
+
+
+def _name(report: Any) -> str:
+    """What the main score is called."""
+    return str(report[main_score(report)].get("name", main_score(report)))
+
+
+def _at(report: Any, key: str) -> Any:
+    """Follow a dotted key; None where it leads nowhere."""
+    for part in key.split("."):
+        report = report.get(part) if isinstance(report, dict) else None
+    return report
+
+
+_NEEDED: dict[str, Any] = {
+    "parameters": int,
+    "nonzero_parameters": int,
+    "macs_per_token": (int, float),
+    "source_length": int,
+    "target_length": int,
+    "data.count": int,
+    "settings": dict,
+}
+
+
+_COMPARABLE: dict[str, Any] = {
+    "the score": main_score,
+    "the signature": lambda report: report[main_score(report)]["signature"],
+    "the data": lambda report: report["data"],
+    "the number of beams": lambda report: report["settings"].get("num_beams"),
+    "the maximum length": lambda report: report["settings"].get("max_length"),
+    "the length for the MACs": lambda report: (report["source_length"], report["target_length"]),
+}
+
+
+def seconds_of(directory: Path, name: str) -> float | None:
+    """Seconds that a step took, from the report that the pipeline kept of it, if it did."""
+    from composable import files
+
+    path = directory / "json" / f"{name}.json"
+    seconds = _at(files.read_json(path), "seconds") if path.is_file() else None
+    return seconds if isinstance(seconds, int | float) else None
+
+
+def existing_plot(path: Path | None) -> Path | None:
+    """Return the path of a picture that has to be there.
+
+    Raises:
+        FormatError: it is missing.
+    """
+    from composable.errors import FormatError
+
+    if path and not path.is_file():
+        raise FormatError(f"{path}: missing; run plot_loss.py -o {path} first.")
+    return path
+
+
+def row_of(
+    name: str, stages: dict[str, Any], dense: dict[str, Any], seconds: float | None
+) -> dict[str, Any]:
+    """One line of the table; costs are those of the last stage."""
+    last, main = list(stages.values())[-1], main_score(dense)
+    return {
+        "configuration": name,
+        **{f"{main}_{stage}": report[main]["value"] for stage, report in stages.items()},
+        "parameters": last["parameters"],
+        "nonzero_parameters": last["nonzero_parameters"],
+        "sparsity": 1 - last["nonzero_parameters"] / dense["parameters"],
+        "macs_per_token": last["macs_per_token"],
+        "macs_of_dense": last["macs_per_token"] / dense["macs_per_token"],
+        "seconds": seconds,
+    }
+
+
+def table(rows: list[dict[str, Any]], stages: dict[str, str], dense: dict[str, Any]) -> str:
+    """Markdown, with the columns aligned for the eye in a terminal."""
+    head = ["configuration", f"{_name(dense)} dense", *stages.values()]
+    head += ["parameters", "sparsity", "MACs/token", "of dense", "seconds"]
+    keys = [f"{main_score(dense)}_{stage}" for stage in ("dense", *stages)]
+    lines = [head, *(_cells(row, keys) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    rule = ["-" * (width - 1) + ":" for width in widths]
+    padded = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
+    padded.insert(1, rule)
+    return "".join("| " + " | ".join(line) + " |\n" for line in padded)
+
+
+def _cells(row: dict[str, Any], keys: list[str]) -> list[str]:
+    scores = [row.get(key) for key in keys]
+    return [
+        row["configuration"],
+        *("" if score is None else f"{score:.2f}" for score in scores),
+        f"{row['parameters']:,}",
+        f"{row['sparsity']:.1%}",
+        f"{row['macs_per_token']:,.0f}",
+        f"{row['macs_of_dense']:.1%}",
+        "-" if row["seconds"] is None else f"{row['seconds']:.1f}",
+    ]
+
+
+def _lengths(dense: dict[str, Any]) -> str:
+    source, target = dense["source_length"], dense["target_length"]
+    return f"{source} source and {target} target" if source and target else f"{source or target}"
+
+
+def notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None) -> str:
+    """What the numbers are of."""
+    data, main = dense["data"], main_score(dense)
+    beams = dense["settings"].get("num_beams")
+    lines = [
+        f"{_name(dense)} of the dense model, of the model composed of pruned modules, after "
+        "module-level and after model-level fine-tuning; costs are of the last. Control: as "
+        "pruned, then fine-tuned as a whole.",
+        f"Signature: {dense[main]['signature']}, {f'{beams} beam(s), ' if beams else ''}"
+        f"{data['count']} {'sentences' if main == 'bleu' else 'samples'} of {data.get('name')} "
+        f"({data.get('split')}).",
+        "Sparsity: share of the dense model's parameters that is gone or zero. MACs: from shapes, "
+        f"{_lengths(dense)} tokens.",
+        "Seconds: model-level fine-tuning of that configuration.",
+    ]
+    if block_seconds is not None:
+        lines[-1] += f" Module-level fine-tuning, once for all variants: {block_seconds:.1f}."
+    if plot:
+        lines.append(f"Losses: {plot}")
+    return "".join(f"- {line}\n" for line in lines)

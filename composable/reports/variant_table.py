@@ -1,0 +1,131 @@
+"""The table of fine-tuned variants: CSV, text for the terminal, heat map of the errors."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from composable import files
+
+if TYPE_CHECKING:
+    from composable.formats.bundle import Variant
+
+
+HEADER = (
+    "module", "rate", "method", "o_rate", "o_method", "error_before", "error_after", "seconds"
+)  # fmt: skip
+
+
+def rows_of(variants: Sequence["Variant"], seconds: Sequence[float]) -> list[dict[str, Any]]:
+    """Make one row per variant, in their order; what a removed module has not is None."""
+    return [
+        {
+            "module": variant.module,
+            "rate": variant.entry.rate,
+            "method": variant.entry.method,
+            "o_rate": variant.entry.o.rate if variant.entry.o else None,
+            "o_method": variant.entry.o.method if variant.entry.o else None,
+            "error_before": variant.stats.get("error_before"),
+            "error_after": variant.stats.get("error_after"),
+            "seconds": round(spent, 3),
+        }
+        for variant, spent in zip(variants, seconds, strict=True)
+    ]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the table as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HEADER, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """Lay the table out for a terminal."""
+    head = ("module", "method", "rate", "error before", "after", "seconds")
+    lines = [head] + [
+        (
+            row["module"],
+            "+".join(filter(None, (row["method"], row["o_method"]))),
+            _rate_of(row),
+            *("" if row[key] is None else f"{row[key]:.4f}" for key in HEADER[5:7]),
+            f"{row['seconds']:.2f}",
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index < 3 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _rate_of(row: dict[str, Any]) -> str:
+    pair = "" if row["o_rate"] is None else f", o {row['o_rate']:g}"
+    return f"{row['rate']:g}{pair}"
+
+
+def errors_png(rows: list[dict[str, Any]]) -> bytes:
+    """Draw the relative errors before and after, modules downward and rates to the right.
+
+    Returns:
+        A PNG. Colours are logarithmic; the number in a cell is the error in percent.
+    """
+    import matplotlib
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    shown = [row for row in rows if row["error_after"] is not None]
+    modules = list(dict.fromkeys(row["module"] for row in shown))
+    rates = sorted({(row["o_rate"] or 0, row["rate"], _rate_of(row)) for row in shown})
+    values = [max(row[key], 1e-6) for row in shown for key in ("error_before", "error_after")] or [
+        1.0
+    ]
+    norm = LogNorm(min(values), max(max(values), 1.0001 * min(values)))
+    size = 5.2 + 1.3 * max(1, len(rates)), 1.7 + 0.23 * max(1, len(modules))
+    with matplotlib.rc_context({"font.size": 8}):
+        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, key, title in zip(
+            panels, ("error_before", "error_after"), ("as pruned", "fine-tuned"), strict=True
+        ):
+            grid = [[math.nan] * max(1, len(rates)) for _ in modules] or [[math.nan]]
+            for row in shown:
+                column = [label for *_, label in rates].index(_rate_of(row))
+                grid[modules.index(row["module"])][column] = row[key]
+            image = axes.imshow(grid, norm=norm, cmap="viridis_r", aspect="auto")
+            axes.set_facecolor("#eeeeee")
+            _write_numbers(axes, grid, norm)
+            axes.set_title(title)
+            axes.set_xticks(range(len(rates)), [label for *_, label in rates], rotation=30)
+            axes.set_yticks(range(len(modules)), modules)
+            axes.set_xlabel("rate removed")
+        bar = figure.colorbar(image, ax=panels, shrink=0.6)
+        bar.set_label("relative squared error (numbers: %)")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the heat map, whole or not at all."""
+    picture = errors_png(rows)
+    with files.atomic_write(path) as file:
+        file.write(picture)
+
+
+def _write_numbers(axes: Any, grid: list[list[float]], norm: Any) -> None:
+    """Write each cell's percentage, light on dark and dark on light."""
+    for y, line in enumerate(grid):
+        for x, value in enumerate(line):
+            if math.isfinite(value):
+                color = "white" if norm(max(value, norm.vmin)) > 0.55 else "black"
+                text = f"{100 * value:.2g}" if value < 0.1 else f"{100 * value:.0f}"
+                axes.text(x, y, text, ha="center", va="center", color=color, fontsize=7)

@@ -1,0 +1,1 @@
+"""Whole models learn: transformers.Trainer, callbacks, healing."""

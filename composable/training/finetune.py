@@ -1,0 +1,111 @@
+"""Model-level fine-tuning from a model file to a model file."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from composable import tasks
+from composable.models import checkpoint, cost
+from composable.models.checkpoint import Checkpoint
+from composable.training import train
+from composable.training.heal import Heal, prepare
+
+log = logging.getLogger("composable")
+
+
+def tune_model(
+    composed: Checkpoint,
+    output: Path,
+    stats: Path,
+    training: train.Options,
+    label: str,
+    data: str | None = None,
+    limit: int | None = None,
+    heal: Heal | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Fine-tune a whole model on the training split and write it.
+
+    Weights are trained in float32, and written as the file had them.
+
+    Args:
+        composed: the model, composed or dense; pruned weights stay zero.
+        output: model file to write.
+        stats: CSV to write.
+        training: settings.
+        label: name of the run.
+        data: the `--data` option.
+        limit: pairs of each split.
+        heal: which weights learn; None: all.
+
+    Returns:
+        The closing report.
+    """
+    heal = heal or Heal()
+    training = dataclasses.replace(training, optimizer=heal.optimizer)
+    size = tasks.by_name(composed.info["task"]).batch_size
+    training = _with_defaults(training.resolved(), batch_size=size, lr=heal.lr)
+    corpora, stored = _corpora(composed, data, limit), composed.model.dtype
+    identity = {
+        "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
+        "masks": checkpoint.fingerprint_of({}, composed.masks),
+        "structure": composed.structure,
+        "data": [corpus.sha256 for corpus in corpora],
+        "prefix": composed.info["prefix"],
+        "heal": heal.identity(),
+    }
+    composed.model.float()
+    finish = prepare(composed, heal)
+    learning = sum(p.numel() for p in composed.model.parameters() if p.requires_grad)
+    outcome = train.run(
+        composed.model,
+        composed.masks,
+        train.data_of(composed, corpora),
+        tasks.by_name(composed.info["task"]).functions(training.smoothing),
+        training,
+        identity,
+        stats,
+        label=label,
+    )
+    finish()
+    report = {
+        **outcome.report(),
+        **({} if heal.how == "full" else {"heal": heal.how, "learning_parameters": learning}),
+        "stats": str(stats),
+        "data": corpora[0].name,
+        "dtype": training.dtype,
+    }
+    composed.info["history"].append({label: {**training.identity(), **report}})
+    if outcome.is_main:
+        _forget_seconds(composed.info["history"][-1][label])
+        nn.Module.to(composed.model, stored)
+        checkpoint.save(output, composed)
+        outcome.write_stats(stats)
+        outcome.clean_up()
+    return {
+        "wrote": str(output),
+        **report,
+        "parameters": cost.parameters(composed.model),
+        "nonzero_parameters": cost.nonzero_parameters(composed.model),
+    }
+
+
+def _with_defaults(training: train.Options, **defaults: Any) -> train.Options:
+    """Fill in the options that were not given."""
+    open_ones = {key: value for key, value in defaults.items() if getattr(training, key) is None}
+    return dataclasses.replace(training, **open_ones)
+
+
+def _corpora(model: Checkpoint, data: str | None, limit: int | None) -> tuple[Any, Any]:
+    """Read the training and the validation split for the model's task."""
+    task, default = tasks.by_name(model.info["task"]), model.info.get("data")
+    return task.read(data, default, "train", limit), task.read(data, default, "valid", limit)
+
+
+def _forget_seconds(report: dict[str, Any]) -> None:
+    """Leave wall time and paths out of the file: same input, same bytes."""
+    for key in ("training_seconds", "resumed_from_epoch", "stats", "data"):
+        report.pop(key, None)

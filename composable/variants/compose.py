@@ -1,0 +1,141 @@
+"""Dense model + variants + configuration -> composed model."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from composable import families
+from composable.errors import ShapeError
+from composable.formats import bundle
+from composable.formats.bundle import Variant
+from composable.formats.config import covered, merge_pairs, pick, read_configurations
+from composable.methods import METHODS
+from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint
+from composable.models.surgery import (
+    Structure,
+    apply_masks,
+    apply_structure,
+    empty_structure,
+    name_after_removal,
+)
+
+
+def structure_of(variants: Iterable[Variant]) -> Structure:
+    """Collect what the variants remove, names in the dense numbering."""
+    structure = empty_structure()
+    for variant in variants:
+        if variant.kind == "layer" and variant.removed:
+            first, *others = covered(variant.module, variant.entry)
+            structure["linear_maps" if variant.tensors else "removed_layers"].append(first)
+            structure["removed_layers"] += others
+        elif variant.removed or variant.kept_units is not None:
+            structure["kept_units"][variant.module] = variant.kept_units or []
+    # equal models get equal files, in whatever order the modules came
+    structure["removed_layers"].sort()
+    structure["linear_maps"].sort()
+    return structure
+
+
+def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
+    """Put one model together.
+
+    Args:
+        dense: the dense model; its model object becomes the composed one.
+        variants: at most one for every module, as `bundle.choose` picks them for a configuration.
+
+    Returns:
+        The composed model; masked weights are exactly zero, whatever the variants hold there.
+
+    Raises:
+        ShapeError: a tensor of a variant does not fit the model.
+    """
+    family, model = dense.family, dense.model
+    holders = {module.name: module.holder for module in family.modules(model)}
+    structure = structure_of(variants)
+    apply_structure(model, family, structure)
+    masks = {}
+    parameters = dict(model.named_parameters())
+    for variant in variants:
+        holder = holders.get(variant.module, variant.module)
+        name = name_after_removal(holder, family, structure["removed_layers"])
+        for part, tensor in variant.tensors.items():
+            target = f"{name}.{part}"
+            shape = tuple(parameters[target].shape) if target in parameters else "nothing"
+            if shape != tuple(tensor.shape):
+                raise ShapeError(
+                    f'variant of "{variant.module}" holds {part} of shape {tuple(tensor.shape)}, '
+                    f"the model has {shape} there; prune this model again."
+                )
+            parameters[target].data = tensor.to(parameters[target].dtype, copy=True)
+            if part in variant.masks:
+                masks[target] = variant.masks[part]
+    apply_masks(model, masks)
+    return Checkpoint(
+        model=model.eval(),
+        tokenizer=dense.tokenizer,
+        config=dense.config,
+        structure=structure,
+        masks=masks,
+        fingerprint=dense.fingerprint,
+        info=dict(dense.info),
+    )
+
+
+def compose_files(
+    model: Path, bundles: Sequence[Path], config: Path, index: int
+) -> tuple[Checkpoint, list[Variant]]:
+    """Compose configuration `index` of `config` from files, reading only what it needs.
+
+    Args:
+        model: the dense model.
+        bundles: where variants are looked for; all must be of this model.
+        config: conf.json.
+        index: counts from 0.
+
+    Returns:
+        The composed model and its variants.
+
+    Raises:
+        UserError: files that do not belong together, a missing variant, no such configuration.
+    """
+    dense = checkpoint.load(model)
+    dense.require_dense(model, "composing")
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    methods = [method.name for method in METHODS]
+    wanted = pick(read_configurations(config, modules, methods), index, config)
+    merged = merge_pairs(wanted, f"{config}[{index}]")
+    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
+    variants = [reader.load(record) for reader, record in bundle.choose(readers, merged, index)]
+    composed = compose(dense, variants)
+    composed.info["history"] = [
+        *dense.info["history"],
+        {"composed": {"configuration": index, "bundles": [path.name for path in bundles]}},
+    ]
+    return composed, variants
+
+
+def that_fit(dense: Checkpoint, variants: Iterable[Variant]) -> list[Variant]:
+    """Choose variants of different configurations that can be in one model.
+
+    Left out are further variants of a module, blocks that have a layer in common with an earlier
+    one, what would empty a stack, and what lies within another one.
+    """
+    layers = [m for m in dense.family.modules(dense.model) if m.kind == "layer"]
+    left = Counter(module.stack for module in layers)
+    stacks = {module.name: module.stack for module in layers}
+    taken: set[str] = set()
+    chosen: list[Variant] = []
+    for variant in variants:
+        names = covered(variant.module, variant.entry)
+        gone = [name for name in names if name in stacks] if variant.removed else []
+        empties = gone and left[stacks[gone[0]]] <= len(gone)
+        if not empties and taken.isdisjoint(names):
+            chosen.append(variant)
+            taken.update(names)
+            left.subtract(stacks[name] for name in gone)
+    return [
+        variant
+        for variant in chosen
+        if not any(families.contains(name, variant.module) for name in taken)
+    ]

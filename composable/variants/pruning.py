@@ -1,0 +1,266 @@
+"""Scheme and methods -> variants: every (module, rate, method) that somebody wants, once."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from composable import methods, progress
+from composable.calibration.collect import Block, States
+from composable.errors import ConfigError, UserError
+from composable.families import Module
+from composable.formats.bundle import Variant
+from composable.formats.bundle_header import PER_GROUP, WHOLE_GROUPS
+from composable.formats.config import Entry
+from composable.linalg.grams import Gram
+from composable.methods import Evidence, Method
+from composable.methods.base import Need
+from composable.models.checkpoint import Checkpoint
+from composable.models.surgery import own_tensors, slice_linear, unit_rows
+
+log = logging.getLogger("composable")
+#: What a need is called in messages, and what helps where it is missing.
+SAID: dict[Need, str] = {
+    "inputs": "the statistics of its inputs",
+    "states": "a calibration set",
+    "scores": "a file of scores",
+}
+REMEDY: dict[Need, str] = {
+    "inputs": "measure them on calibration texts, or use a method that reads weights alone",
+    "states": "name texts to fit it to",
+    "scores": "measure it with rank_importance.py",
+}
+#: Stands in an entry for a method where a module goes as a whole.
+REMOVE = "remove"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where methods get what they need, see `methods.Evidence`; None where it was not measured.
+
+    Attributes:
+        inputs: path of a linear -> moments of its inputs in the dense model.
+        states: block of layers -> moments of the states before and after it.
+        scores: name of a module -> importance of its units, (units,).
+    """
+
+    inputs: Callable[[str], Gram] | None = None
+    states: States | None = None
+    scores: Callable[[str], Tensor] | None = None
+
+
+def make_variants(
+    dense: Checkpoint,
+    scheme: dict[str, list[Entry]],
+    preferred: tuple[str, ...] = (),
+    sources: Sources | None = None,
+    by_groups: bool = False,
+) -> list[Variant]:
+    """Prune every module at every rate of the scheme.
+
+    Args:
+        dense: the dense model; left as it is.
+        scheme: module name -> entries, as conf_prune.json has them.
+        preferred: methods for plain rates; other kinds get their default.
+        sources: what was measured for the methods that need it.
+        by_groups: with grouped queries, whole groups of heads leave, instead of equally many heads
+            from every group.
+
+    Raises:
+        ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
+        UserError: a method needs what was not measured.
+    """
+    _check_preferred(preferred)
+    sources = sources or Sources()
+    found: dict[tuple[str, Entry], Variant] = {}
+    wanted = _wanted(dense, scheme, preferred)
+    bar = tqdm(wanted, "prune", unit="variant", disable=not progress.shows_progress())
+    for module, entry, resolved in bar:
+        variant = found.get((module.name, resolved))
+        if variant is None:
+            chosen = dataclasses.replace(module, by_groups=by_groups)
+            variant = (
+                _replace(dense, module, resolved, sources)
+                if _replaces(resolved)
+                else _prune(dense, chosen, resolved, sources)
+            )
+            found[module.name, resolved] = variant
+        variant.plain |= entry.method is None
+        variant.plain_o |= entry.o is not None and entry.o.method is None
+    return list(found.values())
+
+
+def needs(
+    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...] = ()
+) -> set[Need]:
+    """Collect what the methods that a scheme asks for need to be measured."""
+    entries = [resolved for *_, resolved in _wanted(dense, scheme, preferred)]
+    parts = [part for entry in entries for part in (entry, entry.o) if part]
+    asked = [methods.by_name(str(part.method)) for part in parts if part.method != REMOVE]
+    return {need for method in asked for need in method.needs}
+
+
+def blocks_of(scheme: dict[str, list[Entry]]) -> list[Block]:
+    """List the blocks of layers that a scheme replaces."""
+    return [
+        (name, entry.through or name)
+        for name, entries in scheme.items()
+        for entry in entries
+        if _replaces(entry)
+    ]
+
+
+def maps_of(variants: Iterable[Variant]) -> dict[str, Any]:
+    """Report what stands in the place of layers: the error that is left, of that of deletion."""
+    found = {
+        f"{variant.module} to {variant.entry.through or variant.module}": (
+            variant.stats["error_after"] if variant.tensors else None
+        )
+        for variant in variants
+        if _replaces(variant.entry)
+    }
+    return {"linear_maps": found} if found else {}
+
+
+def _replaces(entry: Entry) -> bool:
+    return any(m.name == entry.method and m.replaces for m in methods.METHODS)
+
+
+def _check_preferred(preferred: Iterable[str]) -> None:
+    for name in preferred:
+        if methods.by_name(name).replaces:
+            raise ConfigError(
+                f"--method {name}: is for entries that name it; config_generator.py --linear-map "
+                "writes them."
+            )
+
+
+def _wanted(
+    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...]
+) -> list[tuple[Module, Entry, Entry]]:
+    """List every entry of the scheme as it is, and with its methods filled in."""
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    return [
+        (modules[name], entry, _resolve(modules[name], entry, preferred))
+        for name, entries in scheme.items()
+        for entry in entries
+    ]
+
+
+def _resolve(module: Module, entry: Entry, preferred: Iterable[str]) -> Entry:
+    """Fill in the methods that plain rates leave open."""
+    method = _method(module.name, module.kind, entry, tuple(preferred))
+    o = entry.o
+    if o is not None:
+        o_method = _method(module.output_path, "linear", o, tuple(preferred))
+        o = Entry(o.rate, o_method)
+    return Entry(entry.rate, method, o, entry.through)
+
+
+def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> str:
+    """Name the method of an entry; removal of a module is not a matter of method."""
+    if entry.method is not None:
+        chosen: Method | None = methods.by_name(entry.method)
+    elif entry.rate == 1:
+        return REMOVE
+    else:
+        chosen = methods.for_kind(kind, preferred)
+    is_able = chosen is not None and kind in chosen.kinds
+    if (entry.rate < 1 or entry.through or (chosen and chosen.replaces)) and not is_able:
+        able = ", ".join(m.name for m in methods.METHODS if kind in m.kinds) or "none yet"
+        why = f"{entry.method} does not prune" if entry.method else "no method prunes"
+        raise ConfigError(
+            f'"{name}" at rate {entry.rate:g}: {why} modules of kind {kind} '
+            f"(methods that do: {able}); use rate 0 or 1, or another method."
+        )
+    return chosen.name if chosen else REMOVE
+
+
+def _prune(dense: Checkpoint, module: Module, entry: Entry, sources: Sources) -> Variant:
+    if entry.rate == 1:
+        return Variant(module.name, module.kind, entry, plain=False, removed=True)
+    holder = dense.model.get_submodule(module.holder)
+    method = methods.by_name(str(entry.method))
+    evidence = _evidence(method, module, sources)
+    decision = method.prune(holder, module, entry.rate, evidence)
+    kept = decision.kept_units
+    variant = Variant(module.name, module.kind, entry, plain=False, kept_units=kept)
+    if module.groups < module.units and module.kind == "attention":
+        variant.gqa = WHOLE_GROUPS if module.by_groups else PER_GROUP
+    tensors = own_tensors(holder, module, kept) | (decision.tensors or {})
+    # what a bundle holds; the dense model may be in bfloat16
+    variant.tensors = {name: tensor.float().cpu() for name, tensor in tensors.items()}
+    if decision.mask is not None:
+        _mask(variant, "weight", decision.mask)
+    if entry.o is not None:
+        _mask_output(variant, holder, module, entry.o, sources)
+    return variant
+
+
+def _replace(dense: Checkpoint, module: Module, entry: Entry, sources: Sources) -> Variant:
+    """Make what stands in the place of a block of layers, if anything does."""
+    method = methods.by_name(str(entry.method))
+    block = (module.name, entry.through or module.name)
+    evidence = _evidence(method, module, sources, block)
+    decision = method.prune(dense.model.get_submodule(module.name), module, 1.0, evidence)
+    variant = Variant(module.name, module.kind, entry, plain=False, removed=True)
+    variant.tensors, variant.stats = dict(decision.tensors or {}), decision.stats
+    if not variant.tensors:
+        log.info(
+            '"%s" through "%s": no linear map is better than deletion on held-out texts.', *block
+        )
+    return variant
+
+
+def _evidence(
+    method: Method, module: Module, sources: Sources, block: Block | None = None
+) -> Evidence:
+    """Look up what a method needs to know of a module, and no more.
+
+    Raises:
+        UserError: it was not measured.
+    """
+    places = {"scores": module.name, "states": block}
+    if "inputs" in method.needs:
+        places["inputs"] = module.output_path
+    found: dict[str, Any] = {}
+    for need in method.needs:
+        source: Any = getattr(sources, need)
+        if source is None:
+            raise UserError(
+                f'"{module.name}": method {method.name} needs {SAID[need]}, and there is none; '
+                f"{REMEDY[need]}."
+            )
+        found[need] = source(places[need])
+    return Evidence(**found)
+
+
+def _mask_output(
+    variant: Variant, holder: nn.Module, module: Module, entry: Entry, sources: Sources
+) -> None:
+    """Mask the output projection among the columns of the heads that stayed."""
+    path = module.output_path
+    o = Module(path, "linear", module.stack, holder=path)
+    method = methods.by_name(str(entry.method))
+    linear: Any = holder.get_submodule(module.output)
+    evidence = _evidence(method, o, sources)
+    if variant.kept_units is not None:
+        columns = unit_rows(module, variant.kept_units)["o"]
+        linear = slice_linear(linear, columns=columns)
+        if evidence.inputs is not None:
+            evidence = dataclasses.replace(evidence, inputs=evidence.inputs.columns(columns))
+    decision = method.prune(linear, o, entry.rate, evidence)
+    for name, tensor in (decision.tensors or {}).items():
+        variant.tensors[f"{module.output}.{name}"] = tensor.float().cpu()
+    if decision.mask is not None:
+        _mask(variant, f"{module.output}.weight", decision.mask)
+
+
+def _mask(variant: Variant, name: str, mask: Tensor) -> None:
+    variant.masks[name] = mask
+    variant.tensors[name] = torch.where(mask, variant.tensors[name], 0.0)

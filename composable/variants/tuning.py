@@ -1,0 +1,128 @@
+"""Module-level fine-tuning from bundles of variants to one bundle, by each of the solvers."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from composable import devices, files, tasks
+from composable.calibration.collect import calibrate
+from composable.calibration.obtain import parse_bytes
+from composable.errors import MismatchError
+from composable.formats import bundle, stats_file
+from composable.formats.bundle import Bundle, Variant
+from composable.models import checkpoint
+from composable.training import train
+from composable.training.finetune import _corpora, _with_defaults
+from composable.variants import attention_phase, distill, least_squares
+
+log = logging.getLogger("composable")
+
+
+def tune_variants(
+    model: Path,
+    bundles: Sequence[Path],
+    output: Path,
+    stats: Path,
+    training: train.Options,
+    solver: str,
+    linear_solver: str,
+    **texts: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Fine-tune all variants of the bundles beside the dense model and write one bundle.
+
+    Args:
+        model: the dense model.
+        bundles: what to tune; equal variants are tuned once.
+        output: bundle to write.
+        stats: CSV of the summed losses per epoch.
+        training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
+        solver: hybrid, ls or grad.
+        linear_solver: see `solver.refit`.
+        texts: options of the data and of the calibration, see `calibrate`.
+
+    Returns:
+        What became of the variants, to be cleaned up once all is written, and the closing report.
+    """
+    started = time.perf_counter()
+    dense = checkpoint.load(model)
+    dense.require_dense(model, "module-level fine-tuning")
+    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
+    variants = _union(readers)
+    dense.model.float()
+    task = tasks.by_name(dense.info["task"])
+    if solver == "grad":
+        options = _with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
+        corpora = _corpora(dense, texts["data"], texts["limit"])
+        result: Any = distill.tune(dense, variants, corpora, options, stats)
+        facts: dict[str, Any] = {}
+        tuned = options.identity()
+    else:
+        calibration, corpora = calibrate(dense, **texts)
+        facts = {"calibration": str(calibration.path)}
+        facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
+        training = _with_defaults(training, batch_size=task.batch_size // 4)
+        settings = _settings(training, solver, linear_solver, texts["memory_budget"])
+        folder = training.checkpoint_dir
+        result = least_squares.tune(
+            dense, variants, calibration, corpora, settings, folder, training.resume
+        )
+        tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
+    report = {
+        **result.report(),
+        **facts,
+        "variants": len(variants),
+        "solver": solver,
+        "stats": str(stats),
+    }
+    if result.is_main:
+        made = {**readers[0].options, "solver": solver, "tuned": tuned}
+        bundle.write(output, Bundle(dense.fingerprint, result.variants, made))
+        if result.rows:
+            files.write_text(stats, stats_file.stats_csv(result.rows))
+    errors = [v.stats for v in result.variants if "error_after" in v.stats]
+    return result, {
+        "wrote": str(output),
+        **report,
+        "mean_error_before": _mean([stats["error_before"] for stats in errors]),
+        "mean_error_after": _mean([stats["error_after"] for stats in errors]),
+    }
+
+
+def _settings(
+    training: train.Options, solver: str, linear_solver: str, memory_budget: str
+) -> least_squares.Settings:
+    """Turn the options of the script into settings of the least-squares forms."""
+    default = attention_phase.Settings()
+    phase = attention_phase.Settings(
+        epochs=training.epochs or default.epochs,
+        batch_size=training.batch_size,
+        lr=training.lr or default.lr,
+        patience=training.early_stop,
+        seed=training.seed,
+        device=devices.select_device(training.device),
+        budget=parse_bytes(memory_budget),
+    )
+    return least_squares.Settings(solver, linear_solver, device=phase.device, phase=phase)
+
+
+def _union(readers: list[bundle.Reader]) -> list[Variant]:
+    """Load all variants; those made for one (module, entry) by two bundles must be equal."""
+    found: dict[Any, tuple[Path, Variant]] = {}
+    for reader in readers:
+        for variant in reader.load_all():
+            path, first = found.setdefault((variant.module, variant.entry), (reader.path, variant))
+            if first.digest != variant.digest:
+                raise MismatchError(
+                    f'"{variant.module}" at {variant.entry} differs between {path} and '
+                    f"{reader.path}; leave one of the bundles out."
+                )
+            first.plain |= variant.plain
+            first.plain_o |= variant.plain_o
+    return [variant for _, variant in found.values()]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
