@@ -1,4 +1,4 @@
-"""The --device and --dtype options: which GPU, and whether bfloat16 pays."""
+"""Where to compute and in which number type: which GPU, and whether bfloat16 pays."""
 
 import os
 import re
@@ -12,24 +12,24 @@ NATIVE_BFLOAT16 = ("avx512_bf16", "amx_tile")
 
 
 def select_device(device: str) -> str:
-    """Turn the `--device` option into cpu or cuda, and hide all GPUs but the chosen one.
+    """Turn a name such as auto or cuda:1 into cpu or cuda, and hide all GPUs but the chosen one.
 
     Raises:
         UserError: no such device.
     """
     name, _, index = device.partition(":")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
-        raise UserError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
+        raise UserError(f"device {device}: expected auto, cpu, cuda or cuda:N.")
     if name == "cuda" and index and not torch.cuda.is_initialized():
         os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(int(index))
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
-        raise UserError(f"--device {device}: no CUDA device is available; use --device cpu.")
+        raise UserError(f"device {device}: no CUDA device is available; use cpu.")
     return "cuda" if has_gpu and name != "cpu" else "cpu"
 
 
 def select_dtype(dtype: str, device: str, trains: bool = True) -> str:
-    """Turn the `--dtype` option into float32, bfloat16 or float16.
+    """Turn auto or the name of a number type into float32, bfloat16 or float16.
 
     Args:
         dtype: auto takes bfloat16 where the hardware computes in it, else float32.
@@ -53,7 +53,5 @@ def _visible_device(index: int) -> str:
         return str(index)
     listed = visible.split(",")
     if index >= len(listed):
-        raise UserError(
-            f"--device cuda:{index}: CUDA_VISIBLE_DEVICES is {visible!r}; count from 0."
-        )
+        raise UserError(f"device cuda:{index}: CUDA_VISIBLE_DEVICES is {visible!r}; count from 0.")
     return listed[index]

@@ -67,7 +67,7 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
 def _refuse_revision(source: str, revision: str | None) -> None:
     if revision is not None:
         raise UserError(
-            f'--revision "{revision}": "{source}" is on this disk and has no revisions; '
+            f'revision "{revision}": "{source}" is on this disk and has no revisions; '
             "leave the option out, or give a hub id."
         )
 

@@ -65,7 +65,7 @@ def import_model(
     chosen = _task(config, source, task, bool(gguf))
     _check(source, config, family, chosen)
     if max_length and not chosen.has_length:
-        raise UserError(f"--max-length {max_length}: not for {chosen.name}; leave it out.")
+        raise UserError(f"max_length {max_length}: not for {chosen.name}; leave it out.")
     asked = _Asked(chosen, chosen.outputs(labels), task is not None or labels is not None)
     torch.manual_seed(seed)
     model = _load(folder, asked, {**reading, "dtype": getattr(torch, dtype)})
@@ -92,7 +92,7 @@ def import_model(
     if model.config.is_encoder_decoder:
         checkpoint.info["prefix"] = _prefix(config, family) if prefix is None else prefix
     elif prefix:
-        raise UserError(f"--prefix {prefix!r}: a {chosen.name} model has none; leave it out.")
+        raise UserError(f"prefix {prefix!r}: a {chosen.name} model has none; leave it out.")
     checkpoint.fingerprint = fingerprint_of(checkpoint.config, model.state_dict())
     return checkpoint
 
@@ -118,8 +118,8 @@ def _task(config: Any, source: Path, name: str | None, is_gguf: bool) -> "Task":
     found = tasks.of_architecture(architecture, config.num_labels)
     if found is None:
         raise UserError(
-            f"{source}: its architecture {architecture} has no head for a task; give --task and, "
-            f"for classes, --labels (tasks: {', '.join(tasks.names())})."
+            f"{source}: its architecture {architecture} has no head for a task; give the task and, "
+            f"for classes, the number of labels (tasks: {', '.join(tasks.names())})."
         )
     return found
 
@@ -143,7 +143,7 @@ def _check(source: Path, config: Any, family: Family, task: "Task") -> None:
     if family.stacks not in task.stacks:
         raise UserError(
             f"{source}: {family.name} has {' and '.join(family.stacks)} layers, with which "
-            f"{task.name} is not done here; choose another --task."
+            f"{task.name} is not done here; choose another task."
         )
     is_half = len(family.stacks) == 1 and getattr(config, "add_cross_attention", False)
     if is_half or (family.stacks == ("encoder",) and getattr(config, "is_decoder", False)):
@@ -166,21 +166,21 @@ def _load(folder: Path, asked: _Asked, reading: dict[str, Any]) -> PreTrainedMod
         if name not in fresh:
             raise UserError(
                 f"{folder}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
-                f"{'; --task or --labels replace it' if _is_head(name, model) else ''}."
+                f"{'; another task or labels replace it' if _is_head(name, model) else ''}."
             )
     lost = [name for name in missing if name not in fresh]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise UserError(
             f"{folder}: the weights lack {', '.join(lost[:3])}{more}"
-            f"{'; name the task with --task' if _is_head(lost[0], model) else ''}."
+            f"{'; name the task' if _is_head(lost[0], model) else ''}."
         )
     if fresh:
         log.info("%s: a fresh head for %s: %s", folder, asked.task.name, ", ".join(fresh))
     if not asked.task.fits(model.config.num_labels):
         raise UserError(
             f"{folder}: {asked.task.name} is not done with {model.config.num_labels} outputs; give "
-            "--labels, or another --task."
+            "the number of labels, or another task."
         )
     _check_finite(model, folder)
     return model.eval()  # type: ignore[no-any-return]

@@ -4,12 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from composable.errors import UserError
 
-if TYPE_CHECKING:
-    from composable.models.checkpoint import Checkpoint
+
+class Loaded(Protocol):
+    """What a task reads of a model in memory; `models.checkpoint.Checkpoint` has it.
+
+    Attributes:
+        model: of transformers.
+        tokenizer: its tokenizer; None for models of images.
+        info: what the model file says beside the weights, such as prefix, labels and max_length.
+    """
+
+    model: Any
+    tokenizer: Any
+    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Task(ABC):
             UserError: the task has no classes, or not so many.
         """
         if labels is not None:
-            raise UserError(f"--labels {labels}: {self.name} has no classes; leave it out.")
+            raise UserError(f"labels {labels}: {self.name} has no classes; leave it out.")
         return None
 
     def knows(self, config: Any) -> dict[str, Any]:
@@ -100,7 +111,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def dataset(self, corpus: Any, checkpoint: "Checkpoint", is_sorted: bool = False) -> Any:
+    def dataset(self, corpus: Any, checkpoint: Loaded, is_sorted: bool = False) -> Any:
         """Tokenise a corpus once, as the model wants it.
 
         Returns:
@@ -113,7 +124,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collator(self, checkpoint: "Checkpoint") -> Callable[[list[Any]], dict[str, Any]]:
+    def collator(self, checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Any]]:
         """Return what pads a list of samples to a batch: an attention mask, and labels of -100."""
 
     @abstractmethod
@@ -125,12 +136,12 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def length(self, checkpoint: "Checkpoint") -> int:
+    def length(self, checkpoint: Loaded) -> int:
         """Return the most tokens that the model reads of a sample."""
 
     @abstractmethod
     def evaluate(
-        self, checkpoint: "Checkpoint", corpus: Any, settings: dict[str, Any]
+        self, checkpoint: Loaded, corpus: Any, settings: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
         """Measure a model on a corpus.
 

@@ -208,7 +208,7 @@ def _window(asked: int | None, default: int, checkpoint: Any) -> int:
     limit = positions(checkpoint)
     if asked and (asked < 2 or (limit and asked > limit)):
         raise UserError(
-            f"--window {asked}: expected 2 or more"
+            f"window {asked}: expected 2 or more"
             + (f", and at most the {limit} positions of the model." if limit else ".")
         )
     return asked or default

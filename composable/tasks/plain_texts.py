@@ -37,7 +37,7 @@ def refuse_unknown(data: str | None) -> None:
     if data is not None and Path(data).is_file() and _ending(data) in OTHERS:
         raise FormatError(
             f"{data}: {_ending(data)} is not read here; give a text a line ({ENDINGS[0]}), or an "
-            "object a line (.jsonl, with --key)."
+            "object a line (.jsonl, with key)."
         )
 
 
@@ -77,7 +77,6 @@ def _value(path: Path, number: int, line: str, key: str) -> str:
     if not isinstance(found, str):
         keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise FormatError(
-            f'{path}: line {number} has no text under the key "{key}" (has {keys}); name it with '
-            "--key."
+            f'{path}: line {number} has no text under the key "{key}" (has {keys}); give its key.'
         )
     return found

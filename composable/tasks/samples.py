@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ from composable import files
 from composable.errors import UserError
 from composable.linalg import kernels
 from composable.progress import shows_progress
-
-if TYPE_CHECKING:
-    from composable.models.checkpoint import Checkpoint
+from composable.tasks.base import Loaded
 
 BATCH_TOKENS = 8192
 #: Most tokens of a batch on a CPU: what a layer makes of them stays in its cache.
@@ -50,7 +48,7 @@ def _shortness(item: dict[str, Any]) -> int:
     return -len(item["input_ids"])
 
 
-def positions(checkpoint: "Checkpoint") -> int | None:
+def positions(checkpoint: Loaded) -> int | None:
     """Return how many tokens the model has positions for; None where it has no such limit."""
     config = checkpoint.model.config
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
@@ -73,7 +71,7 @@ def _position_tables(model: nn.Module) -> Iterator[nn.Embedding]:
             yield part
 
 
-def most_tokens(checkpoint: "Checkpoint", default: int) -> int:
+def most_tokens(checkpoint: Loaded, default: int) -> int:
     """Return the most tokens of a sample.
 
     Args:
@@ -84,7 +82,7 @@ def most_tokens(checkpoint: "Checkpoint", default: int) -> int:
     return min(wanted, positions(checkpoint) or wanted)
 
 
-def pad_token(checkpoint: "Checkpoint") -> int:
+def pad_token(checkpoint: Loaded) -> int:
     """Return the id that fills up a batch; the attention mask hides it."""
     config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
     for found in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -93,14 +91,14 @@ def pad_token(checkpoint: "Checkpoint") -> int:
     return 0
 
 
-def pad_token_of_classifier(checkpoint: "Checkpoint") -> int:
+def pad_token_of_classifier(checkpoint: Loaded) -> int:
     """As `pad_token`, and tell the model: some look for the last token before the padding."""
     token = pad_token(checkpoint)
     checkpoint.model.config.pad_token_id = token
     return token
 
 
-def has_token_types(checkpoint: "Checkpoint") -> bool:
+def has_token_types(checkpoint: Loaded) -> bool:
     """Tell whether the model tells first and second texts apart, and the tokenizer does."""
     # a tokenizer of the general class says so of any model
     return (
@@ -110,7 +108,7 @@ def has_token_types(checkpoint: "Checkpoint") -> bool:
 
 
 def tokenised(
-    checkpoint: "Checkpoint", texts: Sequence[str], others: Sequence[str] | None, longest: int
+    checkpoint: Loaded, texts: Sequence[str], others: Sequence[str] | None, longest: int
 ) -> list[dict[str, Any]]:
     """Tokenise texts, or pairs of texts.
 
@@ -238,13 +236,13 @@ def finite(loss: float) -> float:
     if not np.isfinite(loss):
         raise UserError(
             f"the model's loss is {loss}, a finite number was expected; its weights give no "
-            "usable outputs with this --dtype."
+            "usable outputs with this dtype."
         )
     return loss
 
 
 def measure(
-    checkpoint: "Checkpoint",
+    checkpoint: Loaded,
     dataset: Any,
     collate: Callable[[list[Any]], dict[str, Tensor]],
     function: Callable[[Any, dict[str, Tensor]], tuple[Tensor, ...]],

@@ -55,7 +55,7 @@ class TextSimilarity(Task):
     def outputs(self, labels: int | None) -> int | None:
         """Return the one output a head gets."""
         if labels not in (None, 1):
-            raise UserError(f"--labels {labels}: {self.name} has one output; leave it out.")
+            raise UserError(f"labels {labels}: {self.name} has one output; leave it out.")
         return 1
 
     def read(

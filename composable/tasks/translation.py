@@ -67,7 +67,7 @@ def corpus_folder(data: str | None, default: str | None = None) -> Path:
         return folder
     if not Path(name).is_dir():
         raise UserError(
-            f"--data {name}: no such folder; give one with train.en, train.de, val.en, ..., or "
+            f"data {name}: no such folder; give one with train.en, train.de, val.en, ..., or "
             '"multi30k", or "embedded".'
         )
     return Path(name)

@@ -1,4 +1,4 @@
-"""--device and --dtype: what auto stands for, what is refused."""
+"""device and dtype: what auto stands for, what is refused."""
 
 import os
 
@@ -30,7 +30,7 @@ def test_no_such_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_device_counts_among_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    with pytest.raises(UserError, match=r"^--device cuda:2: CUDA_VISIBLE_DEVICES is '4,7'"):
+    with pytest.raises(UserError, match=r"^device cuda:2: CUDA_VISIBLE_DEVICES is '4,7'"):
         devices.select_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -85,17 +85,17 @@ def test_names_of_classes_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
-        ("bert", {"labels": 1}, "text_classification is not done with 1 outputs; give --labels"),
-        ("vit", {"labels": 1}, "image_classification is not done with 1 outputs; give --labels"),
-        ("vit", {"max_length": 9}, "--max-length 9: not for image_classification"),
+        ("bert", {"labels": 1}, "text_classification is not done with 1 outputs; give "),
+        ("vit", {"labels": 1}, "image_classification is not done with 1 outputs; give "),
+        ("vit", {"max_length": 9}, "max_length 9: not for image_classification"),
         ("gpt2", {"task": "text_classification", "add_cross_attention": True}, "is the decoder of"),
         ("bert", {"is_decoder": True}, "its config says that it is the decoder of another model"),
         ("bert", {"task": "mining"}, 'unknown task "mining"; known are translation, text_class'),
         ("bert", {"task": "translation"}, "BERT has encoder layers, with which translation is not"),
         ("bert", {"task": "language_modeling"}, "with which language_modeling is not done here"),
-        ("llama", {"labels": 2}, "--labels 2: language_modeling has no classes"),
+        ("llama", {"labels": 2}, "labels 2: language_modeling has no classes"),
         ("bert", {"task": "text_similarity", "labels": 2}, "text_similarity has one output"),
-        ("bert", {"prefix": "x: "}, "--prefix 'x: ': a text_classification model has none"),
+        ("bert", {"prefix": "x: "}, "prefix 'x: ': a text_classification model has none"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -112,7 +112,9 @@ def test_what_does_not_fit_is_refused(
 
 def test_a_missing_head_needs_a_task(tmp_path: Path) -> None:
     folder = headless(tmp_path / "hf")
-    with pytest.raises(UserError, match=r"BertModel has no head for a task; give --task and, for"):
+    with pytest.raises(
+        UserError, match=r"BertModel has no head for a task; give the task and, for"
+    ):
         import_model(folder, "bert")
     config = json.loads((folder / "config.json").read_text())
     config["architectures"] = ["BertForSequenceClassification"]

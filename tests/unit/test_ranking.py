@@ -41,7 +41,7 @@ def test_numbers_of_layers(text: str) -> None:
 
 def test_a_task_without_lengths(tmp_path: Path) -> None:
     made = tiny.dense("vit")
-    with pytest.raises(UserError, match="--max-length 5: not for image_classification; leave it"):
+    with pytest.raises(UserError, match="max_length 5: not for image_classification; leave it"):
         collect.batches(made, str(tmp_path), "text", 4, 5, None, "cpu")
 
 
