@@ -1,5 +1,6 @@
 """The table of tasks."""
 
+import pkgutil
 from typing import TYPE_CHECKING
 
 from composable.errors import UserError
@@ -8,23 +9,20 @@ if TYPE_CHECKING:
     from composable.tasks.base import Task
 
 
-def _all() -> tuple["Task", ...]:
-    # here, not above: its modules import torch and are reached one by one from elsewhere too
-    from composable.tasks.image_classification import IMAGE_CLASSIFICATION
-    from composable.tasks.language_modeling import LANGUAGE_MODELING
-    from composable.tasks.question_answering import QUESTION_ANSWERING
-    from composable.tasks.text_classification import TEXT_CLASSIFICATION
-    from composable.tasks.text_similarity import TEXT_SIMILARITY
-    from composable.tasks.translation import TRANSLATION
+#: Where each task is. Named, not imported: their files load torch, which reading a data file or
+#: a task's name must not.
+TASKS = (
+    "composable.tasks.translation:TRANSLATION",
+    "composable.tasks.text_classification:TEXT_CLASSIFICATION",
+    "composable.tasks.text_similarity:TEXT_SIMILARITY",
+    "composable.tasks.question_answering:QUESTION_ANSWERING",
+    "composable.tasks.language_modeling:LANGUAGE_MODELING",
+    "composable.tasks.image_classification:IMAGE_CLASSIFICATION",
+)
 
-    return (
-        TRANSLATION,
-        TEXT_CLASSIFICATION,
-        TEXT_SIMILARITY,
-        QUESTION_ANSWERING,
-        LANGUAGE_MODELING,
-        IMAGE_CLASSIFICATION,
-    )
+
+def _all() -> tuple["Task", ...]:
+    return tuple(pkgutil.resolve_name(place) for place in TASKS)
 
 
 def names() -> list[str]:
