@@ -73,7 +73,7 @@ def check_folder(path: Path) -> None:
     """Refuse a folder in which there is something.
 
     Raises:
-        UserError: so it is, or it is a file.
+        UserError: something is in the folder, or it is a file.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists already; name a folder that does not, or is empty.")

@@ -75,7 +75,7 @@ def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Ima
     for number, each in enumerate(classes):
         inside = sorted((place.path / each).iterdir())
         paths = [path for path in inside if path.suffix.lower() in ENDINGS]
-        groups.append([(path, number) for path in splits.take(paths, place.share)])
+        groups.append([(path, number) for path in splits.share_of(paths, place.share)])
     chosen = splits.interleave(groups, limit)
     if not chosen:
         raise FormatError(f"{place.path}: no images ({', '.join(ENDINGS)}) for {split}.")
@@ -104,7 +104,7 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     except (*_UNREADABLE, KeyError) as error:
         raise FormatError(f"{path}: not such an .npz file ({error}); expected {WANTED}.") from error
     _check(path, stem, pictures, labels)
-    chosen = splits.take(range(len(pictures)), places[0].share)[:limit]
+    chosen = splits.share_of(range(len(pictures)), places[0].share)[:limit]
     if not chosen:
         raise FormatError(f"{path}: no images for {split}; at least one was expected.")
     pictures, numbers = pictures[chosen], labels.reshape(-1)[chosen]

@@ -146,7 +146,7 @@ def _rows(
     rows = [tuple(row[index].strip() for index in indices) for row in table.rows]
     is_numbered = layout.is_numbered or bool(table.classes)
     rows, classes = _named(rows, table.classes or layout.classes, is_numbered)
-    return splits.take(rows, place.share)[:limit], classes
+    return splits.share_of(rows, place.share)[:limit], classes
 
 
 def _named(
@@ -164,7 +164,7 @@ def _reviews(place: Source, limit: int | None) -> list[tuple[str, ...]]:
     """Read the files of a split with a folder for each class, one of each class in turn."""
     paths = []
     for folder, label in REVIEWS.items():
-        found = splits.take(sorted((place.path / folder).glob("*.txt")), place.share)
+        found = splits.share_of(sorted((place.path / folder).glob("*.txt")), place.share)
         paths.append([(path, label) for path in found])
     chosen = splits.interleave(paths, limit)
     return [(splits.read_text(path).strip(), label) for path, label in chosen]

@@ -117,7 +117,7 @@ def sources(split: str, found: Mapping[str, Path | None]) -> list[Source]:
     return [Source(only, split)] if only else []
 
 
-def take(samples: Sequence[Sample], share: str) -> list[Sample]:
+def share_of(samples: Sequence[Sample], share: str) -> list[Sample]:
     """Return the share of the samples; every tenth, from the first, is held out for "valid"."""
     if share == "all":
         return list(samples)

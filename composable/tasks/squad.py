@@ -84,7 +84,7 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     name, places = splits.locate(data, default, split, _find, WANTED)
     place = places[0]
     groups, can_fail = _read(place.path)
-    questions = [each for group in splits.take(groups, place.share) for each in group][:limit]
+    questions = [each for group in splits.share_of(groups, place.share) for each in group][:limit]
     if not questions:
         raise FormatError(f"{place.path}: no questions for {split}; at least one was expected.")
     content = [[one.id, one.text, one.context, *map(list, one.answers)] for one in questions]
