@@ -111,7 +111,7 @@ def macs(
     }
     for module in family.modules(model):
         layer = model.get_submodule(module.holder)
-        if isinstance(layer, LinearMap):
+        if module.kind == "layer" and isinstance(layer, LinearMap):
             count = layer.weight.count_nonzero() if nonzero else layer.weight.numel()
             by_module[module.name] = int(count) * lengths[module.stack]
     return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
