@@ -79,7 +79,7 @@ def make_model(size: str, vocabulary: int, dropout: float = 0.1, prefix: str = "
 
 
 def make_checkpoint(size: str, tokenizer: Any, prefix: str = "") -> Any:
-    """Make a dense checkpoint of a geometry, without its fingerprint (saving gives it one)."""
+    """Make a dense checkpoint of a geometry, without its fingerprint, which takes a while."""
     return as_checkpoint(make_model(size, len(tokenizer), prefix=prefix), tokenizer, size, prefix)
 
 
@@ -110,6 +110,7 @@ def main(size: str, output: Path, seed: int) -> None:
 
     torch.manual_seed(seed)
     made = make_checkpoint(size, load_tokenizer(find_tokenizer()))
+    made.fingerprint = checkpoint.fingerprint_of(made.config, made.model.state_dict())
     checkpoint.save(output, made)
     click.echo(json.dumps({"parameters": made.info["dense_parameters"]}))
 

@@ -70,6 +70,7 @@ def main(
     model.config.dropout_rate = DROPOUT_OF_FILE
     made = geometry.as_checkpoint(model, words, "trained from scratch", prefix)
     made.info["history"].append({"trained": options.identity()})
+    made.fingerprint = checkpoint.fingerprint_of(made.config, made.model.state_dict())
     checkpoint.save(output, made)
     outcome.clean_up()
     return {"wrote": str(output), "parameters": made.info["dense_parameters"], **outcome.report()}

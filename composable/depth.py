@@ -17,6 +17,7 @@ from composable.linalg.state_distances import Metric
 from composable.models import surgery
 from composable.models.checkpoint import Checkpoint
 from composable.models.export import record
+from composable.models.structure import Edit, ordered
 from composable.ranking import layer_choice, layer_distance
 from composable.ranking.layer_choice import Choice
 from composable.ranking.layer_distance import scores_of
@@ -161,7 +162,8 @@ def cut(
     if len(gone) == len(present):
         raise ConfigError(f"all {len(gone)} {name} layers would go; keep at least one of them.")
     before = model.config.to_dict()
-    surgery.remove_layers(model, family, [f"{paths[name]}.{layer}" for layer in gone])
+    edits = ordered(Edit(f"{paths[name]}.{layer}", "remove") for layer in gone)
+    surgery.apply_structure(model, family, edits)
     why: dict[str, Any] = {}
     if scores is not None and gone:
         used = scores.of(name)

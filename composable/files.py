@@ -119,36 +119,44 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read strict JSON: duplicate keys, NaN and infinities are refused.
+    """Read a file of strict JSON, see `parse_json`.
 
     Raises:
-        FormatError: not UTF-8 JSON, a key twice in one object, a number that JSON does not have.
+        FormatError: it is not; the message names the file.
         OSError: the file cannot be read.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}.") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse strict JSON: UTF-8, no key twice in one object, no NaN and no infinities.
+
+    Raises:
+        FormatError: it is not; the message is a part of a sentence.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in pairs:
             if key in seen:
-                raise FormatError(
-                    f'{path}: key "{key}" occurs twice in one object; keep one of them.'
-                )
+                raise FormatError(f'key "{key}" occurs twice in one object; keep one of them')
             seen[key] = value
         return seen
 
     def no_constant(name: str) -> Any:
-        raise FormatError(
-            f"{path}: {name} is not a number that JSON knows; write a value from 0 to 1."
-        )
+        raise FormatError(f"{name} is not a number that JSON knows; write a finite one")
 
     try:
         return json.loads(
-            Path(path).read_bytes().decode(),
+            text.decode() if isinstance(text, bytes) else text,
             object_pairs_hook=no_duplicates,
             parse_constant=no_constant,
         )
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not a JSON file ({error}).") from error
+        raise FormatError(f"not a JSON file ({error})") from error
 
 
 def canonical_json(value: Any) -> str:

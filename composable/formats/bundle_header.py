@@ -10,7 +10,7 @@ from composable.families.base import KINDS
 from composable.files import canonical_json, digest_of
 from composable.formats import container
 from composable.formats.config import Entry, check_block
-from composable.formats.container import ITEM_SIZE, Format, check_types, strict_json
+from composable.formats.container import ITEM_SIZE, Format, check_types, header_json
 
 FORMAT = Format("composable.bundle", "3", "a bundle")
 #: How heads leave an attention whose query heads share key/value heads.
@@ -180,8 +180,8 @@ def parse_header(header: bytes, data_size: int) -> Header:
         FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
     """
     metadata, entries = container.parse_metadata(header, FORMAT, METADATA)
-    options = strict_json(metadata["options"], dict)
-    variants = strict_json(metadata["variants"], list)
+    options = header_json(metadata["options"], dict)
+    variants = header_json(metadata["variants"], list)
     records = [_record(i, value) for i, value in enumerate(variants)]
     if len({(record.module, record.entry) for record in records}) < len(records):
         raise FormatError("two variants of one module have the same rate and method")

@@ -13,7 +13,7 @@ import torch
 from composable.errors import FormatError, MismatchError, UserError
 from composable.files import atomic_write, canonical_json
 from composable.formats import container
-from composable.formats.container import ITEM_SIZE, Format, check_types, sha256, strict_json
+from composable.formats.container import ITEM_SIZE, Format, check_types, header_json, sha256
 from composable.linalg.grams import Gram
 
 FORMAT = Format("composable.calibration", "1", "a calibration")
@@ -98,9 +98,9 @@ def parse_header(header: bytes, size: int) -> Header:
         FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
     """
     metadata, entries = container.parse_metadata(header, FORMAT, METADATA)
-    info = strict_json(metadata["info"], dict)
+    info = header_json(metadata["info"], dict)
     _check_info(info)
-    values = strict_json(metadata["inputs"], list)
+    values = header_json(metadata["inputs"], list)
     inputs = [_input(f"input {index}", value) for index, value in enumerate(values)]
     linears = [linear for item in inputs for linear in item.linears]
     if len(set(linears)) < len(linears):

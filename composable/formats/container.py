@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from composable.errors import FormatError
+from composable.files import parse_json
 
 T = TypeVar("T")
 ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 array
@@ -144,7 +145,7 @@ def parse_metadata(
     Raises:
         FormatError: another format, a newer one, or damaged.
     """
-    entries = strict_json(header, dict)
+    entries = header_json(header, dict)
     metadata = entries.pop("__metadata__", None)
     found = metadata if isinstance(metadata, dict) else {}
     if found.get("format") != expected.name:
@@ -173,25 +174,15 @@ def check_places(
         raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
 
 
-def strict_json(text: str | bytes, kind: type[T]) -> T:
-    """Parse strict JSON of type `kind`: UTF-8, no key twice, no NaN.
+def header_json(text: str | bytes, kind: type[T]) -> T:
+    """Parse a part of a header: strict JSON (see `files.parse_json`) of type `kind`.
 
     Raises:
         FormatError: it is not.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key occurs twice")
-        return dict(pairs)
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is not a JSON number")
-
     try:
-        text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except FormatError as error:
         raise FormatError(f"damaged (header: {error!s:.80})") from error
     if not isinstance(value, kind):
         raise FormatError(f"damaged (header: {value!r:.40} is not a {kind.__name__})")

@@ -20,12 +20,14 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from composable import families, files
 from composable.errors import FormatError, MismatchError, UserError
 from composable.families import Family
-from composable.models.surgery import Structure, apply_structure, empty_structure
+from composable.formats import bitmask
+from composable.models.structure import Structure, from_json, to_json
+from composable.models.surgery import apply_structure
 
 transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
 
 
-FORMAT, VERSION = "composable.model", 3
+FORMAT, VERSION = "composable.model", 4
 SEAL = b"sha256:"
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
@@ -39,7 +41,7 @@ class Checkpoint:
         model: in eval mode, weights tied.
         tokenizer: its tokenizer; None for models of images.
         config: the dense model's config as stored, whatever was removed since.
-        structure: what was removed.
+        structure: how its shapes differ from the dense model's.
         masks: parameter name -> boolean tensor, True where the weight stays.
         fingerprint: of the dense model that this one was made of.
         info: source, revision, task, prefix, data, dense_parameters, history, and what the task
@@ -49,7 +51,7 @@ class Checkpoint:
     model: PreTrainedModel
     tokenizer: Any
     config: dict[str, Any]
-    structure: Structure = field(default_factory=empty_structure)
+    structure: Structure = ()
     masks: dict[str, Tensor] = field(default_factory=dict)
     fingerprint: str = ""
     info: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class Checkpoint:
     @property
     def is_dense(self) -> bool:
         """Whether nothing was pruned."""
-        return not self.masks and not any(self.structure.values())
+        return not self.masks and not self.structure
 
     @property
     def family(self) -> Family:
@@ -128,7 +130,7 @@ def load(path: Path) -> Checkpoint:
     try:
         return _rebuild(stored)
     except UserError as error:
-        raise FormatError(f"{path}: {error}") from error
+        raise FormatError(f"{path}: {str(error).rstrip('.')}.") from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(
             f"{path}: its parts do not fit together "
@@ -138,16 +140,20 @@ def load(path: Path) -> Checkpoint:
 
 def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     """Make the model of what a file holds."""
-    config, structure = json.loads(stored["config"]), json.loads(stored["structure"])
+    config = files.parse_json(stored["config"])
+    structure = from_json(files.parse_json(stored["structure"]))
     model = _build(config, structure)
     model.load_state_dict(stored["state_dict"], strict=True, assign=True)
     _tie_shared(model)
     model.eval()
-    generation = json.loads(stored["generation_config"])
+    generation = files.parse_json(stored["generation_config"])
     if generation is not None:
         model.generation_config = GenerationConfig.from_dict(generation)
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    masks = {name: unpack_mask(packed, shapes[name]) for name, packed in stored["masks"].items()}
+    masks = {
+        name: torch.from_numpy(bitmask.unpack(packed.numpy(), shapes[name]))
+        for name, packed in stored["masks"].items()
+    }
     return Checkpoint(
         model=model,
         tokenizer=_load_tokenizer(stored["tokenizer"]),
@@ -155,30 +161,37 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
         structure=structure,
         masks=masks,
         fingerprint=stored["fingerprint"],
-        info=json.loads(stored["info"]),
+        info=files.parse_json(stored["info"]),
     )
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a model file, whole or not at all; equal checkpoints give equal bytes.
 
-    A dense model gets the fingerprint of the weights it has now.
+    Whoever makes or trains a dense model sets its fingerprint, see `fingerprint_of`.
+
+    Raises:
+        FormatError: it has none.
+        OSError: the file cannot be written; an older one stays.
     """
+    if not checkpoint.fingerprint:
+        raise FormatError(f"{path}: not written: the model has no fingerprint; give it one.")
     model = checkpoint.model
     state = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
-    if checkpoint.is_dense:
-        checkpoint.fingerprint = fingerprint_of(checkpoint.config, state)
     generation = _generation(model)
     stored: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "config": files.canonical_json(checkpoint.config),
         "generation_config": files.canonical_json(generation),
-        "structure": files.canonical_json(checkpoint.structure),
+        "structure": files.canonical_json(to_json(checkpoint.structure)),
         "info": files.canonical_json(checkpoint.info),
         "fingerprint": checkpoint.fingerprint,
         "tokenizer": _tokenizer_files(checkpoint.tokenizer),
-        "masks": {name: pack_mask(mask) for name, mask in sorted(checkpoint.masks.items())},
+        "masks": {
+            name: torch.from_numpy(bitmask.pack(mask.cpu().numpy()))
+            for name, mask in sorted(checkpoint.masks.items())
+        },
         "state_dict": state,
     }
     # torch.save writes the name of its target into the archive: equal models need one name
@@ -195,21 +208,6 @@ def _generation(model: PreTrainedModel) -> dict[str, Any] | None:
         return None
     found = json.loads(model.generation_config.to_json_string(use_diff=True))
     return {key: value for key, value in found.items() if key not in _VOLATILE}
-
-
-def pack_mask(mask: Tensor) -> Tensor:
-    """Pack booleans into bytes: row-major, the first in the highest bit, zero padded."""
-    import numpy as np
-
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-
-
-def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
-    """Undo `pack_mask` for a tensor of the given shape."""
-    import numpy as np
-
-    bits = np.unpackbits(packed.numpy(), count=shape.numel())
-    return torch.from_numpy(bits.astype(bool)).view(shape)
 
 
 def sealed(archive: bytes | memoryview) -> tuple[bytes | memoryview, ...]:

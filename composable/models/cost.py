@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from composable.errors import ShapeError
+from composable.models.surgery import LinearMap
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,9 +111,8 @@ def macs(
     }
     for module in family.modules(model):
         layer = model.get_submodule(module.holder)
-        if module.kind == "layer" and hasattr(layer, "weight"):  # a linear map
-            weights: Any = layer.weight
-            count = weights.count_nonzero() if nonzero else weights.numel()
+        if module.kind == "layer" and isinstance(layer, LinearMap):
+            count = layer.weight.count_nonzero() if nonzero else layer.weight.numel()
             by_module[module.name] = int(count) * lengths[module.stack]
     return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from composable import families, files
 from composable.errors import MismatchError
-from composable.models import export
 from composable.models.checkpoint import Checkpoint
-from composable.models.surgery import layer_lists
+from composable.models.structure import ACTIONS, removed_layers
+from composable.models.surgery import layer_paths
 
 log = logging.getLogger("composable")
 
@@ -30,23 +30,21 @@ def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
         UserError: there is something in the folder.
     """
     structure, model = checkpoint.structure, checkpoint.model
-    for name in (*structure["kept_units"], *structure["linear_maps"]):
-        what = "a linear map stands in its place" if name in structure["linear_maps"] else "pruned"
-        raise MismatchError(
-            f'{path}: "{name}" ({what}) has a shape that transformers cannot build; models that '
-            "have lost nothing but whole layers and single weights can be exported."
-        )
-    removed = structure["removed_layers"]
-    for stack, left in layer_lists(model, checkpoint.family).items():
-        gone = [
-            int(name.rpartition(".")[2])
-            for name in removed
-            if (place := checkpoint.family.place(name)) and place[0] == stack
-        ]
+    removed = removed_layers(structure, checkpoint.family)
+    for edit in structure:
+        if edit.module not in removed:
+            raise MismatchError(
+                f'{path}: "{edit.module}" ({ACTIONS[edit.action].result}) has a shape that '
+                "transformers cannot build; models that have lost nothing but whole layers and "
+                "single weights can be exported."
+            )
+    for stack, layers in layer_paths(model, checkpoint.family).items():
+        gone = [int(name[len(layers) + 1 :]) for name in removed if name.startswith(f"{layers}.")]
         if gone:
-            export.record(model.config, stack, gone, len(left) + len(gone))
+            left: Any = model.get_submodule(layers)
+            record(model.config, stack, gone, len(left) + len(gone))
     extra = {"preprocessor_config.json": _preprocessor(checkpoint)}
-    export.save(model, folder, checkpoint.tokenizer, {k: v for k, v in extra.items() if v})
+    save(model, folder, checkpoint.tokenizer, {k: v for k, v in extra.items() if v})
     return removed
 
 

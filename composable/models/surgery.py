@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +11,13 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from composable.errors import ShapeError
 from composable.families import Family, Module
 from composable.families.base import Layers
+from composable.models.structure import Structure, check, mapped_layers, removed_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Structure(TypedDict):
-    """How a composed model differs in shape from its dense model; names in the dense numbering.
-
-    Keys:
-        kept_units: attention -> ascending ids of its heads, ffn -> of its neurons; [] where it is
-            gone.
-        removed_layers: whole layers that are gone.
-        linear_maps: layers that are gone as well, each with a linear map in its place.
-    """
-
-    kept_units: dict[str, list[int]]
-    removed_layers: list[str]
-    linear_maps: list[str]
-
-
-def empty_structure() -> Structure:
-    """Return the structure of a dense model."""
-    return {"kept_units": {}, "removed_layers": [], "linear_maps": []}
-
-
-class Nothing(nn.Module):
+class Zeros(nn.Module):
     """A removed linear or feed-forward: zeros in the shape of its input."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -70,26 +51,26 @@ class LinearMap(nn.Linear):
 
     Args:
         width: of the states.
-        answer: see `Family.layer_output`.
+        output: see `Family.layer_output`.
         layer_idx: see `NoAttention`.
     """
 
     def __init__(
         self,
         width: int,
-        answer: Callable[[Tensor, tuple[Any, ...]], Any] | None = None,
+        output: Callable[[Tensor, tuple[Any, ...]], Any] | None = None,
         layer_idx: int | None = None,
     ):
         super().__init__(width, width)
         self.layer_idx = layer_idx
-        self._answer = answer
+        self._output = output
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Return what a layer of the family returns."""
         cache = next((it for it in (*args, *kwargs.values()) if isinstance(it, Cache)), None)
         _count_tokens(cache, hidden_states, self.layer_idx)
         states = hidden_states + super().forward(hidden_states)
-        return states if self._answer is None else self._answer(states, (hidden_states, *args))
+        return states if self._output is None else self._output(states, (hidden_states, *args))
 
 
 def _count_tokens(cache: Any, hidden_states: Tensor, layer_idx: int | None) -> None:
@@ -258,27 +239,34 @@ def adapt(holder: nn.Module, module: Module, family: Family, kept: list[int] | N
 
 
 def apply_structure(model: "PreTrainedModel", family: Family, structure: Structure) -> None:
-    """Give a dense `model` (also on the meta device) the shapes that `structure` describes.
+    """Give a dense `model` (also on the meta device) the shapes that its edits describe.
+
+    Args:
+        model: any model of the family, also one that was not made by this program.
+        family: of the model.
+        structure: the edits; linear maps are put in their places, to be filled.
 
     Raises:
-        ShapeError: an unknown name, a unit that does not exist, a stack without layers.
+        ShapeError: edits that do not fit the model or each other, a unit that does not exist, a
+            stack without layers, a config that lists something by layer which the family does not
+            know of.
     """
     modules = {module.name: module for module in family.modules(model)}
-    for name in (name for names in structure.values() for name in names):  # type: ignore[attr-defined]
-        if name not in modules:
-            raise ShapeError(f'no module "{name}" in this model; it was pruned from another one.')
-    attentions = [module for module in modules.values() if module.kind == "attention"]
-    kept_units = structure["kept_units"]
-    for name, kept in kept_units.items():
-        if kept or (modules[name].kind == "attention" and family.adapt_attention):
-            keep_units(model.get_submodule(modules[name].holder), modules[name], kept)
+    check(structure, family, modules)
+    kept = {
+        edit.module: list(edit.units) for edit in structure if modules[edit.module].kind != "layer"
+    }
+    for name, units in kept.items():
+        module = modules[name]
+        if units or (module.kind == "attention" and family.adapt_attention):
+            keep_units(model.get_submodule(module.holder), module, units)
         else:
-            _remove(model, modules[name], family)
-    if any(module.name in kept_units for module in attentions):
+            _remove(model, module, family)
+    attentions = [module for module in modules.values() if module.kind == "attention"]
+    if any(module.name in kept for module in attentions):
         for module in attentions:
-            kept_heads = kept_units.get(module.name)
-            adapt(model.get_submodule(module.name), module, family, kept_heads)
-    remove_layers(model, family, structure["removed_layers"], structure["linear_maps"])
+            adapt(model.get_submodule(module.name), module, family, kept.get(module.name))
+    _remove_layers(model, family, removed_layers(structure, family), mapped_layers(structure))
 
 
 def _remove(model: nn.Module, module: Module, family: Family) -> None:
@@ -293,36 +281,22 @@ def _remove(model: nn.Module, module: Module, family: Family) -> None:
         else:
             put(model, module.name, NoAttention(index))
     elif module.holder == module.name:
-        put(model, module.name, Nothing())
+        put(model, module.name, Zeros())
     else:  # the linears lie among others
         for _, child in module.parts:
-            put(holder, child, Nothing() if child == module.output else nn.Identity())
+            put(holder, child, Zeros() if child == module.output else nn.Identity())
 
 
-def remove_layers(
-    model: Any, family: Family, names: Collection[str], maps: Collection[str] = ()
+def _remove_layers(
+    model: Any, family: Family, names: Collection[str], maps: Collection[str]
 ) -> None:
-    """Take whole layers out, and let the config count those that stay.
-
-    Args:
-        model: any model of the family, also one that was not made by this program.
-        family: of the model.
-        names: paths of the layers that go.
-        maps: paths of layers that go as well and leave a `LinearMap`, to be filled, in their place.
-
-    Raises:
-        ShapeError: no such layer, a stack without layers, a config that lists something by layer
-            which the family does not know of.
-    """
+    """Take whole layers out, put maps in the place of others; let the config count what stays."""
     paths_of = layer_paths(model, family)
-    listed = {stack: _names(model, path) for stack, path in paths_of.items()}
-    if unknown := sorted({*names, *maps} - {each for some in listed.values() for each in some}):
-        raise ShapeError(f'no layer "{unknown[0]}" in this model.')
     for layers in family.layers:
-        path, paths = paths_of[layers.stack], listed[layers.stack]
+        path = paths_of[layers.stack]
         present = model.get_submodule(path)
-        gone = {i for i, name in enumerate(paths) if name in names}
-        mapped = {i for i, name in enumerate(paths) if name in maps}
+        gone = {i for i in range(len(present)) if f"{path}.{i}" in names}
+        mapped = {i for i in range(len(present)) if f"{path}.{i}" in maps}
         if gone | mapped:
             _check_removal(model.config, path, present, gone | mapped, layers)
             if family.before_layer_removal is not None:
@@ -365,11 +339,6 @@ def layer_lists(model: nn.Module, family: Family) -> dict[str, Any]:
     return {stack: model.get_submodule(path) for stack, path in layer_paths(model, family).items()}
 
 
-def _names(model: nn.Module, path: str) -> list[str]:
-    layers: Any = model.get_submodule(path)
-    return [f"{path}.{index}" for index in range(len(layers))]
-
-
 def _check_removal(
     config: Any, path: str, present: nn.ModuleList, gone: set[int], layers: Layers
 ) -> None:
@@ -390,23 +359,6 @@ def _renumber(layers: nn.ModuleList) -> None:
         for module in layer.modules():
             if getattr(module, "layer_idx", None) is not None:
                 module.layer_idx = index  # type: ignore[assignment]
-
-
-def name_after_removal(name: str, family: Family, removed_layers: list[str]) -> str | None:
-    """Translate a name from the dense numbering of layers to that of the composed model.
-
-    Returns:
-        The new name; None if it lies in a removed layer.
-    """
-    place = family.place(name)
-    if place is None:
-        return name
-    layer = place[1]
-    if layer in removed_layers:
-        return None
-    path, _, number = layer.rpartition(".")
-    index = int(number) - sum(f"{path}.{lower}" in removed_layers for lower in range(int(number)))
-    return f"{path}.{index}{name.removeprefix(layer)}"
 
 
 def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:

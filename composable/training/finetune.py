@@ -10,6 +10,7 @@ from torch import nn
 from composable import tasks
 from composable.models import checkpoint, cost
 from composable.models.checkpoint import Checkpoint
+from composable.models.structure import to_json
 from composable.training import train
 from composable.training.heal import Heal, prepare
 
@@ -52,7 +53,7 @@ def tune_model(
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
         "masks": checkpoint.fingerprint_of({}, composed.masks),
-        "structure": composed.structure,
+        "structure": to_json(composed.structure),
         "data": [corpus.sha256 for corpus in corpora],
         "prefix": composed.info["prefix"],
         "heal": heal.identity(),
@@ -82,6 +83,9 @@ def tune_model(
     if outcome.is_main:
         _forget_seconds(composed.info["history"][-1][label])
         nn.Module.to(composed.model, stored)
+        if composed.is_dense:  # with other weights it is another dense model
+            state = composed.model.state_dict()
+            composed.fingerprint = checkpoint.fingerprint_of(composed.config, state)
         checkpoint.save(output, composed)
         outcome.write_stats(stats)
         outcome.clean_up()

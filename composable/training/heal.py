@@ -8,7 +8,8 @@ from torch import nn
 
 from composable.errors import MismatchError, UserError
 from composable.models.checkpoint import Checkpoint
-from composable.models.surgery import layer_paths, name_after_removal, put
+from composable.models.structure import mapped_layers, name_after_removal, removed_layers
+from composable.models.surgery import layer_paths, put
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,19 @@ def neighbours(composed: Checkpoint) -> list[str]:
     Raises:
         MismatchError: there is no cut.
     """
-    family, structure = composed.family, composed.structure
-    gone = {*structure["removed_layers"], *structure["linear_maps"]}
+    family = composed.family
+    removed = removed_layers(composed.structure, family)
+    mapped = mapped_layers(composed.structure)
     found = []
     for path in layer_paths(composed.model, family).values():
         left: Any = composed.model.get_submodule(path)
-        removed = [name for name in structure["removed_layers"] if name.startswith(f"{path}.")]
-        names = [f"{path}.{number}" for number in range(len(left) + len(removed))]
-        found += [name for i, name in enumerate(names) if _is_beside(names, i, gone)]
-        found += [name for name in names if name in structure["linear_maps"]]
+        count = len(left) + sum(name.startswith(f"{path}.") for name in removed)
+        names = [f"{path}.{number}" for number in range(count)]
+        found += [name for i, name in enumerate(names) if _is_beside(names, i, {*removed, *mapped})]
+        found += [name for name in names if name in mapped]
     if not found:
-        raise MismatchError("--heal neighbours: no layer of this model is gone; use full or lora.")
-    now = (name_after_removal(name, family, structure["removed_layers"]) for name in found)
+        raise MismatchError("heal neighbours: no layer of this model is gone; use full or lora.")
+    now = (name_after_removal(name, family, removed) for name in found)
     return [name for name in now if name is not None]
 
 
@@ -98,7 +100,7 @@ def _adapt(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
         from peft.tuners.lora import LoraLayer
     except ImportError as error:
         raise UserError(
-            "--heal lora needs the package peft; pip install -r requirements-lora.txt."
+            "heal lora needs the package peft; pip install -r requirements-lora.txt."
         ) from error
     model: nn.Module = composed.model
     targets = [
@@ -109,11 +111,11 @@ def _adapt(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
     ]
     if masked := [name for name in targets if f"{name}.weight" in composed.masks]:
         raise MismatchError(
-            f'--heal lora: weights of "{masked[0]}" are masked, and adapters would fill them; use '
+            f'heal lora: weights of "{masked[0]}" are masked, and adapters would fill them; use '
             "full or neighbours."
         )
     if not targets:
-        raise MismatchError("--heal lora: this model has no ffn that adapters could go to.")
+        raise MismatchError("heal lora: this model has no ffn that adapters could go to.")
     config = LoraConfig(
         r=heal.rank,
         lora_alpha=heal.rank,

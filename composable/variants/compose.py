@@ -12,29 +12,35 @@ from composable.formats.config import covered, merge_pairs, pick, read_configura
 from composable.methods import METHODS
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
-from composable.models.surgery import (
+from composable.models.structure import (
+    Edit,
     Structure,
-    apply_masks,
-    apply_structure,
-    empty_structure,
     name_after_removal,
+    ordered,
+    removed_layers,
 )
+from composable.models.surgery import apply_masks, apply_structure
 
 
 def structure_of(variants: Iterable[Variant]) -> Structure:
-    """Collect what the variants remove, names in the dense numbering."""
-    structure = empty_structure()
-    for variant in variants:
-        if variant.kind == "layer" and variant.removed:
-            first, *others = covered(variant.module, variant.entry)
-            structure["linear_maps" if variant.tensors else "removed_layers"].append(first)
-            structure["removed_layers"] += others
-        elif variant.removed or variant.kept_units is not None:
-            structure["kept_units"][variant.module] = variant.kept_units or []
-    # equal models get equal files, in whatever order the modules came
-    structure["removed_layers"].sort()
-    structure["linear_maps"].sort()
-    return structure
+    """Collect what the variants change of a model's shapes.
+
+    Raises:
+        ShapeError: two of them change one module.
+    """
+    return ordered(edit for variant in variants for edit in _edits(variant))
+
+
+def _edits(variant: Variant) -> list[Edit]:
+    if variant.kind == "layer" and variant.removed:
+        first, *others = covered(variant.module, variant.entry)
+        gone = [Edit(name, "remove") for name in others]
+        return [Edit(first, "map" if variant.tensors else "remove"), *gone]
+    if variant.removed or variant.kept_units == []:
+        return [Edit(variant.module, "remove")]
+    if variant.kept_units is None:
+        return []
+    return [Edit(variant.module, "keep", tuple(variant.kept_units))]
 
 
 def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
@@ -48,17 +54,18 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
         The composed model; masked weights are exactly zero, whatever the variants hold there.
 
     Raises:
-        ShapeError: a tensor of a variant does not fit the model.
+        ShapeError: a tensor of a variant does not fit the model, or two exclude each other.
     """
     family, model = dense.family, dense.model
     holders = {module.name: module.holder for module in family.modules(model)}
     structure = structure_of(variants)
+    removed = removed_layers(structure, family)
     apply_structure(model, family, structure)
     masks = {}
     parameters = dict(model.named_parameters())
     for variant in variants:
         holder = holders.get(variant.module, variant.module)
-        name = name_after_removal(holder, family, structure["removed_layers"])
+        name = name_after_removal(holder, family, removed)
         for part, tensor in variant.tensors.items():
             target = f"{name}.{part}"
             shape = tuple(parameters[target].shape) if target in parameters else "nothing"

@@ -16,6 +16,7 @@ import torch
 
 from composable import files
 from composable.models import checkpoint
+from composable.models.structure import Edit
 from composable.training import callbacks
 from tests import tiny
 from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
@@ -327,8 +328,7 @@ def test_a_test_model_keeps_a_layer(places: dict[str, str], out: Path) -> None:
     path.write_text('{"encoder.block.0": [1], "encoder.block.1": [1]}')
     found = run("prune.py", {"-c": str(path), "-p": "{out}/test.pth"}, places, out)
     assert found.report["variants"] == 2
-    structure = checkpoint.load(out / "test.pth").structure
-    assert structure["removed_layers"] == ["encoder.block.0"]
+    assert checkpoint.load(out / "test.pth").structure == (Edit("encoder.block.0", "remove"),)
 
 
 # --- the command line ----------------------------------------------------------------------------

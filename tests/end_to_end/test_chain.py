@@ -15,6 +15,7 @@ import torch
 from composable.formats import bundle
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
+from composable.models.structure import Edit
 from composable.training import callbacks
 from tests import tiny
 from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
@@ -225,6 +226,8 @@ def test_baseline_takes_dense_and_composed_models(
     tuned, start = checkpoint.load(tmp_path / run.report["wrote"]), checkpoint.load(path)
     assert tuned.is_dense == (model == "model")
     assert (tuned.fingerprint == start.fingerprint) == (model == "composed")
+    found = checkpoint.fingerprint_of(tuned.config, tuned.model.state_dict())
+    assert (tuned.fingerprint == found) == tuned.is_dense
 
 
 # --- as users call them --------------------------------------------------------------------------
@@ -411,7 +414,7 @@ def test_bundles_of_two_methods_meet_in_one_model(bench: Bench) -> None:
     composed = checkpoint.load(bench.folder / "model/composed.pth")
     attention = composed.model.get_submodule(ATTENTION)
     assert tuple(attention.q.weight.shape) == (16, 32)
-    assert [len(kept) for kept in composed.structure["kept_units"].values()] == [2]
+    assert [len(edit.units) for edit in composed.structure] == [2]
     assert {name: int((~mask).sum()) for name, mask in composed.masks.items()} == {
         f"{WI}.weight": 614  # floor(48 * 32 * 0.4 + 0.5)
     }
@@ -561,7 +564,7 @@ def test_test_model_has_the_first_variant_of_every_module(bench: Bench) -> None:
     made = checkpoint.load(bench.folder / "model/test.pth")
     assert tuple(made.model.get_submodule(ATTENTION).q.weight.shape) == (24, 32)
     assert {name: int((~mask).sum()) for name, mask in made.masks.items()} == {f"{WI}.weight": 768}
-    assert made.structure["kept_units"]["decoder.block.1.layer.2.DenseReluDense"] == []
+    assert Edit("decoder.block.1.layer.2.DenseReluDense", "remove") in made.structure
     assert call("evaluate.py", "-q", "-m", "model/test.pth", cwd=bench.folder).code == 0
 
 
@@ -575,11 +578,7 @@ def test_rate_1_through_the_scripts(bench: Bench) -> None:
     bench.prune({name: [rate] for name, rate in configuration.items()}, "modules.npy")
     assert bench.compose(configuration, "modules.npy").code == 0
     composed = checkpoint.load(bench.folder / "model/composed.pth")
-    assert composed.structure == {
-        "kept_units": {ATTENTION: [], "decoder.block.0.layer.2.DenseReluDense": []},
-        "removed_layers": ["encoder.block.1"],
-        "linear_maps": [],
-    }
+    assert composed.structure == tuple(Edit(name, "remove") for name in sorted(configuration))
     run = call("evaluate.py", "-q", "-m", "model/composed.pth", "--limit", 4, cwd=bench.folder)
     assert run.report["parameters"] < sum(p.numel() for p in tiny.t5().parameters())
     script, more = "block_level_finetuning.py", ("--epochs", 1)

@@ -12,6 +12,7 @@ import transformers
 from composable.errors import MismatchError
 from composable.formats import scores_file
 from composable.models import checkpoint, export
+from composable.models.structure import Edit, removed_layers
 from composable.ranking import layer_choice
 from tests import tiny, tiny_tasks
 from tests.end_to_end.conftest import Ended
@@ -70,9 +71,9 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     first, _ = layer_choice.best_block(scores, 2)
     ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
     composed = checkpoint.load(tmp_path / "composed.pth")
-    removed = composed.structure["removed_layers"]
+    removed = removed_layers(composed.structure, composed.family)
     assert [int(name.rpartition(".")[2]) for name in removed] == [first, first + 1]
-    assert composed.structure["kept_units"]
+    assert any(edit.action == "keep" for edit in composed.structure)
     ended = call(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
     assert ended.code == 1
     assert "has a shape that transformers cannot build" in ended.err
@@ -82,7 +83,7 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     ok(tmp_path, "compose_model.py", "-m", model, "-o", "composed.pth")
     composed = checkpoint.load(tmp_path / "composed.pth")
     report = ok(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
-    assert report["removed_layers"] == composed.structure["removed_layers"]
+    assert report["removed_layers"] == removed_layers(composed.structure, composed.family)
     order = scores_file.load(tmp_path / "distances.npz").removal(names[-1]).order
     again = type(composed.model).from_pretrained(tmp_path / "folder").eval()
     assert again.config.depth_pruning[names[-1]]["removed"] == sorted(order)
@@ -134,7 +135,7 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
         assert 0 < report["learning_parameters"] < report["parameters"]
         assert report["heal"] == how
     made = checkpoint.load(tmp_path / "b.pth")
-    made.structure["linear_maps"] = made.structure["linear_maps"] or [name]
+    made.structure = (Edit(name, "map"),)  # whether or not a map was better than deletion
     with pytest.raises(MismatchError, match="a linear map stands in its place"):
         export.write(made, tmp_path / "b.pth", tmp_path / "folder")
 

@@ -17,6 +17,7 @@ import evaluate
 import report
 from composable import __version__
 from composable.models import checkpoint, cost
+from composable.models.structure import Edit
 from composable.models.surgery import apply_structure
 from composable.tasks import greedy, translation_decode
 from composable.tasks.greedy import is_plain
@@ -423,11 +424,8 @@ def prune(model: checkpoint.Checkpoint) -> tuple[str, str, str]:
         "decoder.block.1.layer.1.EncDecAttention",
     )
     ffn = "decoder.block.0.layer.2.DenseReluDense"
-    model.structure = {
-        "kept_units": {attention: [], cross: [1, 3], ffn: []},
-        "removed_layers": [],
-        "linear_maps": [],
-    }
+    gone = Edit(attention, "remove"), Edit(ffn, "remove")
+    model.structure = (*gone, Edit(cross, "keep", (1, 3)))
     apply_structure(model.model, model.family, model.structure)
     return attention, cross, ffn
 

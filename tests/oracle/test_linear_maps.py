@@ -19,6 +19,7 @@ from composable.methods import Evidence
 from composable.methods.linear_map import fit
 from composable.models import checkpoint, cost
 from composable.models.checkpoint import Checkpoint
+from composable.models.structure import Edit
 from composable.variants import compose
 from composable.variants.pruning import Sources, make_variants, maps_of
 from tests import tiny
@@ -90,8 +91,8 @@ def test_a_map_stands_for_its_block(layout: str, first: int, last: int, tmp_path
     again = checkpoint.load(tmp_path / "small.pth")
     assert torch.equal(logits(again.model, batch), logits(small.model, batch))
     names = layer_names(made)
-    assert again.structure["linear_maps"] == [names[first]]
-    assert again.structure["removed_layers"] == names[first + 1 : last + 1]
+    gone = [Edit(name, "remove") for name in names[first + 1 : last + 1]]
+    assert again.structure == (Edit(names[first], "map"), *gone)
     width = made.model.config.hidden_size
     macs = cost.macs(again.model, made.family, 7, 5)
     tokens = {"encoder": 7, "decoder": 5}[made.family.stacks[-1]]

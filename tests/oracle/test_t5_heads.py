@@ -1,6 +1,5 @@
 """Physically pruned T5 against the dense model whose output projections are zeroed: 1e-5."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +8,8 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from composable import families
 from composable.errors import ShapeError
-from composable.models.surgery import Structure, apply_structure, empty_structure
+from composable.models.structure import Edit, ordered
+from composable.models.surgery import apply_structure
 from tests import tiny
 
 LAYERS, HEADS, SIZE = 3, 4, 8
@@ -60,9 +60,14 @@ def model(kind: str = "v1.0", attention: str = "sdpa", seed: int = 0) -> Any:
     return built
 
 
-def pruned(built: Any, **changes: Any) -> Any:
-    structure: Structure = {**empty_structure(), **changes}  # type: ignore[typeddict-item]
-    apply_structure(built, families.of(built), structure)
+def edits(kept: dict[str, list[int]], gone: list[str]) -> list[Edit]:
+    """Modules that keep some units ([]: none), and modules that are gone."""
+    some = [Edit(name, "keep" if ids else "remove", tuple(ids)) for name, ids in kept.items()]
+    return [*some, *(Edit(name, "remove") for name in gone)]
+
+
+def pruned(built: Any, kept: dict[str, list[int]] | None = None, gone: Any = ()) -> Any:
+    apply_structure(built, families.of(built), ordered(edits(kept or {}, gone)))
     return built.eval()
 
 
@@ -164,7 +169,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, untouched: torch.T
 @pytest.mark.parametrize("plan", PLANS)
 def test_removed_heads_equal_zeroed_columns(kind: str, attention: str, plan: str) -> None:
     kept = PLANS[plan]
-    found = pruned(model(kind, attention), kept_units=kept)
+    found = pruned(model(kind, attention), kept)
     for name, ids in kept.items():
         part = found.get_submodule(name)
         assert [getattr(part, p).weight.shape[0] for p in "qkv"] == [len(ids) * SIZE] * 3
@@ -182,7 +187,7 @@ def test_generation_equals_the_zeroed_model_with_every_cache(
     plan: str, beams: int, attention: str
 ) -> None:
     expected = generated(without_heads(model("v1.1", attention), PLANS[plan]), beams, None)
-    found = pruned(model("v1.1", attention), kept_units=PLANS[plan])
+    found = pruned(model("v1.1", attention), PLANS[plan])
     for cache in (None, "dynamic", "static"):
         assert generated(found, beams, cache).tolist() == expected.tolist(), cache
     assert expected.tolist() != generated(model("v1.1", attention), beams, None).tolist()
@@ -190,7 +195,7 @@ def test_generation_equals_the_zeroed_model_with_every_cache(
 
 def test_gradients_equal_those_of_the_zeroed_model() -> None:
     kept = PLANS["different counts"]
-    small, whole = pruned(model(), kept_units=kept), without_heads(model(), kept)
+    small, whole = pruned(model(), kept), without_heads(model(), kept)
     for built in (small, whole):
         built(**batch()).logits[batch()["decoder_attention_mask"].bool()].square().mean().backward()
     rows = [head * SIZE + i for head in kept[DECODER[0]] for i in range(SIZE)]
@@ -215,7 +220,7 @@ def test_gradients_equal_those_of_the_zeroed_model() -> None:
     ],
 )
 def test_removed_ffns_equal_zeroed_outputs(kind: str, names: list[str]) -> None:
-    found = pruned(model(kind), kept_units={name: [] for name in names})
+    found = pruned(model(kind), gone=names)
     expected = logits(zeroed(model(kind), [f"{name}.wo" for name in names]))
     assert_close(logits(found), expected, logits(model(kind)))
     assert sum(p.numel() for n in names for p in found.get_submodule(n).parameters()) == 0
@@ -232,7 +237,7 @@ REMOVED_LAYERS = [
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("names", REMOVED_LAYERS, ids=" ".join)
 def test_removed_layers_equal_layers_that_add_nothing(kind: str, names: list[str]) -> None:
-    found = pruned(model(kind), removed_layers=names)
+    found = pruned(model(kind), gone=names)
     expected = logits(without_layers(model(kind), names))
     assert_close(logits(found), expected, logits(model(kind)))
     assert_close(logits_step_by_step(found), expected, logits(model(kind)))
@@ -254,11 +259,7 @@ def test_bias_goes_from_a_removed_block_to_one_that_lost_heads(
     layers = ["encoder.block.0", "decoder.block.0"]
     kept = {ENCODER[1]: heads_of_the_next, DECODER[1]: heads_of_the_next, DECODER[2]: [3]}
     ffns = ["decoder.block.1.layer.2.DenseReluDense"]
-    found = pruned(
-        model(attention=attention),
-        removed_layers=layers,
-        kept_units=kept | {name: [] for name in ffns},
-    )
+    found = pruned(model(attention=attention), kept, [*layers, *ffns])
     whole = without_heads(without_layers(model(attention=attention), layers), kept)
     zeroed(whole, [f"{name}.wo" for name in ffns])
     expected, untouched = logits(whole), logits(model(attention=attention))
@@ -279,41 +280,27 @@ def test_decoder_bias_matters_in_these_models() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("kept", "gone", "message"),
     [
-        (
-            {"removed_layers": [f"encoder.block.{i}" for i in range(LAYERS)]},
-            'all 3 layers of "encoder.block" would go; at least one must stay',
-        ),
-        (
-            {"removed_layers": [f"decoder.block.{i}" for i in range(LAYERS)]},
-            'all 3 layers of "decoder.block" would go; at least one must stay',
-        ),
-        ({"kept_units": {ENCODER[0]: [1, 4]}}, "has heads 0 to 3; kept heads [1, 4]"),
-        ({"kept_units": {ENCODER[0]: [-1, 2]}}, "kept heads [-1, 2]"),
-        ({"kept_units": {ENCODER[0]: [2, 1]}}, "kept heads [2, 1]"),
-        ({"kept_units": {ENCODER[0]: [1, 1]}}, "kept heads [1, 1]"),
+        ({}, [f"encoder.block.{i}" for i in range(LAYERS)], 'all 3 layers of "encoder.block"'),
+        ({}, [f"decoder.block.{i}" for i in range(LAYERS)], 'all 3 layers of "decoder.block"'),
+        ({ENCODER[0]: [1, 4]}, [], "has heads 0 to 3; kept heads [1, 4]"),
+        ({ENCODER[0]: [-1, 2]}, [], "keep [-1, 2]; expected ascending ids"),
+        ({ENCODER[0]: [2, 1]}, [], "keep [2, 1]; expected ascending ids"),
+        ({ENCODER[0]: [1, 1]}, [], "keep [1, 1]; expected ascending ids"),
+        ({ENCODER[0]: [1]}, [ENCODER[0]], f'"{ENCODER[0]}" has two edits, keep and remove'),
+        ({ENCODER[1]: [1]}, ["encoder.block.1"], f'"{ENCODER[1]}" has an edit, but its layer is'),
+        ({"encoder.block.1": [1]}, [], "is of kind layer; keep needs attention or ffn"),
+        ({}, [f"{ENCODER[0]}.o"], "is of kind linear; remove needs attention or ffn or layer"),
+        ({f"encoder.block.9.{SELF}": [0]}, [], f'no module "encoder.block.9.{SELF}" in this model'),
+        ({}, ["encoder.block.9"], 'no module "encoder.block.9" in this model'),
     ],
-)
-def test_impossible_structures_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ShapeError) as caught:
-        pruned(model(), **changes)
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("changed", "what"),
-    [
-        (lambda s: s["kept_units"].update({"encoder.block.9." + SELF: [0]}), "encoder.block.9"),
-        (lambda s: s["kept_units"].update({"encoder.block.9.ffn": []}), "encoder.block.9.ffn"),
-        (lambda s: s["removed_layers"].append("encoder.block.9"), "encoder.block.9"),
-    ],
-)
-def test_names_that_the_model_does_not_have_are_refused(
-    changed: Callable[[Structure], None], what: str
+)  # fmt: skip
+def test_impossible_structures_are_refused(
+    kept: dict[str, list[int]], gone: list[str], message: str
 ) -> None:
-    structure = empty_structure()
-    changed(structure)
     built = model()
-    with pytest.raises(ShapeError, match=what):
-        apply_structure(built, families.of(built), structure)
+    with pytest.raises(ShapeError) as caught:
+        apply_structure(built, families.of(built), tuple(edits(kept, gone)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The .pth of a model: equal bytes, equality after loading, and everything that is refused."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,19 +12,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from composable.errors import FormatError, MismatchError, UserError
+from composable.formats import bitmask
 from composable.formats.config import Entry
-from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint, fingerprint_of, load, save
 from composable.models.pretrained import import_model
+from composable.models.structure import Edit, from_json, to_json
 from composable.variants.compose import compose
 from composable.variants.pruning import make_variants
 from tests import tiny
 
+MASKED = "encoder.block.0.layer.1.DenseReluDense.wi.weight"
 KINDS = [{}, {"gated": True}, {"gated": True, "mt5": True}]
 TIED = ["shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"]
 
@@ -149,7 +153,7 @@ def test_torch_reads_it_without_running_code(file: Path) -> None:
         "state_dict": dict,
     }  # fmt: skip
     assert stored["format"] == "composable.model"
-    assert stored["version"] == 3
+    assert stored["version"] == 4
     assert all(str(file.parent) not in str(value) for value in stored.values())
 
 
@@ -207,11 +211,19 @@ def test_the_fingerprint_belongs_to_the_content(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth"):
         save(tmp_path / name, made)
         assert load(tmp_path / name).fingerprint == expected
-    # a dense model that was trained is another one
-    with torch.no_grad():
-        made.model.shared.weight[3, 3] += 1.0
+
+
+def test_saving_leaves_its_argument_alone(tmp_path: Path) -> None:
+    made = tiny.checkpoint()
+    made.fingerprint = "f" * 64
+    before = dataclasses.replace(made, info=copy.deepcopy(made.info))
     save(tmp_path / "a.pth", made)
-    assert load(tmp_path / "a.pth").fingerprint not in ("", expected)
+    assert made == before
+    assert load(tmp_path / "a.pth").fingerprint == "f" * 64
+    made.fingerprint = ""
+    with pytest.raises(FormatError, match=r"b\.pth: not written: the model has no fingerprint"):
+        save(tmp_path / "b.pth", made)
+    assert not (tmp_path / "b.pth").exists()
 
 
 class Bomb:
@@ -306,7 +318,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda f, t: f.read_bytes()[:30_000] + f.read_bytes()[30_100:], "checksum does not match"
     ),
     "another version": (
-        lambda f, t: rewritten(f, version=1), "version 1 of the format, this program reads 3"
+        lambda f, t: rewritten(f, version=3), "version 3 of the format, this program reads 4"
     ),
     "no version": (lambda f, t: rewritten(f, version=None), "version None of the format"),
     "another format": (lambda f, t: rewritten(f, format="other.model"), "not a model file of this"),
@@ -335,9 +347,21 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda f, t: rewritten(f, masks={"nobody.weight": torch.zeros(4, dtype=torch.uint8)}),
         "its parts do not fit together (KeyError: 'nobody.weight')",
     ),
+    "masks with bits of no weight": (
+        lambda f, t: rewritten(f, masks={MASKED: torch.full((192 + 1,), 255, dtype=torch.uint8)}),
+        "a mask of shape (193,) for 1536 values",
+    ),
+    "a structure of version 3": (
+        lambda f, t: rewritten(f, structure='{"kept_units":{},"removed_layers":[]}'),
+        "its structure is {'kept_units': {}, 'removed_layers': []}, expected a list of edits",
+    ),
     "a structure of another model": (
-        lambda f, t: rewritten(f, structure=changed_json(f, "structure", kept_units={"x.ffn": []})),
+        lambda f, t: rewritten(f, structure='[{"module":"x.ffn","remove":true}]'),
         'no module "x.ffn" in this model',
+    ),
+    "a module twice in the structure": (
+        lambda f, t: rewritten(f, structure='[{"module":"x","module":"y","remove":true}]'),
+        'key "module" occurs twice in one object',
     ),
 }  # fmt: skip
 
@@ -382,12 +406,58 @@ def test_every_flipped_bit_is_refused(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (8,), (4, 16), (0, 4)])
 def test_masks_are_packed_row_by_row(shape: tuple[int, ...]) -> None:
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.5
-    packed = checkpoint.pack_mask(mask)
+    mask = np.random.default_rng(1).random(shape) > 0.5
+    packed = bitmask.pack(mask)
     bits = "".join(str(int(bit)) for bit in mask.flatten())
     expected = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
     assert packed.tolist() == expected
-    assert torch.equal(checkpoint.unpack_mask(packed, mask.shape), mask)
+    np.testing.assert_array_equal(bitmask.unpack(packed, shape), mask)
+    with pytest.raises(FormatError, match="a mask of shape"):
+        bitmask.unpack(np.append(packed, packed[:1] if len(packed) else 0), shape)
+    if spare := -len(bits) % 8:
+        packed[-1] |= 1 << (spare - 1)
+        with pytest.raises(FormatError, match=f"has bits after its {len(bits)} values"):
+            bitmask.unpack(packed, shape)
+
+
+EDITS = [
+    {"keep": [0, 2], "module": "a"}, {"module": "b", "remove": True}, {"map": True, "module": "c"},
+]  # fmt: skip
+
+
+def test_edits_have_one_form() -> None:
+    read = from_json(copy.deepcopy(EDITS))
+    assert read == (Edit("a", "keep", (0, 2)), Edit("b", "remove"), Edit("c", "map"))
+    assert to_json(read) == to_json(read[::-1]) == EDITS
+    assert from_json([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "structure is {}, expected a list of edits"),
+        (EDITS[::-1], "not in the order of their modules"),
+        ([EDITS[0], {"module": "a", "remove": True}], '"a" has two edits, keep and remove'),
+        (["a"], "expected a module and one of keep, remove, map"),
+        ([{"module": "a"}], "expected a module and one of"),
+        ([{"module": "a", "remove": True, "map": True}], "expected a module and one of"),
+        ([{"module": 1, "remove": True}], "expected a module and one of"),
+        ([{"module": "a", "remove": False}], "expected a module and one of"),
+        ([{"module": "a", "remove": 1}], "expected a module and one of"),
+        ([{"module": "a", "keep": []}], "expected a module and one of"),
+        ([{"module": "a", "tokens": True}], '"a": unknown edit "tokens"; known are keep, remove'),
+        ([{"module": "a", "keep": True}], "keep expects ids of the units that stay"),
+        ([{"module": "a", "map": [1]}], "map expects no ids of units"),
+        ([{"module": "a", "keep": [1, 0]}], "keep [1, 0]; expected ascending ids"),
+        ([{"module": "a", "keep": [True]}], "keep [True]; expected ascending ids"),
+        ([{"module": "a", "keep": [[0]]}], "keep [[0]]; expected ascending ids"),
+    ],
+)
+def test_edits_that_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_json(value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 # --- import of Hugging Face folders ---

@@ -10,6 +10,7 @@ from composable.errors import ShapeError
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
 from composable.models import checkpoint
+from composable.models.structure import Edit
 from composable.variants.compose import compose, structure_of
 from composable.variants.pruning import make_variants
 from tests import tiny
@@ -126,10 +127,9 @@ def test_a_mixed_configuration_equals_zeroed_weights(kind: dict[str, Any], tmp_p
 
 def test_structure_and_masks_carry_the_names_they_should() -> None:
     composed = compose(dense(), variants_of(dense(), configuration()))
-    structure = composed.structure
-    assert structure["removed_layers"] == [LAYER]
-    assert {n: len(kept) for n, kept in structure["kept_units"].items()} == {
-        GONE: 0, ATTENTION: 2, PAIR: 3, CROSS_PAIR: 2, FFN: 0,
+    assert {(edit.module, edit.action, len(edit.units)) for edit in composed.structure} == {
+        (LAYER, "remove", 0), (GONE, "remove", 0), (FFN, "remove", 0),
+        (ATTENTION, "keep", 2), (PAIR, "keep", 3), (CROSS_PAIR, "keep", 2),
     }  # fmt: skip
     # the names of masks are those of the composed model: the encoder has moved up by one
     zeros = {
@@ -198,7 +198,8 @@ def test_names_after_the_removal_of_layers() -> None:
         "decoder.block.1.layer.0.SelfAttention.o.weight",
         "encoder.block.1.layer.1.DenseReluDense.wi.weight",
     ]
-    assert list(composed.structure["kept_units"]) == ["decoder.block.2.layer.0.SelfAttention"]
+    kept = [edit.module for edit in composed.structure if edit.action == "keep"]
+    assert kept == ["decoder.block.2.layer.0.SelfAttention"]
     moved = composed.model.get_parameter("encoder.block.1.layer.1.DenseReluDense.wo.weight")
     assert torch.equal(moved, values["encoder.block.2.layer.1.DenseReluDense.wo.weight"])
     bias = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -246,11 +247,11 @@ def test_structure_of_collects_and_sorts() -> None:
         )
     ]  # fmt: skip
     kept = Variant("y", "attention", Entry(0.5, "head_l1"), True, kept_units=[1, 2])
-    assert structure_of([*gone, kept]) == {
-        "kept_units": {"x": [], "y": [1, 2], "a.ffn": [], "b.ffn": []},
-        "removed_layers": ["decoder.block.0", "decoder.block.1"],
-        "linear_maps": [],
-    }
+    names = ("a.ffn", "b.ffn", "decoder.block.0", "decoder.block.1", "x")
+    expected = (*(Edit(name, "remove") for name in names), Edit("y", "keep", (1, 2)))
+    assert structure_of([*gone, kept]) == expected
+    with pytest.raises(ShapeError, match='"y" has two edits, keep and keep; expected one'):
+        structure_of([kept, kept])
 
 
 def test_variants_that_do_not_fit_are_refused() -> None:

@@ -47,7 +47,7 @@ def test_a_map_learns_with_its_neighbours() -> None:
 
 
 def test_without_a_cut_there_are_no_neighbours() -> None:
-    with pytest.raises(MismatchError, match="--heal neighbours: no layer of this model is gone"):
+    with pytest.raises(MismatchError, match=r"^heal neighbours: no layer of this model is gone"):
         prepare(tiny.dense("opt"), Heal("neighbours"))
 
 

@@ -13,6 +13,7 @@ from composable.formats import config
 from composable.formats.config import Entry
 from composable.linalg.state_distances import Metric, Sums, Tokens
 from composable.models import surgery
+from composable.models.structure import Edit
 from composable.ranking import layer_choice, layer_distance
 from composable.ranking.layer_distance import measure
 from tests import tiny
@@ -84,6 +85,7 @@ def test_states_of_another_stack() -> None:
 
 def test_unknown_layers_leave_the_model_as_it_is() -> None:
     made = tiny.dense("llama")
-    with pytest.raises(ShapeError, match=r'no layer "model\.layers\.7" in this model'):
-        surgery.remove_layers(made.model, made.family, ["model.layers.0", "model.layers.7"])
+    edits = Edit("model.layers.0", "remove"), Edit("model.layers.7", "remove")
+    with pytest.raises(ShapeError, match=r'no module "model\.layers\.7" in this model'):
+        surgery.apply_structure(made.model, made.family, edits)
     assert len(made.model.model.layers) == made.model.config.num_hidden_layers == 3

@@ -16,6 +16,7 @@ from composable import families
 from composable.errors import UserError
 from composable.formats.stats_file import stats_csv
 from composable.models import surgery
+from composable.models.structure import Edit
 from composable.tasks import translation
 from composable.tasks.losses import token_losses
 from composable.tasks.translation import Pairs, collator_for
@@ -511,8 +512,7 @@ def test_attention_without_heads_can_be_trained(corpora: Any, tmp_path: Path) ->
     """Its q, k, v, o hold nothing: Adafactor and safetensors must not stumble over them."""
     model = tiny.t5(dropout_rate=0.0)
     gone = "decoder.block.1.layer.1.EncDecAttention"
-    structure = {**surgery.empty_structure(), "kept_units": {gone: []}}
-    surgery.apply_structure(model, families.of(model), structure)  # type: ignore[arg-type]
+    surgery.apply_structure(model, families.of(model), (Edit(gone, "remove"),))
     assert model.get_submodule(gone).q.weight.shape == (0, 32)
     _, outcome = tune(corpora, tmp_path, model=model)
     assert outcome.rows[-1]["validation_loss"] < outcome.rows[0]["validation_loss"]
