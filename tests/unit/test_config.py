@@ -411,6 +411,7 @@ BAD_MERGES = [
         'and its part "e.block.4" (rate 1)',
     ),
     ({FFN: Entry(1), WO: Entry(0.5)}, f'"{FFN}" (rate 1) and its part "{WO}" (rate 0.5)'),
+    ({FFN: Entry(0.5), WO: Entry(1)}, f'"{FFN}" (rate 0.5) and its part "{WO}" (rate 1)'),
     (
         {LAYER: Entry(1), ATTENTION: Entry(0.5), OUT: Entry(0.5)},
         f'"{LAYER}" (rate 1) and its part',
