@@ -79,7 +79,7 @@ def main(
         states = collect.block_moments(dense, pruning.blocks_of(scheme), **options)
     sources = pruning.Sources(inputs, states)
     variants = pruning.make_variants(
-        dense, scheme, preferred, sources, by_groups=gqa == "whole-groups"
+        dense, scheme, preferred, sources, whole_groups=gqa == "whole-groups"
     )
     if test_model:
         # made before anything is written

@@ -28,8 +28,8 @@ from composable.formats import config
 def main(source: Path, output: Path) -> dict[str, object]:
     """Write conf_prune.json: every variant that the configurations need, each once.
 
-    It is the transpose of conf.json: module -> rates, rate 0 left out. An attention and its
-    output projection that are both above 0 become one pair entry under the attention.
+    It is the transpose of conf.json: module -> rates, rate 0 left out. A module and a part of it
+    that are pruned together, as an attention and its output projection, become one entry.
     """
     files.check_writable(output)
     configurations = config.read_configurations(source)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from composable.errors import UserError
-from composable.families.base import FFN, Family, Module
+from composable.families.base import Family, Module, Owner
 from composable.families.bert import BERT
 from composable.families.distilbert import DISTILBERT
 from composable.families.gpt2 import GPT2
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 FAMILIES: tuple[Family, ...] = (T5, BERT, DISTILBERT, OPT, GPT2, LLAMA, VIT)
 
-__all__ = ["FAMILIES", "FFN", "Family", "Module", "by_model_type", "contains", "is_pair", "of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Module",
+    "Owner",
+    "by_model_type",
+    "contains",
+    "of",
+    "owner",
+    "path",
+]
 
 
 def by_model_type(model_type: str) -> Family:
@@ -41,11 +51,20 @@ def of(model: "PreTrainedModel") -> Family:
     return by_model_type(model.config.model_type)
 
 
-def is_pair(whole: str, part: str) -> bool:
-    """Tell whether two names are those of an attention and its output projection."""
-    return any(family.is_pair(whole, part) for family in FAMILIES)
+def owner(name: str) -> Owner | None:
+    """Find what a linear is a part of, by its name; None if it is no part of a module."""
+    found = (family.owner(name) for family in FAMILIES)
+    return next((each for each in found if each), None)
+
+
+def part_path(module: str, key: str) -> str:
+    """Name a part of a module, the reverse of `owner`; one unknown to it is taken for a child."""
+    beside = f"{module.rpartition('.')[0]}.{key}"
+    found = owner(beside)
+    return beside if found is not None and found.module == module else f"{module}.{key}"
 
 
 def contains(whole: str, part: str) -> bool:
     """Tell whether a module is a part of another one, by their names."""
-    return any(family.contains(whole, part) for family in FAMILIES)
+    found = owner(part)
+    return part.startswith(f"{whole}.") or (found is not None and found.module == whole)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +33,8 @@ class Module:
         head_size: width of one head.
         groups: key/value heads; fewer than `units` where several query heads read one.
         is_cross: keys and values come from the other stack.
-        by_groups: whether heads leave as whole groups with their key/value head, or the same number
-            from every group.
+        whole_groups: whether heads leave as whole groups with their key/value head, or the same
+            number from every group.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Module:
     head_size: int = 0
     groups: int = 0
     is_cross: bool = False
-    by_groups: bool = False
+    whole_groups: bool = False
 
     def part(self, role: str) -> str:
         """Child name of the part with this role, relative to `holder`."""
@@ -58,9 +58,30 @@ class Module:
         return self.part("o" if self.kind == "attention" else "down")
 
     @property
+    def linears(self) -> tuple[str, ...]:
+        """Keys of its parts that are pruned by themselves too: o, or all linears of an ffn."""
+        if self.kind == "attention":
+            return (self.output,) if self.parts else ()
+        return tuple(child for _, child in self.parts)
+
+    @property
     def output_path(self) -> str:
         """Path of the linear that is fitted to a module's output: a linear is its own."""
         return self.name if self.kind == "linear" else f"{self.holder}.{self.output}"
+
+
+class Owner(NamedTuple):
+    """What a linear is a part of.
+
+    Attributes:
+        module: name of the attention or ffn.
+        kind: of that module.
+        key: path of the linear from the module's holder.
+    """
+
+    module: str
+    kind: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -144,11 +165,6 @@ class Family:
     run_trunk: Callable[[Any, dict[str, Any]], None] | None = None
     layer_output: Callable[[Any, tuple[Any, ...]], Any] | None = None
 
-    @property
-    def output_part(self) -> str:
-        """Child name of an attention's output projection."""
-        return next(child for role, child in self.attention_parts if role == "o")
-
     def place(self, name: str) -> tuple[str, str, str] | None:
         """Take a path apart: stack, path of the layer, rest of the path; None outside of layers."""
         for layers in self.layers:
@@ -166,7 +182,7 @@ class Family:
         waiting: dict[str, list[Module]] = {}  # path -> what is listed when it comes
         for name, child in model.named_modules():
             for module in self._at(name, child):
-                paths = fitted(module)
+                paths = [f"{module.holder}.{key}" for key in module.linears]
                 # an ffn that is no module of its own comes with its first linear
                 first = paths[0] if paths and module.name != name else name
                 waiting.setdefault(first, []).append(module)
@@ -209,25 +225,22 @@ class Family:
             return module
         return replace(module, units=len(holder.get_parameter(f"{module.part('up')}.weight")))
 
-    def is_pair(self, whole: str, part: str) -> bool:
-        """Tell whether two names are those of an attention and its output projection."""
-        place = self.place(whole)
-        is_attention = place is not None and re.fullmatch(self.attention, place[2]) is not None
-        return is_attention and part == f"{whole}.{self.output_part}"
-
-    def contains(self, whole: str, part: str) -> bool:
-        """Tell whether a module is a part of another, by their names."""
-        if part.startswith(f"{whole}."):
-            return True
-        layer, _, last = whole.rpartition(".")
-        place = self.place(part)
-        return (
-            not self.ffn
-            and last == FFN
-            and place is not None
-            and place[1] == layer
-            and place[2] in dict(self.ffn_parts).values()
-        )
+    def owner(self, name: str) -> Owner | None:
+        """Find what a linear is a part of, by its name; None if it is no part of a module."""
+        place = self.place(name)
+        if place is None:
+            return None
+        _, layer, inner = place
+        ffn = [child for _, child in self.ffn_parts]
+        if not self.ffn and inner in ffn:
+            return Owner(f"{layer}.{FFN}", "ffn", inner)
+        o = [child for role, child in self.attention_parts if role == "o"]
+        for kind, pattern, keys in (("attention", self.attention, o), ("ffn", self.ffn, ffn)):
+            for key in keys:
+                module = inner.removesuffix(f".{key}")
+                if module != inner and re.fullmatch(pattern, module):
+                    return Owner(f"{layer}.{module}", kind, key)
+        return None
 
     def valid_tokens(self, model: Any, batch: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
         """Mark the tokens of each stack that are no padding.
@@ -274,13 +287,6 @@ class Family:
         if self.replay is not None:
             return self.replay(args, kwargs, output)
         return tuple(args), {**kwargs, **({CACHE: None} if CACHE in kwargs else {})}
-
-
-def fitted(module: Module) -> list[str]:
-    """Paths of the linears in a module that are modules of their own: o, or all of an ffn."""
-    if module.kind == "attention":
-        return [module.output_path] if module.parts else []
-    return [f"{module.holder}.{child}" for _, child in module.parts]
 
 
 def _present(holder: "nn.Module", parts: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -220,11 +220,12 @@ def choose(
 
     Args:
         readers: open bundles of one dense model.
-        configuration: pairs merged; rate 0 needs no variant.
+        configuration: parts merged; what is untouched needs no variant.
         number: of the configuration in conf.json, for the message.
 
     Returns:
-        One (reader, record) for every module with a rate above 0, in the configuration's order.
+        One (reader, record) for every module that is pruned, itself or in a part, in the
+        configuration's order.
 
     Raises:
         MismatchError: no variant answers an entry, or two different ones do.
@@ -232,7 +233,7 @@ def choose(
     return [
         _choose_one(readers, module, entry, number)
         for module, entry in configuration.items()
-        if entry.rate > 0
+        if entry.removals
     ]
 
 
@@ -261,21 +262,20 @@ def _choose_one(
 
 
 def _answers(record: Record, wanted: Entry) -> bool:
-    """Tell whether a variant may stand for an entry: for a pair, both of its parts."""
-    have = record.entry
-    if have.o is None or wanted.o is None:
-        return have.o is wanted.o and _part_answers(have, record.plain, wanted)
-    both = (have, record.plain, wanted), (have.o, record.plain_o, wanted.o)
-    return all(_part_answers(*part) for part in both)
-
-
-def _part_answers(have: Entry, plain: bool, wanted: Entry) -> bool:
-    right_method = plain if wanted.method is None else have.method == wanted.method
-    return have.rate == wanted.rate and have.through == wanted.through and right_method
+    """Tell whether a variant may stand for an entry: the same is removed, by the right methods."""
+    have, want = record.entry.removals, wanted.removals
+    return have.keys() == want.keys() and all(
+        have[key].rate == each.rate
+        and have[key].through == each.through
+        and (key in record.plain if each.method is None else have[key].method == each.method)
+        for key, each in want.items()
+    )
 
 
 def _label(record: Record, wanted: Entry) -> str:
     """Say what a variant answers; methods only where they matter."""
-    shows_method = wanted.method or not record.plain or record.entry.o or record.entry.through
-    entry = record.entry if shows_method else Entry(record.entry.rate)
+    entry = record.entry
+    is_plain = record.plain == entry.removals.keys()
+    if is_plain and not any(each.method for each in wanted.removals.values()):
+        entry = Entry(entry.rate, parts={key: Entry(p.rate) for key, p in entry.parts.items()})
     return str(entry).removeprefix("rate ")

@@ -12,7 +12,7 @@ from composable.formats import container
 from composable.formats.config import Entry, check_block
 from composable.formats.container import ITEM_SIZE, Format, check_types, header_json
 
-FORMAT = Format("composable.bundle", "3", "a bundle")
+FORMAT = Format("composable.bundle", "4", "a bundle")
 #: How heads leave an attention whose query heads share key/value heads.
 PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
 METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
@@ -25,24 +25,23 @@ class Description:
     Attributes:
         module: path of the module in the dense model.
         kind: one of `families.base.KINDS`.
-        entry: what it was made for; the methods are those really used, never None.
-        plain: made for a plain number too, so it answers plain entries as well.
+        entry: what it was made for; the methods are those really used, never None above rate 0.
+        plain: keys of `entry.removals` that were made for a plain number too, so that they answer
+            entries without a method as well.
         kept_units: ascending ids of heads or neurons, numbered as in the dense module; None where
             none left.
         removed: the module is gone; there are no tensors but those of what stands in its place.
         stats: finite numbers such as error_before and error_after.
-        plain_o: like `plain`, for the `o` part of a pair.
         gqa: with grouped queries, how heads left: PER_GROUP or WHOLE_GROUPS; else None.
     """
 
     module: str
     kind: str
     entry: Entry
-    plain: bool
+    plain: frozenset[str] = frozenset()
     kept_units: list[int] | None = None
     removed: bool = False
     stats: dict[str, float] = field(default_factory=dict)
-    plain_o: bool = False
     gqa: str | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -118,16 +117,15 @@ def build_header(header: Header) -> bytes:
 
 
 def _to_json(record: Record) -> dict[str, Any]:
-    o = record.entry.o
+    parts = record.entry.parts.items()
     return {
         "module": record.module,
         "kind": record.kind,
         "rate": float(record.entry.rate),
         "method": record.entry.method,
-        "o": None if o is None else {"rate": float(o.rate), "method": o.method},
+        "parts": {key: {"rate": float(part.rate), "method": part.method} for key, part in parts},
         "through": record.entry.through,
-        "plain": record.plain,
-        "plain_o": record.plain_o,
+        "plain": sorted(record.plain),
         "kept_units": record.kept_units,
         "gqa": record.gqa,
         "removed": record.removed,
@@ -197,17 +195,19 @@ TYPES: dict[str, tuple[type, ...]] = {
     "module": (str,),
     "kind": (str,),
     "rate": (int, float),
-    "method": (str,),
-    "o": (dict, NONE),
+    "method": (str, NONE),
+    "parts": (dict,),
     "through": (str, NONE),
-    "plain": (bool,),
-    "plain_o": (bool,),
+    "plain": (list,),
     "kept_units": (list, NONE),
     "gqa": (str, NONE),
     "removed": (bool,),
     "tensors": (list,),
     "stats": (dict,),
 }
+
+
+PART_TYPES: dict[str, tuple[type, ...]] = {"rate": (int, float), "method": (str,)}
 
 
 TENSOR_TYPES: dict[str, tuple[type, ...]] = {
@@ -224,9 +224,14 @@ def _record(index: int, value: Any) -> Record:
     check_types(what, value, TYPES)
     for tensor in value["tensors"]:
         check_types(f"{what}, a tensor", tensor, TENSOR_TYPES)
+    for part in value["parts"].values():
+        check_types(f"{what}, a part", part, PART_TYPES)
+    if value["plain"] != sorted({str(key) for key in value["plain"]}):
+        raise FormatError(f"{what}: plain {value['plain']!r:.60} are no ascending keys")
+    facts: dict[str, Any] = {"entry": _entry(what, value), "plain": frozenset(value["plain"])}
     record = Record(
-        **{key: value[key] for key in Description.__dataclass_fields__ if key != "entry"},
-        entry=_entry(what, value),
+        **{key: value[key] for key in Description.__dataclass_fields__ if key not in facts},
+        **facts,
         index=index,
         stored=tuple(Stored(**{**t, "shape": tuple(t["shape"])}) for t in value["tensors"]),
     )
@@ -235,20 +240,20 @@ def _record(index: int, value: Any) -> Record:
 
 
 def _entry(what: str, value: dict[str, Any]) -> Entry:
-    keys = ("rate", "method", "o", "through")
-    wanted = {key: value[key] for key in keys if value[key] is not None}
+    keys = ("rate", "method", "parts", "through")
+    wanted = {key: value[key] for key in keys if value[key] not in (None, {})}
     try:
         entry = Entry.parse(wanted, what)
         check_block(value["module"], entry, what)
     except ConfigError as error:
         raise FormatError(str(error).rstrip(".")) from error
-    if entry.rate == 0 or (entry.o and (entry.o.rate == 0 or not entry.o.method)):
-        raise FormatError(f"{what}: every part of {entry} needs a rate above 0 and a method")
+    if not entry.removals or not all(each.method for each in entry.removals.values()):
+        raise FormatError(f"{what}: {entry} needs a rate above 0 and a method")
     return entry
 
 
 def _check_rules(what: str, record: Record) -> None:
-    units, o, stored = record.kept_units, record.entry.o, record.stored
+    units, entry, stored = record.kept_units, record.entry, record.stored
     names = [tensor.name for tensor in stored]
     rules = {
         f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
@@ -263,9 +268,13 @@ def _check_rules(what: str, record: Record) -> None:
         ),
         "a removed variant has nothing else": not (record.removed and units)
         and not (record.removed and stored and record.kind != "layer"),
-        "rate 1 means removed": record.removed or record.entry.rate < 1,
-        "only an attention is pruned as a pair": o is None or record.kind == "attention",
-        "plain_o needs a pair": o is not None or not record.plain_o,
+        "rate 1 means removed": record.removed or entry.rate < 1,
+        "an attention above rate 0 or an ffn at rate 0 has parts": not entry.parts
+        or record.kind == ("attention" if entry.rate > 0 else "ffn"),
+        "a part that is left has a weight": all(
+            part.rate == 1 or f"{key}.weight" in names for key, part in entry.parts.items()
+        ),
+        "plain are keys of what was pruned": record.plain <= entry.removals.keys(),
     }
     for rule, is_kept in rules.items():
         if not is_kept:

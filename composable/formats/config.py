@@ -4,7 +4,7 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,18 +28,25 @@ class Entry:
     Attributes:
         rate: fraction removed, 0 (untouched) to 1 (the module is gone).
         method: the method that was asked for; None for a plain number.
-        o: of a pair, the entry of the attention's output projection.
+        parts: entries of linears in the module that are pruned together with it, by their path
+            from the module's holder (`o`, `output.dense`).
         through: of a layer, the last one of the block that one thing replaces.
     """
 
     rate: Rate
     method: str | None = None
-    o: "Entry | None" = None
+    parts: Mapping[str, "Entry"] = field(default_factory=dict, hash=False)
     through: str | None = None
+
+    @property
+    def removals(self) -> "dict[str, Entry]":
+        """All that is above rate 0: the entry without its parts under "", parts by their keys."""
+        own = {"": replace(self, parts={})} if self.rate > 0 else {}
+        return own | dict(self.parts)
 
     @classmethod
     def parse(cls, value: Any, where: str, methods: Sequence[str] | None = None) -> "Entry":
-        """Read a number, `{"rate":, "method":}`, a pair (also `"o"`) or a block (also `"through"`).
+        """Read a number or an object with `rate` and perhaps `method`, `parts` or `through`.
 
         Args:
             value: what `json` read.
@@ -56,31 +63,30 @@ class Entry:
         entry = cls(_parse_rate(value["rate"], where), method)
         if "through" in value:
             return _block(entry, value, where)
-        if "o" not in value:
+        if "parts" not in value:
             return entry
-        if isinstance(value["o"], dict) and "o" in value["o"]:
-            raise ConfigError(f'{where}: "o" inside "o" ({_shown(value)}); a pair has one "o".')
-        return _pair(entry, cls.parse(value["o"], f'{where}, "o"', methods), where)
+        return _with_parts(entry, _parse_parts(value["parts"], where, methods), where)
 
     def to_json(self) -> Any:
         """Return the shortest JSON value that `parse` reads as this entry."""
         rate = int(self.rate) if self.rate in (0, 1) else self.rate
-        if self.method is None and self.o is None:  # a block has a method
+        if self.method is None and not self.parts:  # a block has a method
             return rate
         value: dict[str, Any] = {"rate": rate}
         if self.method is not None:
             value["method"] = self.method
-        if self.o is not None:
-            value["o"] = self.o.to_json()
+        if self.parts:
+            value["parts"] = {key: part.to_json() for key, part in sorted(self.parts.items())}
         if self.through is not None:
             value["through"] = self.through
         return value
 
     def __str__(self) -> str:
         method = f" ({self.method})" if self.method else ""
-        pair = f" with o at {self.o}" if self.o else ""
+        parts = " and ".join(f"{key} at {part}" for key, part in sorted(self.parts.items()))
         block = f" through {self.through}" if self.through else ""
-        return f"rate {_shown(Entry(self.rate).to_json())}{method}{pair}{block}"
+        shown = _shown(Entry(self.rate).to_json())
+        return f"rate {shown}{method}{parts and f' with {parts}'}{block}"
 
 
 Configuration = dict[str, Entry]
@@ -100,7 +106,7 @@ def read_configurations(
         methods: known method names; None leaves them unchecked.
 
     Returns:
-        The configurations as written: an attention and its `.o` are two keys.
+        The configurations as written: a module and its part are two keys.
 
     Raises:
         ConfigError: the content is wrong; the message names configuration, module and value.
@@ -166,30 +172,57 @@ def write_scheme(path: Path, scheme: Scheme) -> None:
     files.write_json(path, {m: [e.to_json() for e in entries] for m, entries in scheme.items()})
 
 
-def merge_pairs(configuration: Configuration, where: str = "configuration") -> Configuration:
-    """Join an attention and its output projection, both above rate 0, to one pair entry.
+def merge_parts(configuration: Configuration, where: str = "configuration") -> Configuration:
+    """Join what is pruned together to one entry, of the module with those of its parts.
+
+    These are an attention and its output projection, both above 0, and the linears of an ffn where
+    one of them goes as a whole.
 
     Args:
         configuration: as written in conf.json.
         where: file and configuration, the beginning of every message.
 
     Returns:
-        A new configuration; the pair stands where the attention stood, all else is kept.
+        A new configuration; what was joined stands where the first of it stood.
 
     Raises:
-        ConfigError: another module and a part of it are both above 0, or nothing is left of `o`.
+        ConfigError: another module and a part of it are both above 0, or nothing is left of a part.
     """
-    merged = dict(configuration)
+    joined = _joined(configuration)
     for name, part in _overlaps(configuration):
-        whole, inner = configuration[name], configuration[part]
-        if not families.is_pair(name, part):
+        if part not in joined.get(name, {}):
             raise ConfigError(
-                f'{where}: "{name}" ({whole}) and its part "{part}" ({inner}) are both above 0; '
-                "set one of them to 0."
+                f'{where}: "{name}" ({configuration[name]}) and its part "{part}" '
+                f"({configuration[part]}) are both above 0; set one of them to 0."
             )
-        merged[name] = _pair(whole, inner, f'{where}: "{name}"')
-        del merged[part]
+    modules = {part: name for name, parts in joined.items() for part in parts}
+    merged: Configuration = {}
+    for each, entry in configuration.items():
+        name = modules.get(each, each)
+        if name not in joined:
+            merged[name] = entry
+        elif name not in merged:
+            whole = configuration.get(name, Entry(0.0))
+            own = whole if whole.rate > 0 else Entry(0.0)  # its method would prune nothing
+            parts = {key: configuration[part] for part, key in joined[name].items()}
+            merged[name] = _with_parts(own, parts, f'{where}: "{name}"')
     return merged
+
+
+def _joined(configuration: Configuration) -> dict[str, dict[str, str]]:
+    """Say what is pruned together: module -> name of a part -> its key."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for name, entry in configuration.items():
+        owner = families.owner(name)
+        if owner is not None and entry.rate > 0:
+            found.setdefault((owner.module, owner.kind), {})[name] = owner.key
+    joined = {}
+    for (module, kind), parts in found.items():
+        loses_units = module in configuration and configuration[module].rate > 0
+        loses_parts = any(configuration[name].rate == 1 for name in parts)
+        if loses_units if kind == "attention" else loses_parts and not loses_units:
+            joined[module] = parts
+    return joined
 
 
 def scheme_of(
@@ -203,7 +236,8 @@ def scheme_of(
 
     Returns:
         The scheme (modules and entries in the order of their first appearance, each once, rate 0
-        left out), the number of variants asked for (a pair counts once), and the number needed.
+        left out), the number of variants asked for (a module with its parts counts once), and the
+        number needed.
 
     Raises:
         ConfigError: a module and a part of it are both above 0.
@@ -211,8 +245,8 @@ def scheme_of(
     scheme: dict[str, dict[Entry, None]] = {}
     asked = 0
     for i, configuration in enumerate(configurations):
-        for name, entry in merge_pairs(configuration, f"{path}[{i}]").items():
-            if entry.rate > 0:
+        for name, entry in merge_parts(configuration, f"{path}[{i}]").items():
+            if entry.removals:
                 scheme.setdefault(name, {})[entry] = None
                 asked += 1
     needed = sum(len(entries) for entries in scheme.values())
@@ -295,7 +329,7 @@ def check_configuration(
     """
     for name, entry in configuration.items():
         _check_kind(_find_module(name, modules, where), entry, where, modules)
-    merge_pairs(configuration, where)
+    merge_parts(configuration, where)
     layers = _layer_counts(modules)
     gone = Counter(
         modules[name].stack
@@ -318,10 +352,10 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
     configuration = {}
     for name, given in value.items():
         _check_name(name, where)
-        if isinstance(given, dict) and "o" in given:
+        if isinstance(given, dict) and "parts" in given:
             raise ConfigError(
-                f'{where}: "{name}": {_shown(given)} has "o", which only conf_prune.json has; '
-                f'write two keys, "{name}" and "{name}.o".'
+                f'{where}: "{name}": {_shown(given)} has "parts", which only conf_prune.json has; '
+                f"write one key for each, {_keys_of(name, given['parts'])}."
             )
         configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
         check_block(name, configuration[name], where)
@@ -342,11 +376,10 @@ def _parse_variants(
         where = f'{path}: "{name}"[{i}]'
         entry = Entry.parse(given, where, methods)
         check_block(name, entry, where)
-        for part in (entry, entry.o):
-            if part is not None and part.rate == 0:
-                raise ConfigError(
-                    f"{where}: {_shown(given)} has rate 0, which needs no variant; leave it out."
-                )
+        if not entry.removals:
+            raise ConfigError(
+                f"{where}: {_shown(given)} has rate 0, which needs no variant; leave it out."
+            )
         if entry in entries:
             raise ConfigError(f"{where}: {entry} occurs twice; keep one of them.")
         entries.append(entry)
@@ -374,13 +407,61 @@ def _parse_method(value: Any, where: str, methods: Sequence[str] | None) -> str:
 
 def _check_keys(value: dict[str, Any], where: str) -> None:
     for key in value:
-        if key not in ("rate", "method", "o", "through"):
+        if key not in ("rate", "method", "parts", "through"):
             raise ConfigError(
-                f"{where}: unknown key {_shown(key)}; known: rate, method (a pair: o, a block of "
-                "layers: through)."
+                f"{where}: unknown key {_shown(key)}; known: rate, method, parts (in "
+                "conf_prune.json), through (of a block of layers)."
             )
     if "rate" not in value:
         raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
+
+
+def _parse_parts(value: Any, where: str, methods: Sequence[str] | None) -> dict[str, Entry]:
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(
+            f'{where}: "parts" is {_shown(value)}, an object {{part: entry}} was expected.'
+        )
+    for key, given in value.items():
+        _check_name(key, f'{where}, "parts"')
+        for inner in ("parts", "through"):
+            if isinstance(given, dict) and inner in given:
+                raise ConfigError(
+                    f'{where}: "{inner}" inside "parts" ({_shown(value)}); a part has a rate and, '
+                    "if wanted, a method."
+                )
+    return {
+        key: Entry.parse(given, f'{where}, part "{key}"', methods) for key, given in value.items()
+    }
+
+
+def _with_parts(whole: Entry, parts: Mapping[str, Entry], where: str) -> Entry:
+    """Join an entry and those of its module's parts, by the rules that need no model."""
+    for key, part in parts.items():
+        place = f'{where}, part "{key}"'
+        if part.rate == 0:
+            raise ConfigError(f"{place}: {part} needs no variant; leave the part out.")
+        if whole.rate == 1:
+            raise ConfigError(
+                f"{place}: the module is removed whole (rate 1), so nothing is left of its part "
+                f"({part}); set one of them to 0."
+            )
+        if whole.rate > 0:
+            check_linear(part, place)
+    if whole.rate == 0 and whole.method is not None:
+        raise ConfigError(f"{where}: {whole} has a method and prunes nothing; leave it out.")
+    if whole.rate == 0 and all(part.rate < 1 for part in parts.values()):
+        raise ConfigError(
+            f"{where}: {replace(whole, parts=parts)}; the module keeps all its units, so write the "
+            "entry of a part under the part's own name."
+        )
+    return replace(whole, parts=parts)
+
+
+def _keys_of(name: str, parts: Any) -> str:
+    """Name the keys that stand for a module and its parts in conf.json."""
+    keys = parts if isinstance(parts, dict) else ()
+    names = [name, *(families.part_path(name, key) for key in keys)]
+    return " and ".join(f'"{each}"' for each in names)
 
 
 def _check_name(name: str, where: str) -> None:
@@ -411,9 +492,9 @@ def _check_kind(
             f"{place}: no method prunes a {module.kind} at {entry} yet; known: 0 and 1."
         )
     if module.kind == "linear":
-        _check_linear(entry, place)
-    if module.kind != "attention" and entry.o is not None:
-        raise ConfigError(f'{place}: {entry}, but a {module.kind} has no "o"; remove the "o".')
+        check_linear(entry, place)
+    if entry.parts:
+        _check_parts(module, entry, place)
     if module.kind != "layer" and entry.through is not None:
         raise ConfigError(
             f'{place}: {entry}, but only a layer begins a block; remove the "through".'
@@ -423,7 +504,27 @@ def _check_kind(
             _find_module(name, modules, where)
 
 
-def _check_linear(entry: Entry, place: str) -> None:
+def _check_parts(module: "Module", entry: Entry, place: str) -> None:
+    for key, part in entry.parts.items():
+        if key not in module.linears:
+            raise ConfigError(
+                f'{place}: {entry}, but this {module.kind} has no part "{key}" to prune (has '
+                f"{', '.join(module.linears) or 'none'}); name one that it has."
+            )
+        check_linear(part, f'{place}, part "{key}"')
+    if module.kind == "ffn":
+        raise ConfigError(
+            f"{place}: {entry}, but neurons and weights of an ffn cannot both be pruned; set one "
+            "of them to 0."
+        )
+
+
+def check_linear(entry: Entry, place: str) -> None:
+    """Refuse a linear at rate 1: what should stand in its place is not defined yet.
+
+    Raises:
+        ConfigError: the rate is 1; the message begins with `place`.
+    """
     if entry.rate == 1:
         raise ConfigError(
             f"{place}: a linear cannot be removed whole (rate 1) yet; choose a rate below 1."
@@ -435,7 +536,7 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
     through = value["through"]
     if not isinstance(through, str) or not through.rpartition(".")[2].isdecimal():
         raise ConfigError(f'{where}: "through" is {_shown(through)}; write the path of a layer.')
-    if entry.rate != 1 or entry.method is None or "o" in value:
+    if entry.rate != 1 or entry.method is None or "parts" in value:
         raise ConfigError(
             f'{where}: {_shown(value)} replaces a block of layers; write "rate": 1 and the '
             '"method" that does so.'
@@ -444,10 +545,15 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
 
 
 def check_block(name: str, entry: Entry, where: str) -> None:
-    """Refuse a block that does not end in the list of layers it begins in, or ends before it.
+    """Check that a block of layers ends in the list it begins in, and not before it begins.
+
+    Args:
+        name: the layer that the entry is of.
+        entry: one that may have a `through`.
+        where: the beginning of the message.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: it does not.
     """
     if entry.through is None:
         return
@@ -459,16 +565,6 @@ def check_block(name: str, entry: Entry, where: str) -> None:
         )
 
 
-def _pair(whole: Entry, output: Entry, where: str) -> Entry:
-    if whole.rate == 1 and output.rate > 0:
-        raise ConfigError(
-            f"{where}: removed whole (rate 1), so nothing is left of its output projection "
-            f"({output}); set one of them to 0."
-        )
-    _check_linear(output, f"{where}, its output projection")
-    return replace(whole, o=output)
-
-
 def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:
     """Yield every (module, part of it) of which both are above rate 0."""
     owners: dict[str, list[str]] = {}  # of a layer in a block: the entry of the block's first one
@@ -478,12 +574,12 @@ def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:
             owners.setdefault(each, []).append(name)
     for part in wanted:
         words = part.split(".")
-        above = [".".join(words[:end]) for end in range(1, len(words))]
+        names = [".".join(words[:end]) for end in range(1, len(words) + 1)]
         # an ffn may be named after its layer while its linears lie in the layer itself
-        for name in (*above, *(f"{layer}.{families.FFN}" for layer in above)):
-            if name in owners and families.contains(name, part):
-                yield from ((owner, part) for owner in owners[name])
-        yield from ((owner, part) for owner in owners[part] if owner != part)
+        if (owner := families.owner(part)) is not None and owner.module not in names:
+            names.append(owner.module)
+        for name in names:
+            yield from ((first, part) for first in owners.get(name, ()) if first != part)
 
 
 def _layer_counts(modules: Mapping[str, "Module"]) -> Counter[str]:

@@ -60,10 +60,10 @@ class Method:
         kinds: kinds of modules it can prune.
         reference: paper or program it follows.
         prune: (dense module, its description, rate, evidence) -> decision. The rate is above 0 and
-            below 1: rate 0 is untouched, and rate 1 is removal, done by surgery. A method that
-            `replaces` is called at rate 1 and at no other.
+            below 1, or 1 for those that put something in the module's place: rate 0 is untouched,
+            and without such a method rate 1 is removal, done by surgery.
         needs: fields of `Evidence` without which it cannot decide.
-        replaces: it puts something in the place of a block of layers.
+        replaces: it puts something in the place of a block of layers, at rate 1 and no other.
     """
 
     name: str
@@ -98,7 +98,7 @@ def kept_heads(importance: Tensor, module: Module, rate: float) -> list[int]:
         return kept_units(importance, rate)
     grouped = importance.view(module.groups, -1)
     size = grouped.shape[1]
-    if module.by_groups:
+    if module.whole_groups:
         groups = kept_units(grouped.sum(1), rate)
         return [group * size + head for group in groups for head in range(size)]
     return [

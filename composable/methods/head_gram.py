@@ -82,7 +82,7 @@ def _rise(values: Tensor, inverse: Tensor, part: slice) -> float:
 def kept_heads(weight: Tensor, matrix: Tensor, module: Module, rate: float) -> list[int]:
     """Ascending ids of the heads that stay, as grouped queries allow, see `methods.base`."""
     heads, groups = module.units, module.groups
-    if groups == heads or module.by_groups:
+    if groups == heads or module.whole_groups:
         order = elimination_order(weight, matrix, groups)
         kept = sorted(unit for unit, _ in order[units_to_remove(groups, rate) :])
         return [unit * heads // groups + head for unit in kept for head in range(heads // groups)]

@@ -25,14 +25,19 @@ def rows_of(variants: Sequence["Variant"], seconds: Sequence[float]) -> list[dic
             "module": variant.module,
             "rate": variant.entry.rate,
             "method": variant.entry.method,
-            "o_rate": variant.entry.o.rate if variant.entry.o else None,
-            "o_method": variant.entry.o.method if variant.entry.o else None,
+            "o_rate": _of_parts(variant, "rate"),
+            "o_method": _of_parts(variant, "method"),
             "error_before": variant.stats.get("error_before"),
             "error_after": variant.stats.get("error_after"),
             "seconds": round(spent, 3),
         }
         for variant, spent in zip(variants, seconds, strict=True)
     ]
+
+
+def _of_parts(variant: "Variant", name: str) -> Any:
+    """Rate or method of the part that is pruned with a module; None where there is none."""
+    return next((getattr(part, name) for part in variant.entry.parts.values()), None)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from composable import families
 from composable.errors import ShapeError
 from composable.formats import bundle
 from composable.formats.bundle import Variant
-from composable.formats.config import covered, merge_pairs, pick, read_configurations
+from composable.formats.config import covered, merge_parts, pick, read_configurations
 from composable.methods import METHODS
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
@@ -111,7 +111,7 @@ def compose_files(
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     methods = [method.name for method in METHODS]
     wanted = pick(read_configurations(config, modules, methods), index, config)
-    merged = merge_pairs(wanted, f"{config}[{index}]")
+    merged = merge_parts(wanted, f"{config}[{index}]")
     readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
     variants = [reader.load(record) for reader, record in bundle.choose(readers, merged, index)]
     composed = compose(dense, variants)

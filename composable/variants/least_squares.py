@@ -318,9 +318,8 @@ class _Run:
         fit = self.solved[module.output_path][_name_of(heads)]
         tensors.update(self._own_tensors(module, fit, self._columns(heads)))
         rate = 1 - len(heads[1]) / module.units
-        return Variant(
-            module.name, module.kind, Entry(rate), False, list(heads[1]), tensors=tensors
-        )
+        kept = list(heads[1])
+        return Variant(module.name, module.kind, Entry(rate), kept_units=kept, tensors=tensors)
 
     def _own_tensors(self, module: Module, fit: Fit, columns: Tensor | None) -> dict[str, Tensor]:
         """Name a problem's tensors as the variant does, without the columns it has not."""

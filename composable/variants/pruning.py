@@ -16,7 +16,7 @@ from composable.errors import ConfigError, UserError
 from composable.families import Module
 from composable.formats.bundle import Variant
 from composable.formats.bundle_header import PER_GROUP, WHOLE_GROUPS
-from composable.formats.config import Entry
+from composable.formats.config import Entry, check_linear
 from composable.linalg.grams import Gram
 from composable.methods import Evidence, Method
 from composable.methods.base import Need
@@ -59,7 +59,7 @@ def make_variants(
     scheme: dict[str, list[Entry]],
     preferred: tuple[str, ...] = (),
     sources: Sources | None = None,
-    by_groups: bool = False,
+    whole_groups: bool = False,
 ) -> list[Variant]:
     """Prune every module at every rate of the scheme.
 
@@ -68,8 +68,8 @@ def make_variants(
         scheme: module name -> entries, as conf_prune.json has them.
         preferred: methods for plain rates; other kinds get their default.
         sources: what was measured for the methods that need it.
-        by_groups: with grouped queries, whole groups of heads leave, instead of equally many heads
-            from every group.
+        whole_groups: with grouped queries, whole groups of heads leave, instead of equally many
+            heads from every group.
 
     Raises:
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
@@ -83,15 +83,14 @@ def make_variants(
     for module, entry, resolved in bar:
         variant = found.get((module.name, resolved))
         if variant is None:
-            chosen = dataclasses.replace(module, by_groups=by_groups)
+            chosen = dataclasses.replace(module, whole_groups=whole_groups)
             variant = (
                 _replace(dense, module, resolved, sources)
                 if _replaces(resolved)
                 else _prune(dense, chosen, resolved, sources)
             )
             found[module.name, resolved] = variant
-        variant.plain |= entry.method is None
-        variant.plain_o |= entry.o is not None and entry.o.method is None
+        variant.plain |= {key for key, each in entry.removals.items() if each.method is None}
     return list(found.values())
 
 
@@ -100,9 +99,8 @@ def needs(
 ) -> set[Need]:
     """Collect what the methods that a scheme asks for need to be measured."""
     entries = [resolved for *_, resolved in _wanted(dense, scheme, preferred)]
-    parts = [part for entry in entries for part in (entry, entry.o) if part]
-    asked = [methods.by_name(str(part.method)) for part in parts if part.method != REMOVE]
-    return {need for method in asked for need in method.needs}
+    names = {str(each.method) for entry in entries for each in entry.removals.values()}
+    return {need for name in names - {REMOVE} for need in methods.by_name(name).needs}
 
 
 def blocks_of(scheme: dict[str, list[Entry]]) -> list[Block]:
@@ -152,18 +150,20 @@ def _wanted(
     ]
 
 
-def _resolve(module: Module, entry: Entry, preferred: Iterable[str]) -> Entry:
+def _resolve(module: Module, entry: Entry, preferred: tuple[str, ...]) -> Entry:
     """Fill in the methods that plain rates leave open."""
-    method = _method(module.name, module.kind, entry, tuple(preferred))
-    o = entry.o
-    if o is not None:
-        o_method = _method(module.output_path, "linear", o, tuple(preferred))
-        o = Entry(o.rate, o_method)
-    return Entry(entry.rate, method, o, entry.through)
+    parts = {}
+    for key, part in entry.parts.items():
+        path = f"{module.holder}.{key}"
+        parts[key] = Entry(part.rate, _method(path, "linear", part, preferred))
+    method = _method(module.name, module.kind, entry, preferred)
+    return Entry(entry.rate, method, parts, entry.through)
 
 
 def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> str:
     """Name the method of an entry; removal of a module is not a matter of method."""
+    if kind == "linear":
+        check_linear(entry, f'"{name}"')
     if entry.method is not None:
         chosen: Method | None = methods.by_name(entry.method)
     elif entry.rate == 1:
@@ -183,22 +183,22 @@ def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> s
 
 def _prune(dense: Checkpoint, module: Module, entry: Entry, sources: Sources) -> Variant:
     if entry.rate == 1:
-        return Variant(module.name, module.kind, entry, plain=False, removed=True)
+        return Variant(module.name, module.kind, entry, removed=True)
     holder = dense.model.get_submodule(module.holder)
     method = methods.by_name(str(entry.method))
     evidence = _evidence(method, module, sources)
     decision = method.prune(holder, module, entry.rate, evidence)
     kept = decision.kept_units
-    variant = Variant(module.name, module.kind, entry, plain=False, kept_units=kept)
+    variant = Variant(module.name, module.kind, entry, kept_units=kept, stats=decision.stats)
     if module.groups < module.units and module.kind == "attention":
-        variant.gqa = WHOLE_GROUPS if module.by_groups else PER_GROUP
+        variant.gqa = WHOLE_GROUPS if module.whole_groups else PER_GROUP
     tensors = own_tensors(holder, module, kept) | (decision.tensors or {})
     # what a bundle holds; the dense model may be in bfloat16
     variant.tensors = {name: tensor.float().cpu() for name, tensor in tensors.items()}
     if decision.mask is not None:
         _mask(variant, "weight", decision.mask)
-    if entry.o is not None:
-        _mask_output(variant, holder, module, entry.o, sources)
+    for key, part in entry.parts.items():
+        _prune_part(variant, holder, module, key, part, sources)
     return variant
 
 
@@ -208,8 +208,8 @@ def _replace(dense: Checkpoint, module: Module, entry: Entry, sources: Sources) 
     block = (module.name, entry.through or module.name)
     evidence = _evidence(method, module, sources, block)
     decision = method.prune(dense.model.get_submodule(module.name), module, 1.0, evidence)
-    variant = Variant(module.name, module.kind, entry, plain=False, removed=True)
-    variant.tensors, variant.stats = dict(decision.tensors or {}), decision.stats
+    variant = Variant(module.name, module.kind, entry, removed=True, stats=decision.stats)
+    variant.tensors = dict(decision.tensors or {})
     if not variant.tensors:
         log.info(
             '"%s" through "%s": no linear map is better than deletion on held-out texts.', *block
@@ -240,25 +240,30 @@ def _evidence(
     return Evidence(**found)
 
 
-def _mask_output(
-    variant: Variant, holder: nn.Module, module: Module, entry: Entry, sources: Sources
+def _prune_part(
+    variant: Variant, holder: nn.Module, module: Module, key: str, entry: Entry, sources: Sources
 ) -> None:
-    """Mask the output projection among the columns of the heads that stayed."""
-    path = module.output_path
-    o = Module(path, "linear", module.stack, holder=path)
+    """Prune one linear of a variant among what the module's units have left of it."""
+    path = f"{module.holder}.{key}"
+    part = Module(path, "linear", module.stack, holder=path)
     method = methods.by_name(str(entry.method))
-    linear: Any = holder.get_submodule(module.output)
-    evidence = _evidence(method, o, sources)
+    evidence = _evidence(method, part, sources)
+    left: dict[str, Tensor] = {}
     if variant.kept_units is not None:
-        columns = unit_rows(module, variant.kept_units)["o"]
-        linear = slice_linear(linear, columns=columns)
-        if evidence.inputs is not None:
-            evidence = dataclasses.replace(evidence, inputs=evidence.inputs.columns(columns))
-    decision = method.prune(linear, o, entry.rate, evidence)
+        role = next(role for role, child in module.parts if child == key)
+        ids = unit_rows(module, variant.kept_units)[role]
+        left = {"columns" if key == module.output else "rows": ids}
+        if key == module.output and evidence.inputs is not None:
+            evidence = dataclasses.replace(evidence, inputs=evidence.inputs.columns(ids))
+    dense: Any = holder.get_submodule(key)
+    linear = slice_linear(dense, **left)
+    for name, parameter in linear.named_parameters():  # the module's method may have changed them
+        parameter.data = variant.tensors[f"{key}.{name}"].to(parameter)
+    decision = method.prune(linear, part, entry.rate, evidence)
     for name, tensor in (decision.tensors or {}).items():
-        variant.tensors[f"{module.output}.{name}"] = tensor.float().cpu()
+        variant.tensors[f"{key}.{name}"] = tensor.float().cpu()
     if decision.mask is not None:
-        _mask(variant, f"{module.output}.weight", decision.mask)
+        _mask(variant, f"{key}.weight", decision.mask)
 
 
 def _mask(variant: Variant, name: str, mask: Tensor) -> None:

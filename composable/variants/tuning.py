@@ -120,7 +120,6 @@ def _union(readers: list[bundle.Reader]) -> list[Variant]:
                     f"{reader.path}; leave one of the bundles out."
                 )
             first.plain |= variant.plain
-            first.plain_o |= variant.plain_o
     return [variant for _, variant in found.values()]
 
 

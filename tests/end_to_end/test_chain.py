@@ -427,7 +427,7 @@ def test_bundles_of_two_methods_meet_in_one_model(bench: Bench) -> None:
     assert composed.info["history"][-1]["composed"]["bundles"] == ["heads.npy", "weights.npy"]
     error = bench.refused({ATTENTION: 0.5, WI: 0.4}, "heads.npy")
     assert f'heads.npy: no variant of "{WI}" at rate 0.4 (has none)' in error
-    # a pair does not come together out of an attention and an o of their own
+    # two variants of their own do not answer an attention that is pruned with its o
     error = bench.refused({ATTENTION: 0.5, f"{ATTENTION}.o": 0.4}, "heads.npy", "weights.npy")
     assert f'no variant of "{ATTENTION}" at rate 0.5 with o at rate 0.4' in error
 
@@ -500,14 +500,17 @@ def test_an_explicit_entry_through_the_whole_chain(bench: Bench) -> None:
     assert call("prune_scheme_generator.py", cwd=bench.folder).report["variants_needed"] == 2
     scheme = json.loads((bench.folder / "conf_prune.json").read_text())
     assert scheme == {
-        ATTENTION: [{"rate": 0.5, "method": "head_l1", "o": 0.3}, {"rate": 0.5, "o": 0.3}]
+        ATTENTION: [
+            {"rate": 0.5, "method": "head_l1", "parts": {"o": 0.3}},
+            {"rate": 0.5, "parts": {"o": 0.3}},
+        ]
     }
     assert bench.prune(scheme, "modules.npy")["variants"] == 1
     (bench.folder / "conf.json").write_text(json.dumps(configurations))
     for index in (0, 1):
         run = call("compose_model.py", "-m", bench.model, "-n", index, cwd=bench.folder)
         assert run.report["configuration"] == index
-    # of a pair made for the explicit entry alone, both parts count: its head part is not plain
+    # made for the explicit entry alone: the heads answer no plain number, though o would
     bench.prune({ATTENTION: scheme[ATTENTION][:1]}, "explicit.npy")
     assert bench.compose(configurations[0], "explicit.npy").code == 0
     error = bench.refused(configurations[1], "explicit.npy")
@@ -520,8 +523,9 @@ def test_a_pair_missing_from_a_hand_edited_scheme_is_named(
 ) -> None:
     scheme = json.loads(workshop.scheme.read_text())
     assert scheme[ATTENTION] == [
-        {"rate": 0.25, "o": 0.3}, {"rate": 0.5, "o": 0.3}, {"rate": 0.25, "o": 0.5},
-    ]  # fmt: skip
+        {"rate": heads, "parts": {"o": weights}}
+        for heads, weights in ((0.25, 0.3), (0.5, 0.3), (0.25, 0.5))
+    ]
     del scheme[ATTENTION][2], scheme[WI][1]
     (tmp_path / "conf_prune.json").write_text(json.dumps(scheme))
     shutil.copy(workshop.conf, tmp_path / "conf.json")

@@ -90,7 +90,7 @@ def scheme_of(made: Checkpoint) -> dict[str, list[Entry]]:
             entry = Entry(1.0, method)
         found.setdefault(module.name, []).append(entry)
     pruned = next(m for m in by_kind["attention"] if m.name in found)
-    found[pruned.name].append(Entry(0.5, "head_l1", Entry(0.3, "l1")))
+    found[pruned.name].append(Entry(0.5, "head_l1", {pruned.output: Entry(0.3, "l1")}))
     return found
 
 

@@ -151,7 +151,7 @@ def test_cached_decoding_equals_one_pass(layout: str, rates: Any, gqa: str) -> N
         scheme = {name: rate for name, rate in scheme.items() if rate}
     else:
         scheme = {m.name: r for m, r in zip(attentions, rates, strict=True) if r}
-    small, _ = composed(made, scheme, by_groups=gqa == "whole-groups")
+    small, _ = composed(made, scheme, whole_groups=gqa == "whole-groups")
     check_cached_decoding(small)
 
 
@@ -167,7 +167,7 @@ def test_grouped_queries_leave_as_asked(layout: str) -> None:
     dense_k = made.model.get_parameter(f"{module.name}.k_proj.weight")
     assert torch.equal(variant.tensors["k_proj.weight"], dense_k)
     assert variant.gqa == "per-group"
-    small, (variant,) = composed(made, scheme, by_groups=True)
+    small, (variant,) = composed(made, scheme, whole_groups=True)
     groups = sorted({head // size for head in variant.kept_units})
     assert variant.kept_units == [g * size + i for g in groups for i in range(size)]
     assert len(groups) == module.groups - int(module.groups * 0.5 + 0.5)

@@ -49,7 +49,7 @@ def variant_of(made: Checkpoint, first: int, last: int, seed: int = 0) -> Varian
     generator = torch.Generator().manual_seed(seed)
     width = made.model.config.hidden_size
     entry = Entry(1.0, "linear_map", through=names[last])
-    variant = Variant(names[first], "layer", entry, plain=False, removed=True)
+    variant = Variant(names[first], "layer", entry, removed=True)
     variant.tensors = {
         "weight": torch.randn(width, width, generator=generator) * 0.05,
         "bias": torch.randn(width, generator=generator) * 0.1,

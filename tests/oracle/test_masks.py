@@ -495,20 +495,20 @@ def test_the_others_ignore_inputs(method: methods.Method) -> None:
     assert without.mask is None or torch.equal(with_inputs.mask, without.mask)
 
 
-@pytest.mark.parametrize("by_groups", [False, True])
-def test_heads_by_loss_leave_groups_alike(by_groups: bool) -> None:
+@pytest.mark.parametrize("whole_groups", [False, True])
+def test_heads_by_loss_leave_groups_alike(whole_groups: bool) -> None:
     """Against all choices that are allowed: 2 groups of 4 heads of 4, one step of the search."""
     x, weight = correlated(32, 200, 3), torch.from_numpy(weights(8, 32))
-    module = dataclasses.replace(EIGHT, groups=2, by_groups=by_groups)
+    module = dataclasses.replace(EIGHT, groups=2, whole_groups=whole_groups)
     kept = kept_heads(weight, gram(x).matrix, module, 0.5)
     counts = [sum(head // 4 == group for head in kept) for group in range(2)]
-    assert sorted(counts) == ([0, 4] if by_groups else [2, 2])
+    assert sorted(counts) == ([0, 4] if whole_groups else [2, 2])
     data, target = with_ridge(x), with_ridge(x) @ weight.numpy().T.astype(float)
 
     def loss(heads: list[int]) -> float:
         return refit_loss(data, target, np.repeat([h in heads for h in range(8)], 4))
 
-    if by_groups:
+    if whole_groups:
         assert loss(kept) == min(loss([0, 1, 2, 3]), loss([4, 5, 6, 7]))
     else:
         pairs = list(itertools.combinations(range(4), 2))

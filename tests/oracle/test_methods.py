@@ -12,7 +12,7 @@ from composable import families, methods
 from composable.errors import ShapeError, UserError
 from composable.families import Module
 from composable.methods import Evidence
-from composable.methods.base import kept_units
+from composable.methods.base import kept_heads, kept_units
 from composable.methods.head_l1 import head_importance
 from composable.methods.l1 import keep_mask
 from composable.methods.neuron_l1 import neuron_importance
@@ -121,6 +121,22 @@ def test_kept_units_nest_as_the_rate_falls() -> None:
     assert heads[0] == set(range(8))
     assert heads[-1] == set()
     assert {len(kept) for kept in heads} == set(range(9))
+
+
+@pytest.mark.parametrize(
+    ("whole_groups", "rate", "kept"),
+    [
+        (True, 0.5, [3, 4, 5, 6, 7, 8]),  # sums 9, 12, 10, 7
+        (True, 0.75, [3, 4, 5]),
+        (False, 1 / 3, [0, 2, 4, 5, 7, 8, 10, 11]),  # of equal heads the lower index goes
+        (False, 2 / 3, [0, 5, 7, 11]),
+    ],
+)
+def test_heads_of_grouped_queries(whole_groups: bool, rate: float, kept: list[int]) -> None:
+    """By hand: no single head of a group, nor the highest or lowest, ranks groups as sums do."""
+    module = Module("m", "attention", "decoder", units=12, groups=4, whole_groups=whole_groups)
+    importance = torch.tensor([9.0, 0, 0, 4, 4, 4, 1, 8, 1, 0, 0, 7])
+    assert kept_heads(importance, module, rate) == kept
 
 
 def test_a_method_reads_its_module_and_leaves_it_alone() -> None:

@@ -1,4 +1,4 @@
-"""Random bundles: what is written is read, and no flipped bit goes unnoticed."""
+"""Random bundles: what is written is read."""
 
 import tempfile
 from pathlib import Path
@@ -6,12 +6,10 @@ from pathlib import Path
 import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import numpy as np
-import pytest
 import safetensors.torch
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 
-from composable.errors import FormatError
 from composable.formats.bundle import Bundle, Variant, open_bundle, write
 from composable.formats.config import Entry
 
@@ -33,15 +31,22 @@ json_values = st.recursive(
 def variants(draw: st.DrawFn) -> Variant:
     kind = draw(st.sampled_from(["attention", "ffn", "linear", "layer"]))
     removed = draw(st.booleans())
-    is_pair = kind == "attention" and not removed and draw(st.booleans())
-    o = Entry(draw(rates), draw(methods)) if is_pair else None
-    entry = Entry(1.0 if removed else draw(rates), draw(methods), o)
-    variant = Variant(draw(names), kind, entry, draw(st.booleans()), removed=removed)
-    variant.plain_o = is_pair and draw(st.booleans())
+    parts = {}
+    if kind in ("attention", "ffn") and not removed:
+        rates_of_parts = rates if kind == "attention" else st.just(1.0)
+        entries = st.builds(Entry, rates_of_parts, methods)
+        parts = draw(st.dictionaries(names, entries, max_size=2))
+    if kind == "ffn" and parts:  # it keeps its neurons and loses linears
+        entry = Entry(0.0, None, parts)
+    else:
+        entry = Entry(1.0 if removed else draw(rates), draw(methods), parts)
+    plain = draw(st.frozensets(st.sampled_from(sorted(entry.removals))))
+    variant = Variant(draw(names), kind, entry, plain, removed=removed)
     variant.stats = draw(st.dictionaries(names, finite, max_size=2))
     if not removed:
         variant.kept_units = draw(st.none() | st.sets(st.integers(0, 99)).map(sorted))
-        for name in draw(st.sets(names, max_size=3)):
+        left = {f"{key}.weight" for key, part in parts.items() if part.rate < 1}
+        for name in sorted(left | draw(st.sets(names, max_size=3))):
             add_tensor(draw, variant, name)
     return variant
 
@@ -90,30 +95,3 @@ def test_written_then_read_is_equal(bundle: Bundle) -> None:
         safetensors.torch.load(np.load(path).tobytes())
         write(path.with_name("again.npy"), Bundle(reader.fingerprint, read, reader.options))
         assert path.read_bytes() == path.with_name("again.npy").read_bytes()
-
-
-@settings(deadline=None)
-@given(bundle=bundles(), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_refused(bundle: Bundle, where: float, bit: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "b.npy"
-        write(path, bundle)
-        content = bytearray(path.read_bytes())
-        content[int(where * len(content))] ^= 1 << bit
-        path.write_bytes(content)
-        with pytest.raises(FormatError):
-            open_bundle(path).verify()
-
-
-@settings(deadline=None)
-@given(bundle=bundles(), size=st.integers(0, 4000), extra=st.binary(max_size=20))
-def test_a_cut_or_longer_file_is_refused(bundle: Bundle, size: int, extra: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "b.npy"
-        write(path, bundle)
-        content = path.read_bytes()
-        changed = content[:size] + extra
-        assume(changed != content)
-        path.write_bytes(changed)
-        with pytest.raises(FormatError):
-            open_bundle(path).verify()

@@ -53,7 +53,7 @@ def test_cached_decoding_equals_one_pass(phi: Any, rates: Any, gqa: str) -> None
 def test_the_other_checks_of_all_families(phi: Any, tmp_path: Path) -> None:
     oracle.test_removed_layers_equal_the_layers_that_stay("phi")
     oracle.test_a_composed_model_comes_back_from_its_file("phi", tmp_path)
-    unit.test_pairs_and_parts_are_known_by_name("phi")
+    unit.test_parts_are_known_by_name("phi")
     unit.test_every_weight_of_the_layers_has_one_owner("phi")
     unit.test_nothing_removed_is_the_dense_module("phi", "eager")
     unit.test_recorded_calls_are_those_of_the_dense_model("phi")

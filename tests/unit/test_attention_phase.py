@@ -101,7 +101,7 @@ def student_of(dense: Checkpoint, name: str, kept: list[int]) -> Student:
         key: (weight[:, rows] if key.startswith("o.") else weight[rows]).detach().clone()
         for key, weight in own_parameters(part, module).items()
     }
-    variant = Variant(name, "attention", Entry(0.5), False, kept, tensors=tensors)
+    variant = Variant(name, "attention", Entry(0.5), kept_units=kept, tensors=tensors)
     return Student(variant, module, dense.family, dense.model).eval()
 
 
@@ -132,7 +132,9 @@ def test_nothing_removed_has_nothing_to_learn(texts: Any, attention: str) -> Non
     dense = tiny.checkpoint(attention=attention)
     students = {name: student_of(dense, name, [0, 1, 2, 3]) for name in NAMES}
     starts = {
-        name: Variant(name, "attention", Entry(0.1), False, [0, 1, 2, 3], tensors=some.tensors())
+        name: Variant(
+            name, "attention", Entry(0.1), kept_units=[0, 1, 2, 3], tensors=some.tensors()
+        )
         for name, some in students.items()
     }
     results = attention_phase.run(dense, starts, texts, dataclasses.replace(SETTINGS, epochs=1))
@@ -562,7 +564,7 @@ def test_starts_are_left_as_they_are(texts: Any) -> None:
 
 def test_masked_weights_stay_zero_and_the_others_learn(texts: Any) -> None:
     dense = tiny.checkpoint()
-    (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, Entry(0.5))]})
+    (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, {"o": Entry(0.5)})]})
     trained = attention_phase.run(dense, {0: pair}, texts, SETTINGS)[0]
     mask = pair.masks["o.weight"]
     assert not trained.tensors["o.weight"][~mask].view(torch.int32).any()

@@ -22,16 +22,18 @@ from composable.formats.bundle import Bundle, Reader, Variant, choose, open_bund
 from composable.formats.config import Entry
 from composable.formats.container import array_header, header_checksum
 
+PLAIN = frozenset({""})
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
-LINEAR = "decoder.block.0.layer.2.DenseReluDense.wo"
-GOLDEN_SHA256 = "53b1be9747731a21873f16b743a03a4325e36fe004db8fe4f8e66e1a47607f73"
-GOLDEN_SIZE = 1982
+FFN = "decoder.block.0.layer.2.DenseReluDense"
+LINEAR = f"{FFN}.wo"
+GOLDEN_SHA256 = "4f1603ee0b4b5eb6bd21fcd67cf12a7de10ac721515a9d8ec51afa7097cded05"
+GOLDEN_SIZE = 1958
 
 
 def linear(rate: float = 0.5, module: str = LINEAR, **changes) -> Variant:
     mask = torch.tensor([[True, False, True], [False, False, True]])
     weight = torch.tensor([[1.0, 0.0, -2.5], [0.0, 0.0, 0.25]])
-    settings = {"kind": "linear", "entry": Entry(rate, "l1"), "plain": True}
+    settings = {"kind": "linear", "entry": Entry(rate, "l1"), "plain": PLAIN}
     settings |= {"tensors": {"weight": weight}, "masks": {"weight": mask}, **changes}
     return Variant(module=module, **settings)
 
@@ -40,9 +42,8 @@ def attention(**changes) -> Variant:
     tensors = {"q.weight": torch.ones(2, 2), "o.weight": torch.tensor([[0.0, 3.0], [4.0, 0.0]])}
     settings = {
         "kind": "attention",
-        "entry": Entry(0.25, "head_l1", Entry(0.3, "l1")),
-        "plain": True,
-        "plain_o": True,
+        "entry": Entry(0.25, "head_l1", {"o": Entry(0.3, "l1")}),
+        "plain": frozenset({"", "o"}),
         "kept_units": [0, 2, 3],
         "tensors": tensors,
         "masks": {"o.weight": tensors["o.weight"] != 0},
@@ -51,8 +52,16 @@ def attention(**changes) -> Variant:
     return Variant(module=ATTENTION, **{**settings, **changes})
 
 
+def without_up(**changes) -> Variant:
+    """An ffn that keeps all its neurons and loses a linear as a whole."""
+    entry = Entry(0.0, None, {"wi": Entry(1.0, "identity"), "wo": Entry(0.3, "l1")})
+    settings = {"kind": "ffn", "entry": entry, "plain": frozenset({"wi"})}
+    settings |= {"tensors": {"wo.weight": torch.ones(2)}, **changes}
+    return Variant(module=FFN, **settings)
+
+
 def golden() -> Bundle:
-    gone = Variant("encoder.block.1", "layer", Entry(1.0, "removal"), True, removed=True)
+    gone = Variant("encoder.block.1", "layer", Entry(1.0, "removal"), PLAIN, removed=True)
     return Bundle("f" * 64, [attention(), linear(), gone], {"history": ["prune"]})
 
 
@@ -321,9 +330,11 @@ def test_a_flipped_tensor_is_named_and_others_load(path: Path) -> None:
         reader.load_all()
 
 
-def test_other_format_and_newer_version(path: Path) -> None:
-    rewrite_header(path, '"version":"3"', '"version":"4"')
-    assert "made by another version (format version '4', this program reads '3'" in refused(path)
+def test_other_format_and_version(path: Path) -> None:
+    rewrite_header(path, '"version":"4"', '"version":"3"')
+    found = refused(path)
+    assert "made by another version (format version '3', this program reads '4')" in found
+    assert found.endswith("make it again with prune.py.")
     rewrite_header(path, "composable.bundle", "composable.bundel")
     assert "format 'composable.bundel', expected 'composable.bundle'" in refused(path)
     as_npy(path, safetensors.torch.save({"a": torch.ones(100)}))
@@ -358,7 +369,14 @@ def test_another_models_bundle(path: Path) -> None:
         ('\\"rate\\":0.25', '\\"rate\\":1.25', "rate 1.25 is not a number from 0 to 1"),
         ('\\"rate\\":0.25', '\\"rate\\":1e999', "not a number from 0 to 1"),
         ('\\"rate\\":0.25', '\\"rate\\":NaN', "NaN is not a number that JSON knows"),
-        ('\\"rate\\":0.25', '\\"rate\\":0.0', "needs a rate above 0 and a method"),
+        ('\\"rate\\":0.25', '\\"rate\\":0.0', "rate 0 (head_l1) has a method and prunes nothing"),
+        ('\\"rate\\":0.3', '\\"rate\\":0.0', "needs no variant"),
+        ('\\"rate\\":0.3', '\\"rate\\":1.0', "a linear cannot be removed whole"),
+        ('{\\"method\\":\\"l1\\",\\"rate\\":0.3}', "0.3", "0.3 has not the keys"),
+        ('{\\"o\\":{', '{\\"p\\":{', "a part that is left has a weight"),
+        ('[\\"\\",\\"o\\"]', '[\\"o\\",\\"\\"]', "are no ascending keys"),
+        ('[\\"\\",\\"o\\"]', "[1]", "are no ascending keys"),
+        ('[\\"\\",\\"o\\"]', '[\\"\\",\\"p\\"]', "plain are keys of what was pruned"),
         ('\\"rate\\":0.25', '\\"rate\\":true', "rate True has the wrong type"),
         ('\\"rate\\":1.0', '\\"rate\\":0.9,\\"rate\\":1.0', 'key "rate" occurs twice'),
         ('\\"removed\\":true', '\\"removed\\":false', "rate 1 means removed"),
@@ -368,7 +386,11 @@ def test_another_models_bundle(path: Path) -> None:
         ('\\"method\\":\\"l1\\",\\"module', '\\"method\\":\\"\\",\\"module', "is not a name"),
         ('\\"method\\":\\"head_l1\\",', "", "has not the keys"),
         ('\\"kind\\":\\"linear\\"', '\\"kind\\":\\"conv\\"', "kind is one of attention, ffn"),
-        ('\\"kind\\":\\"attention\\"', '\\"kind\\":\\"ffn\\"', "only an attention is pruned as"),
+        (
+            '\\"kind\\":\\"attention\\"',
+            '\\"kind\\":\\"ffn\\"',
+            "an attention above rate 0 or an ffn",
+        ),
         ('\\"name\\":\\"o.weight\\"', '\\"name\\":\\"z.weight\\"', "tensors are sorted by name"),
         ('"options":"{', '"options":"[{', "header: "),
         ('"options"', '"opinions"', "has not the keys"),
@@ -415,10 +437,11 @@ def test_deeply_nested_json_is_refused(path: Path) -> None:
         (lambda: linear(masks={"weight": torch.ones(2, 2).bool()}), "not a bool tensor"),
         (lambda: linear(masks={"weight": torch.zeros(2, 3).bool()}), "is not zero everywhere"),
         (lambda: linear(stats={"error": math.nan}), "are not finite"),
-        (lambda: linear(entry=Entry(0.5)), "wrong type"),
+        (lambda: linear(entry=Entry(0.5)), "needs a rate above 0 and a method"),
         (lambda: linear(rate=0.0), "needs a rate above 0"),
         (lambda: linear(rate=1.0), "rate 1 means removed"),
-        (lambda: linear(plain_o=True), "plain_o needs a pair"),
+        (lambda: linear(plain=frozenset({"o"})), "plain are keys of what was pruned"),
+        (lambda: without_up(kind="attention"), "an attention above rate 0 or an ffn"),
         (lambda: attention(kept_units=[2, 1]), "kept_units are numbers, ascending"),
         (lambda: attention(gqa="all"), "gqa is per-group or whole-groups"),
     ],
@@ -535,7 +558,7 @@ def test_choose_answers_in_the_order_of_the_configuration(path: Path) -> None:
         "encoder.block.1": Entry(1),
         LINEAR: Entry(0.5),
         "untouched": Entry(0, "l1"),
-        ATTENTION: Entry(0.25, None, Entry(0.3)),
+        ATTENTION: Entry(0.25, None, {"o": Entry(0.3)}),
     }
     reader = open_bundle(path)
     chosen = choose([reader], wanted)
@@ -544,61 +567,47 @@ def test_choose_answers_in_the_order_of_the_configuration(path: Path) -> None:
     assert all(found is reader for found, _ in chosen)
 
 
-@pytest.mark.parametrize(
-    ("made", "plain", "wanted", "is_answer"),
-    [
-        (Entry(0.5, "l1"), True, Entry(0.5), True),
-        (Entry(0.5, "l1"), True, Entry(0.5, "l1"), True),
-        (Entry(0.5, "l1"), True, Entry(0.5, "stat"), False),
-        (Entry(0.5, "l1"), False, Entry(0.5), False),
-        (Entry(0.5, "l1"), False, Entry(0.5, "l1"), True),
-        (Entry(0.5, "l1"), True, Entry(0.4), False),
-    ],
-)
-def test_plain_and_explicit(
-    tmp_path: Path, made: Entry, plain: bool, wanted: Entry, is_answer: bool
-) -> None:
-    reader = reader_of(tmp_path, "b.npy", linear(entry=made, plain=plain))
-    if is_answer:
-        assert choose([reader], {LINEAR: wanted})[0][1].entry == made
-    else:
-        with pytest.raises(MismatchError, match="no variant of"):
-            choose([reader], {LINEAR: wanted})
+def pair(method: str | None = None, o_method: str | None = None, rate: float = 0.3) -> Entry:
+    return Entry(0.25, method, {"o": Entry(rate, o_method)})
 
 
 @pytest.mark.parametrize(
-    ("plain", "plain_o", "wanted", "is_answer"),
+    ("variant", "wanted", "is_answer"),
     [
-        (True, True, Entry(0.25, None, Entry(0.3)), True),
-        (True, True, Entry(0.25, "head_l1", Entry(0.3)), True),
-        (True, False, Entry(0.25, None, Entry(0.3)), False),
-        (True, False, Entry(0.25, None, Entry(0.3, "l1")), True),
-        (False, True, Entry(0.25, None, Entry(0.3)), False),
-        (False, False, Entry(0.25, "head_l1", Entry(0.3, "l1")), True),
-        (True, True, Entry(0.25, None, Entry(0.4)), False),
-        (True, True, Entry(0.25), False),
+        (linear(), Entry(0.5), True),
+        (linear(), Entry(0.5, "l1"), True),
+        (linear(), Entry(0.5, "stat"), False),
+        (linear(), Entry(0.4), False),
+        (linear(plain=frozenset()), Entry(0.5), False),
+        (linear(plain=frozenset()), Entry(0.5, "l1"), True),
+        (attention(), pair(), True),
+        (attention(), pair("head_l1"), True),
+        (attention(), pair(rate=0.4), False),
+        (attention(), Entry(0.25), False),
+        (attention(plain=PLAIN), pair(), False),
+        (attention(plain=PLAIN), pair(None, "l1"), True),
+        (attention(plain=frozenset({"o"})), pair(), False),
+        (attention(plain=frozenset()), pair("head_l1", "l1"), True),
+        (attention(entry=Entry(0.25, "head_l1"), plain=PLAIN), pair(), False),
+        (without_up(), Entry(0.0, None, {"wi": Entry(1.0), "wo": Entry(0.3, "l1")}), True),
+        (without_up(), Entry(0.0, None, {"wi": Entry(1.0), "wo": Entry(0.3)}), False),
+        (without_up(), Entry(0.0, None, {"wi": Entry(1.0)}), False),
     ],
 )
-def test_both_parts_of_a_pair_are_answered(
-    tmp_path: Path, plain: bool, plain_o: bool, wanted: Entry, is_answer: bool
+def test_which_variant_answers(
+    tmp_path: Path, variant: Variant, wanted: Entry, is_answer: bool
 ) -> None:
-    reader = reader_of(tmp_path, "b.npy", attention(plain=plain, plain_o=plain_o))
+    """Rates and methods of the module and of every part; plain entries where made for them."""
+    reader = reader_of(tmp_path, "b.npy", variant)
     if is_answer:
-        assert len(choose([reader], {ATTENTION: wanted})) == 1
+        assert choose([reader], {variant.module: wanted})[0][1].entry == variant.entry
     else:
         with pytest.raises(MismatchError, match="no variant of"):
-            choose([reader], {ATTENTION: wanted})
-
-
-def test_a_lone_attention_does_not_answer_a_pair(tmp_path: Path) -> None:
-    lone = attention(entry=Entry(0.25, "head_l1"), plain_o=False)
-    reader = reader_of(tmp_path, "b.npy", lone)
-    with pytest.raises(MismatchError, match="no variant of"):
-        choose([reader], {ATTENTION: Entry(0.25, None, Entry(0.3))})
+            choose([reader], {variant.module: wanted})
 
 
 def test_the_message_lists_what_there_is(tmp_path: Path) -> None:
-    explicit = linear(rate=0.75, entry=Entry(0.75, "stat"), plain=False)
+    explicit = linear(rate=0.75, entry=Entry(0.75, "stat"), plain=frozenset())
     reader = reader_of(tmp_path, "b.npy", linear(0.25), linear(0.5), explicit)
     with pytest.raises(MismatchError) as caught:
         choose([reader], {LINEAR: Entry(0.3)}, number=1)
@@ -639,4 +648,4 @@ def test_content_digest(path: Path) -> None:
     digests = {variant.digest for variant in (base, unmasked, negated, moved)}
     assert len(digests) == 4
     assert attention().digest != attention(kept_units=[0, 1, 2]).digest
-    assert linear(stats={"x": 1.0}, plain=False, entry=Entry(0.5, "y")).digest == base.digest
+    assert linear(stats={"x": 1.0}, plain=frozenset(), entry=Entry(0.5, "y")).digest == base.digest

@@ -37,7 +37,7 @@ def composed() -> Checkpoint:
     scheme = {
         "encoder.block.0": [Entry(1.0)],
         "decoder.block.0.layer.2.DenseReluDense": [Entry(1.0)],
-        "decoder.block.1.layer.0.SelfAttention": [Entry(0.25, None, Entry(0.3))],
+        "decoder.block.1.layer.0.SelfAttention": [Entry(0.25, None, {"o": Entry(0.3)})],
         "encoder.block.1.layer.1.DenseReluDense.wi": [Entry(0.5)],
     }
     return compose(tiny.checkpoint(), make_variants(tiny.checkpoint(), scheme))

@@ -28,8 +28,8 @@ CONFIGURATION = {
     FFN: Entry(1.0),
     GONE: Entry(1.0),
     ATTENTION: Entry(0.5),
-    PAIR: Entry(0.25, None, Entry(0.3)),
-    CROSS_PAIR: Entry(0.5, None, Entry(0.5)),
+    PAIR: Entry(0.25, None, {"o": Entry(0.3)}),
+    CROSS_PAIR: Entry(0.5, None, {"o": Entry(0.5)}),
     O: Entry(0.3),
     "encoder.block.2.layer.1.DenseReluDense.{up}": Entry(0.5),
     "encoder.block.2.layer.1.DenseReluDense.wo": Entry(0.7),
@@ -65,8 +65,8 @@ def by_hand(model: Any, wanted: dict[str, Entry]) -> Any:
                 stay = _heads_that_stay(part, entry.rate)
                 columns = [head * SIZE + i for head in stay for i in range(SIZE)]
                 kept = part.o.weight[:, columns].clone()
-                if entry.o is not None:
-                    _mask(kept, entry.o.rate)
+                if entry.parts:
+                    _mask(kept, entry.parts["o"].rate)
                 part.o.weight.zero_()
                 part.o.weight[:, columns] = kept
             elif entry.rate == 1:
@@ -148,7 +148,7 @@ def test_structure_and_masks_carry_the_names_they_should() -> None:
 
 @pytest.mark.parametrize("junk", [3.0, float("inf"), float("nan"), -0.0])
 def test_masked_weights_are_zero_whatever_the_variants_hold_there(junk: float) -> None:
-    variants = variants_of(dense(), {O: Entry(0.3), PAIR: Entry(0.25, None, Entry(0.3))})
+    variants = variants_of(dense(), {O: Entry(0.3), PAIR: Entry(0.25, None, {"o": Entry(0.3)})})
     for variant in variants:
         for name, mask in variant.masks.items():
             variant.tensors[name][~mask] = junk
@@ -187,7 +187,7 @@ def test_names_after_the_removal_of_layers() -> None:
         "encoder.block.0": Entry(1.0),
         "decoder.block.1": Entry(1.0),
         "encoder.block.2.layer.1.DenseReluDense.wi": Entry(0.5),
-        "decoder.block.2.layer.0.SelfAttention": Entry(0.25, None, Entry(0.5)),
+        "decoder.block.2.layer.0.SelfAttention": Entry(0.25, None, {"o": Entry(0.5)}),
         "decoder.block.0.layer.2.DenseReluDense.wo": Entry(0.5),
     }
     made = dense()
@@ -240,13 +240,13 @@ def test_the_composed_model_owns_its_tensors() -> None:
 
 def test_structure_of_collects_and_sorts() -> None:
     gone = [
-        Variant(name, kind, Entry(1.0, "remove"), True, removed=True)
+        Variant(name, kind, Entry(1.0, "remove"), removed=True)
         for name, kind in (
             ("decoder.block.1", "layer"), ("b.ffn", "ffn"), ("x", "attention"), ("a.ffn", "ffn"),
             ("decoder.block.0", "layer"),
         )
     ]  # fmt: skip
-    kept = Variant("y", "attention", Entry(0.5, "head_l1"), True, kept_units=[1, 2])
+    kept = Variant("y", "attention", Entry(0.5, "head_l1"), kept_units=[1, 2])
     names = ("a.ffn", "b.ffn", "decoder.block.0", "decoder.block.1", "x")
     expected = (*(Edit(name, "remove") for name in names), Edit("y", "keep", (1, 2)))
     assert structure_of([*gone, kept]) == expected

@@ -51,10 +51,14 @@ ENTRIES = [
     (0.30000000000000004, Entry(0.1 + 0.2)),
     ({"rate": 0.5, "method": "head_l1"}, Entry(0.5, "head_l1")),
     ({"rate": 0, "method": "l1"}, Entry(0, "l1")),
-    ({"rate": 0.25, "o": 0.3}, Entry(0.25, None, Entry(0.3))),
+    ({"rate": 0.25, "parts": {"o": 0.3}}, Entry(0.25, None, {"o": Entry(0.3)})),
     (
-        {"rate": 0.25, "method": "head_l1", "o": {"rate": 0.3, "method": "l1"}},
-        Entry(0.25, "head_l1", Entry(0.3, "l1")),
+        {"rate": 0, "parts": {"gate_proj": 1, "up_proj": 1}},
+        Entry(0.0, None, {"up_proj": Entry(1.0), "gate_proj": Entry(1.0)}),
+    ),
+    (
+        {"rate": 0.25, "method": "head_l1", "parts": {"o": {"rate": 0.3, "method": "l1"}}},
+        Entry(0.25, "head_l1", {"o": Entry(0.3, "l1")}),
     ),
     (
         {"rate": 1, "method": "l1", "through": "encoder.block.3"},
@@ -81,6 +85,7 @@ def test_equal_entries() -> None:
 def test_entries_have_a_name() -> None:
     assert str(Entry(1.0)) == "rate 1"
     assert str(ENTRIES[-2][1]) == "rate 0.25 (head_l1) with o at rate 0.3 (l1)"
+    assert str(ENTRIES[-3][1]) == "rate 0 with gate_proj at rate 1 and up_proj at rate 1"
     assert str(ENTRIES[-1][1]) == "rate 1 (l1) through encoder.block.3"
 
 
@@ -107,15 +112,27 @@ BAD_ENTRIES = [
     ({"rate": 1, "through": "e.block.3"}, "replaces a block of layers; write"),
     ({"rate": 0.5, "method": "l1", "through": "e.block.3"}, "replaces a block of layers; write"),
 ]
-BAD_PAIRS = [
-    ({"rate": 1, "method": "l1", "o": 1, "through": "e.block.3"}, "replaces a block of layers"),
-    ({"rate": 0.5, "o": 3}, '"o": rate 3 is not a number'),
-    ({"rate": 0.5, "o": {"rate": 0.5, "method": "l2"}}, '"o": unknown method "l2"'),
-    ({"rate": 0.5, "o": {"rate": 0.5, "o": 0.5}}, '"o" inside "o"'),
-    ({"rate": 0.5, "o": 0}, '{"rate": 0.5, "o": 0} has rate 0'),
-    ({"rate": 0, "o": 0.5}, '{"rate": 0, "o": 0.5} has rate 0'),
-    ({"rate": 1, "o": 0.3}, "nothing is left of its output projection (rate 0.3)"),
-    ({"rate": 0.5, "o": 1}, "a linear cannot be removed whole (rate 1)"),
+
+
+def with_o(rate: Any, o: Any, **more: Any) -> dict[str, Any]:
+    return {"rate": rate, "parts": {"o": o}, **more}
+
+
+BAD_IN_SCHEMES = [
+    (with_o(1, 1, method="l1", through="e.block.3"), "replaces a block of layers"),
+    (with_o(0.5, 3), 'part "o": rate 3 is not a number'),
+    (with_o(0.5, {"rate": 0.5, "method": "l2"}), 'part "o": unknown method "l2"'),
+    (with_o(0.5, with_o(0.5, 0.5)), '"parts" inside "parts"'),
+    (with_o(0.5, {"rate": 1, "method": "l1", "through": "e.1"}), '"through" inside "parts"'),
+    (with_o(0.5, 0), 'part "o": rate 0 needs no variant'),
+    (with_o(0, 0.5), "rate 0 with o at rate 0.5; the module keeps all its units, so write"),
+    (with_o(0, 1, method="head_l1"), "rate 0 (head_l1) has a method and prunes nothing"),
+    (with_o(1, 0.3), 'part "o": the module is removed whole (rate 1), so nothing is left'),
+    (with_o(0.5, 1), 'part "o": a linear cannot be removed whole (rate 1)'),
+    ({"rate": 0.5, "parts": {"": 0.5}}, '"parts": "" is not the path'),
+    ({"rate": 0.5, "parts": {}}, '"parts" is {}, an object {part: entry} was expected'),
+    ({"rate": 0.5, "parts": 0.3}, '"parts" is 0.3, an object'),
+    ({"rate": 0.5, "o": 0.3}, 'unknown key "o"; known: rate, method, parts'),
     (0, "0 has rate 0, which needs no variant"),
     ({"rate": 0, "method": "l1"}, "has rate 0"),
 ]
@@ -149,9 +166,9 @@ BAD_FILES = [
     ([{"a\nb": 0.5}], ConfigError, '"a\\nb" is not the path'),
     ('[{"\\ud800": 0.5}]', ConfigError, '"\\ud800" is not the path'),
     (
-        [{ATTENTION: {"rate": 0.5, "o": 0.3}}],
+        [{ATTENTION: with_o(0.5, 0.3)}],
         ConfigError,
-        f'two keys, "{ATTENTION}" and "{OUT}"',
+        f'one key for each, "{ATTENTION}" and "{OUT}"',
     ),
 ]
 
@@ -191,7 +208,7 @@ BAD_FOR_MODEL = [
     ({OUT: 1}, f'"{OUT}": a linear cannot be removed whole'),
     ({LAYER: 0.5}, f'"{LAYER}": no method prunes a layer at rate 0.5 yet; known: 0 and 1'),
     ({LAYER: 0.25}, f'"{LAYER}": no method prunes a layer at rate 0.25 yet'),
-    ({ATTENTION: 1, OUT: 0.3}, "nothing is left of its output projection (rate 0.3)"),
+    ({ATTENTION: 1, OUT: 0.3}, 'part "o": the module is removed whole (rate 1), so nothing is'),
     ({FFN: 1, WI: 0.5}, f'"{FFN}" (rate 1) and its part "{WI}" (rate 0.5) are both above 0'),
     ({WO: 0.5, FFN: 1}, f'"{FFN}" (rate 1) and its part "{WO}" (rate 0.5)'),
     ({LAYER: 1, ATTENTION: 0.25}, f'"{LAYER}" (rate 1) and its part "{ATTENTION}" (rate 0.25)'),
@@ -272,7 +289,7 @@ BAD_SCHEMES = [
     ({ATTENTION: [0.5, 0.25, 0.5]}, f'"{ATTENTION}"[2]: rate 0.5 occurs twice'),
     ({ATTENTION: [1, 1.0]}, "rate 1 occurs twice"),
     (
-        {ATTENTION: [{"rate": 0.5, "o": 0.3}, {"rate": 0.5, "o": {"rate": 0.3}}]},
+        {ATTENTION: [with_o(0.5, 0.3), with_o(0.5, {"rate": 0.3})]},
         "rate 0.5 with o at rate 0.3 occurs twice",
     ),
     (f'{{"{WI}": [0.5], "{WI}": [0.3]}}', f'"{WI}" occurs twice'),
@@ -280,7 +297,12 @@ BAD_SCHEMES = [
     ({OTHER: [0.5]}, f'no module "{OTHER}" in this model (2 encoder and 1 decoder layers'),
     ({WI: [0.5, 1]}, f'"{WI}": a linear cannot be removed whole (rate 1)'),
     ({LAYER: [0.5]}, "no method prunes a layer at rate 0.5 yet"),
-    ({WI: [{"rate": 0.5, "o": 0.3}]}, "rate 0.5 with o at rate 0.3, but a linear has no"),
+    ({WI: [with_o(0.5, 0.3)]}, 'with o at rate 0.3, but this linear has no part "o"'),
+    ({FFN: [with_o(0.5, 0.3)]}, 'this ffn has no part "o" to prune (has wi, wo); name one'),
+    ({ATTENTION: [{"rate": 0.5, "parts": {"q": 0.5}}]}, 'no part "q" to prune (has o)'),
+    ({ATTENTION: [with_o(0, 1)]}, 'part "o": a linear cannot be removed whole (rate 1)'),
+    ({FFN: [{"rate": 0.5, "parts": {"wi": 0.3}}]}, "neurons and weights of an ffn cannot both be"),
+    ({FFN: [{"rate": 0, "parts": {"wi": 1}}]}, 'part "wi": a linear cannot be removed whole'),
 ]
 
 
@@ -293,7 +315,7 @@ def test_bad_scheme(tmp_path: Path, content: Any, message: str) -> None:
     assert "conf_prune.json" in str(caught.value)
 
 
-@pytest.mark.parametrize(("value", "message"), BAD_ENTRIES + BAD_PAIRS)
+@pytest.mark.parametrize(("value", "message"), BAD_ENTRIES + BAD_IN_SCHEMES)
 def test_bad_entry_in_scheme(tmp_path: Path, value: Any, message: str) -> None:
     path = written(tmp_path, {ATTENTION: [0.125, value]}, "conf_prune.json")
     with pytest.raises((ConfigError, FormatError)) as caught:
@@ -305,22 +327,27 @@ def test_bad_entry_in_scheme(tmp_path: Path, value: Any, message: str) -> None:
 
 def test_scheme_there_and_back(tmp_path: Path) -> None:
     scheme = {
-        ATTENTION: [Entry(0.25, None, Entry(0.3)), Entry(0.25), Entry(1), Entry(0.25, "head_l1")],
+        ATTENTION: [
+            Entry(0.25, None, {"o": Entry(0.3)}),
+            Entry(0.25),
+            Entry(1),
+            Entry(0.25, "head_l1"),
+        ],
         WI: [Entry(0.5)],
         FFN: [Entry(1)],
     }
     path = tmp_path / "conf_prune.json"
     config.write_scheme(path, scheme)
     assert config.read_scheme(path, MODULES, METHODS) == scheme
-    assert json.loads(path.read_text())[ATTENTION][0] == {"rate": 0.25, "o": 0.3}
+    assert json.loads(path.read_text())[ATTENTION][0] == with_o(0.25, 0.3)
     config.write_scheme(path, {})
     assert config.read_scheme(path) == {}
 
 
-# --- pairs and transpose -------------------------------------------------------------------------
+# --- parts and transpose -------------------------------------------------------------------------
 
 
-def test_merge_pairs() -> None:
+def test_an_attention_and_its_output_projection_are_one_entry() -> None:
     configuration = {
         WI: Entry(0.5),
         ATTENTION: Entry(0.25, "head_l1"),
@@ -329,20 +356,49 @@ def test_merge_pairs() -> None:
         f"{CROSS}.o": Entry(0.3),
     }
     before = dict(configuration)
-    merged = config.merge_pairs(configuration)
+    merged = config.merge_parts(configuration)
     assert configuration == before
     assert list(merged.items()) == [
         (WI, Entry(0.5)),
-        (ATTENTION, Entry(0.25, "head_l1", Entry(0.3, "l1"))),
+        (ATTENTION, Entry(0.25, "head_l1", {"o": Entry(0.3, "l1")})),
         (CROSS, Entry(0)),
         (f"{CROSS}.o", Entry(0.3)),
     ]
 
 
+@pytest.mark.parametrize("given", [[], [Entry(0.0)], [Entry(0.0, "neuron_l1")]])
+@pytest.mark.parametrize(
+    ("ffn", "prefix", "first", "second", "untouched"),
+    [
+        ("model.layers.3.mlp", "model.layers.3.mlp", "gate_proj", "up_proj", "down_proj"),
+        # its linears lie in the layer itself
+        ("bert.encoder.layer.3.ffn", "bert.encoder.layer.3", "intermediate.dense", "output.dense",
+         "attention.output.dense"),
+    ],
+)  # fmt: skip
+def test_linears_that_go_as_a_whole_are_parts_of_their_ffn(
+    tmp_path: Path, ffn: str, prefix: str, first: str, second: str, untouched: str, given: Any
+) -> None:
+    configuration = {
+        f"{prefix}.{second}": Entry(1.0),
+        f"{prefix}.{untouched}": Entry(0.0),
+        **dict(zip([ffn], given, strict=False)),
+        f"{prefix}.{first}": Entry(0.5, "l1"),
+    }
+    joined = Entry(0.0, None, {first: Entry(0.5, "l1"), second: Entry(1.0)})
+    merged = config.merge_parts(configuration)
+    assert [entry for entry in merged.values() if entry.removals] == [joined]
+    assert merged[ffn] == joined
+    scheme, asked, needed = config.scheme_of([configuration, configuration])
+    assert (scheme, asked, needed) == ({ffn: [joined]}, 2, 1)
+    config.write_scheme(tmp_path / "scheme.json", scheme)
+    assert config.read_scheme(tmp_path / "scheme.json") == scheme
+
+
 BAD_MERGES = [
     (
         {ATTENTION: Entry(1), OUT: Entry(0.3)},
-        "nothing is left of its output projection (rate 0.3)",
+        'part "o": the module is removed whole (rate 1), so nothing is left of its part (rate 0.3)',
     ),
     ({ATTENTION: Entry(0.5), OUT: Entry(1)}, "a linear cannot be removed whole (rate 1)"),
     ({LAYER: Entry(1), WI: Entry(0.5)}, f'"{LAYER}" (rate 1) and its part "{WI}" (rate 0.5)'),
@@ -355,6 +411,7 @@ BAD_MERGES = [
         'and its part "e.block.4" (rate 1)',
     ),
     ({FFN: Entry(1), WO: Entry(0.5)}, f'"{FFN}" (rate 1) and its part "{WO}" (rate 0.5)'),
+    ({FFN: Entry(0.5), WO: Entry(1)}, f'"{FFN}" (rate 0.5) and its part "{WO}" (rate 1)'),
     (
         {LAYER: Entry(1), ATTENTION: Entry(0.5), OUT: Entry(0.5)},
         f'"{LAYER}" (rate 1) and its part',
@@ -385,14 +442,14 @@ def test_layers_that_go_leave_what_lies_in_them_at_0() -> None:
 
 def test_names_that_only_begin_alike_do_not_overlap() -> None:
     configuration = {"encoder.block.1": Entry(1), "encoder.block.10.layer.0.x": Entry(0.5)}
-    assert config.merge_pairs(configuration) == configuration
+    assert config.merge_parts(configuration) == configuration
 
 
 def test_scheme_of_the_defaults() -> None:
     rates = {"attention": [0.25, 0.5, 0.25], "linear": [0.3, 0.3, 0.5]}
     configurations = config.uniform_configurations(_MODULES, rates)
     scheme, asked, needed = config.scheme_of(configurations)
-    pairs = [Entry(a, None, Entry(b)) for a, b in [(0.25, 0.3), (0.5, 0.3), (0.25, 0.5)]]
+    pairs = [Entry(a, None, {"o": Entry(b)}) for a, b in [(0.25, 0.3), (0.5, 0.3), (0.25, 0.5)]]
     assert scheme == {
         ATTENTION: pairs,
         WI: [Entry(0.3), Entry(0.5)],
@@ -434,17 +491,17 @@ CONFIGURATIONS = st.lists(CONFIGURATION, min_size=1, max_size=5)
 
 
 @given(CONFIGURATIONS)
-def test_transpose_loses_no_pair(configurations: list[dict[str, Entry]]) -> None:
+def test_transpose_loses_no_entry(configurations: list[dict[str, Entry]]) -> None:
     scheme, asked, needed = config.scheme_of(configurations)
-    merged = [config.merge_pairs(one) for one in configurations]
-    wanted = [pair for one in merged for pair in one.items() if pair[1].rate > 0]
+    merged = [config.merge_parts(one) for one in configurations]
+    wanted = [pair for one in merged for pair in one.items() if pair[1].removals]
     made = [(name, entry) for name, entries in scheme.items() for entry in entries]
     assert set(made) == set(wanted)
     assert len(made) == len(set(made)) == needed
     assert asked == len(wanted)
     for configuration, one in zip(configurations, merged, strict=True):
         apart = {n: Entry(e.rate, e.method) for n, e in one.items()}
-        apart |= {f"{n}.o": e.o for n, e in one.items() if e.o}
+        apart |= {f"{n}.{key}": part for n, e in one.items() for key, part in e.parts.items()}
         assert apart == configuration
 
 

@@ -114,7 +114,7 @@ BAD_RATES = [
     (["--attention", 1.5], 1, "--attention: rate 1.5 is not a number from 0 to 1"),
     (["--linear", 0.3, -0.1], 1, "--linear: rate -0.1 is not a number"),
     (["--linear", "nan"], 1, "--linear: rate NaN is not a number"),
-    (["--attention", 1, "--linear", 0.3], 1, "nothing is left of its output projection (rate 0.3)"),
+    (["--attention", 1, "--linear", 0.3], 1, "nothing is left of its part (rate 0.3)"),
     (["--linear", 0.5, 1], 1, "a linear cannot be removed whole (rate 1)"),
     (["--linear"], 2, "--linear"),
     (["--attention", "--linear", 0.3], 2, "--linear"),
@@ -172,7 +172,7 @@ def test_scheme_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], model
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report.pop("seconds") >= 0
-    # 6 attentions want 3 pairs each, 8 linears 2 of 3 rates each
+    # 6 attentions want 3 entries each, 8 linears 2 of 3 rates each
     assert report == {
         "wrote": str(scheme),
         "configurations": 3,
@@ -182,7 +182,7 @@ def test_scheme_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], model
         "share_saved": round(8 / 42, 4),
     }
     found = config.read_scheme(scheme)
-    assert found[ATTENTION][0] == Entry(0.25, None, Entry(0.3))
+    assert found[ATTENTION][0] == Entry(0.25, None, {"o": Entry(0.3)})
     assert f"{ATTENTION}.o" not in found
     assert found[WI] == [Entry(0.3), Entry(0.5)]
 
@@ -272,7 +272,7 @@ def test_no_space_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", ["config_generator", "prune_scheme_generator"])
 def test_starts_without_torch(script: str) -> None:
     code = (
-        f"import sys, {script}; from composable import families; families.is_pair('a', 'b');"
+        f"import sys, {script}; from composable import families; families.owner('a.b');"
         "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -32,9 +32,9 @@ WO = "decoder.block.1.layer.2.DenseReluDense.wo"
 CROSS_O = "decoder.block.1.layer.1.EncDecAttention.o"
 FFN = "decoder.block.0.layer.2.DenseReluDense"
 SCHEME = {
-    ENCODER: [Entry(0.25), Entry(0.5, None, Entry(0.3))],
+    ENCODER: [Entry(0.25), Entry(0.5, None, {"o": Entry(0.3)})],
     FIRST: [Entry(0.5)],
-    DECODER: [Entry(0.25, None, Entry(0.5))],
+    DECODER: [Entry(0.25, None, {"o": Entry(0.5)})],
     CROSS: [Entry(0.5)],
     WI: [Entry(0.3), Entry(0.7)],
     WO: [Entry(0.5)],
@@ -138,7 +138,7 @@ def test_nothing_removed_gives_no_error(corpora: Any, attention: str, name: str)
     module = next(m for m in dense.family.modules(dense.model) if m.name == name)
     own = own_parameters(dense.model.get_submodule(name), module)
     variant = Variant(
-        name, module.kind, Entry(0.1, "test"), plain=False,
+        name, module.kind, Entry(0.1, "test"),
         kept_units=[0, 1, 2, 3] if module.kind == "attention" else None,
         tensors={key: value.detach().clone() for key, value in own.items()},
     )  # fmt: skip
@@ -208,7 +208,7 @@ def test_two_rates_together_equal_each_alone(corpora: Any, tmp_path: Path) -> No
     for variant in together:
         entry = next(
             e for e in scheme[variant.module]
-            if e.rate == variant.entry.rate and (e.o is None) == (variant.entry.o is None)
+            if e.rate == variant.entry.rate and e.parts.keys() == variant.entry.parts.keys()
         )  # fmt: skip
         (alone,) = tune(corpora, tmp_path, {variant.module: [entry]}, **changes).variants
         assert set(alone.tensors) == set(variant.tensors)
@@ -322,14 +322,14 @@ def test_removed_variants_pass_through_and_pairs_keep_both(corpora: Any, tmp_pat
     assert [(v.module, v.entry) for v in result.variants] == [(v.module, v.entry) for v in given]
     removed = [v for v in result.variants if v.removed]
     assert removed == [v for v in given if v.module == FFN]
-    pairs = [v for v in result.variants if v.entry.o is not None]
+    pairs = [v for v in result.variants if v.entry.parts]
     assert {v.module for v in pairs} == {ENCODER, DECODER}
     for pair in pairs:
         mask = pair.masks["o.weight"]
         heads = len(pair.kept_units or [])
         assert pair.tensors["q.weight"].shape == (heads * 8, 32)
         assert mask.shape == pair.tensors["o.weight"].shape == (32, heads * 8)
-        assert int((~mask).sum()) == int(32 * heads * 8 * pair.entry.o.rate + 0.5)
+        assert int((~mask).sum()) == int(32 * heads * 8 * pair.entry.parts["o"].rate + 0.5)
 
 
 def test_only_removed_variants_need_no_training(corpora: Any, tmp_path: Path) -> None:

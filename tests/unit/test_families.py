@@ -59,13 +59,20 @@ def test_the_modules_of_the_first_layer(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", tiny.ALL)
-def test_pairs_and_parts_are_known_by_name(layout: str) -> None:
+def test_parts_are_known_by_name(layout: str) -> None:
     made = tiny.dense(layout)
     modules = made.family.modules(made.model)
+    owners = {
+        f"{whole.holder}.{key}": (whole.name, whole.kind, key)
+        for whole in modules
+        for key in whole.linears
+    }
+    assert owners.keys() == {module.name for module in modules if module.kind == "linear"}
+    for path, (name, _, key) in owners.items():
+        assert families.part_path(name, key) == path
     for whole in modules:
+        assert families.owner(whole.name) == owners.get(whole.name)
         for part in modules:
-            is_pair = whole.kind == "attention" and part.name == whole.output_path
-            assert families.is_pair(whole.name, part.name) == is_pair
             if whole.name == part.name:
                 continue
             paths = [f"{whole.holder}.{child}" for _, child in whole.parts]
@@ -93,7 +100,7 @@ def variant_of(made: Any, module: Module) -> Variant:
     """A module with nothing removed, as a variant."""
     kept = list(range(module.units)) if module.kind in ("attention", "ffn") else None
     tensors = own_tensors(made.model.get_submodule(module.holder), module, kept)
-    return Variant(module.name, module.kind, Entry(0.5), False, kept, tensors=tensors)
+    return Variant(module.name, module.kind, Entry(0.5), kept_units=kept, tensors=tensors)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -149,7 +149,7 @@ def test_adapters_do_not_fill_masked_weights() -> None:
 def test_nothing_for_adapters() -> None:
     made = made_of("llama")
     ffns = [m.name for m in made.family.modules(made.model) if m.kind == "ffn"]
-    gone = [Variant(name, "ffn", Entry(1.0, "remove"), True, removed=True) for name in ffns]
+    gone = [Variant(name, "ffn", Entry(1.0, "remove"), removed=True) for name in ffns]
     with pytest.raises(MismatchError, match="no ffn that adapters could go to"):
         prepare(compose.compose(made, gone), Heal("lora"))
 

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 import torch
 
+from composable import methods
 from composable.errors import ConfigError, UserError
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
+from composable.linalg.grams import Gram
+from composable.methods.base import Pruned
 from composable.methods.l1 import keep_mask
-from composable.variants.pruning import make_variants
+from composable.variants.pruning import Sources, make_variants
 from tests import tiny
 
 A = "encoder.block.0.layer.0.SelfAttention"
@@ -25,53 +28,51 @@ def dense() -> Any:
 
 
 def made(dense: Any, scheme: dict[str, list[Entry]], *preferred: str) -> list[tuple[Any, ...]]:
-    return [
-        (v.module, v.entry, v.plain, v.plain_o) for v in make_variants(dense, scheme, preferred)
-    ]
+    return [(v.module, v.entry, sorted(v.plain)) for v in make_variants(dense, scheme, preferred)]
 
 
 def pair(rate: float, o: float, method: str | None = None, o_method: str | None = None) -> Entry:
-    return Entry(rate, method, Entry(o, o_method))
+    return Entry(rate, method, {"o": Entry(o, o_method)})
 
 
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
         ({}, []),
-        ({WI: [Entry(0.5)]}, [(WI, Entry(0.5, "l1"), True, False)]),
-        ({WI: [Entry(0.5, "l1")]}, [(WI, Entry(0.5, "l1"), False, False)]),
+        ({WI: [Entry(0.5)]}, [(WI, Entry(0.5, "l1"), [""])]),
+        ({WI: [Entry(0.5, "l1")]}, [(WI, Entry(0.5, "l1"), [])]),
         # a plain number and an explicit entry of the same method: one variant that answers both
-        ({WI: [Entry(0.5), Entry(0.5, "l1")]}, [(WI, Entry(0.5, "l1"), True, False)]),
-        ({WI: [Entry(0.5, "l1"), Entry(0.5)]}, [(WI, Entry(0.5, "l1"), True, False)]),
+        ({WI: [Entry(0.5), Entry(0.5, "l1")]}, [(WI, Entry(0.5, "l1"), [""])]),
+        ({WI: [Entry(0.5, "l1"), Entry(0.5)]}, [(WI, Entry(0.5, "l1"), [""])]),
         (
             {WI: [Entry(0.3), Entry(0.5, "l1")], A: [Entry(0.25)]},
             [
-                (WI, Entry(0.3, "l1"), True, False),
-                (WI, Entry(0.5, "l1"), False, False),
-                (A, Entry(0.25, "head_l1"), True, False),
+                (WI, Entry(0.3, "l1"), [""]),
+                (WI, Entry(0.5, "l1"), []),
+                (A, Entry(0.25, "head_l1"), [""]),
             ],
         ),
         (
             {A: [pair(0.25, 0.3), pair(0.25, 0.5), Entry(0.25)]},
             [
-                (A, pair(0.25, 0.3, "head_l1", "l1"), True, True),
-                (A, pair(0.25, 0.5, "head_l1", "l1"), True, True),
-                (A, Entry(0.25, "head_l1"), True, False),
+                (A, pair(0.25, 0.3, "head_l1", "l1"), ["", "o"]),
+                (A, pair(0.25, 0.5, "head_l1", "l1"), ["", "o"]),
+                (A, Entry(0.25, "head_l1"), [""]),
             ],
         ),
         (
             {A: [pair(0.25, 0.3, None, "l1"), pair(0.5, 0.3, "head_l1", None)]},
             [
-                (A, pair(0.25, 0.3, "head_l1", "l1"), True, False),
-                (A, pair(0.5, 0.3, "head_l1", "l1"), False, True),
+                (A, pair(0.25, 0.3, "head_l1", "l1"), [""]),
+                (A, pair(0.5, 0.3, "head_l1", "l1"), ["o"]),
             ],
         ),
         (
             {A: [Entry(1.0)], FFN: [Entry(1.0)], LAYER: [Entry(1.0)]},
             [
-                (A, Entry(1.0, "remove"), True, False),
-                (FFN, Entry(1.0, "remove"), True, False),
-                (LAYER, Entry(1.0, "remove"), True, False),
+                (A, Entry(1.0, "remove"), [""]),
+                (FFN, Entry(1.0, "remove"), [""]),
+                (LAYER, Entry(1.0, "remove"), [""]),
             ],
         ),
     ],
@@ -86,8 +87,8 @@ def test_every_variant_once_with_what_it_answers(
 def test_preferred_methods_go_to_the_kinds_they_can(dense: Any, preferred: tuple[str, ...]) -> None:
     scheme = {A: [pair(0.25, 0.3)], WI: [Entry(0.3)]}
     assert made(dense, scheme, *preferred) == [
-        (A, pair(0.25, 0.3, "head_l1", "l1"), True, True),
-        (WI, Entry(0.3, "l1"), True, False),
+        (A, pair(0.25, 0.3, "head_l1", "l1"), ["", "o"]),
+        (WI, Entry(0.3, "l1"), [""]),
     ]
 
 
@@ -96,16 +97,14 @@ def test_a_preferred_method_replaces_the_default_for_plain_rates_only(
 ) -> None:
     from dataclasses import replace
 
-    from composable import methods
-
     other = replace(methods.L1, name="other")
     monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, other))
     scheme = {WI: [Entry(0.3), Entry(0.3, "l1")], A: [pair(0.25, 0.3), pair(0.25, 0.3, None, "l1")]}
     assert made(dense, scheme, "other") == [
-        (WI, Entry(0.3, "other"), True, False),
-        (WI, Entry(0.3, "l1"), False, False),
-        (A, pair(0.25, 0.3, "head_l1", "other"), True, True),
-        (A, pair(0.25, 0.3, "head_l1", "l1"), True, False),
+        (WI, Entry(0.3, "other"), [""]),
+        (WI, Entry(0.3, "l1"), []),
+        (A, pair(0.25, 0.3, "head_l1", "other"), ["", "o"]),
+        (A, pair(0.25, 0.3, "head_l1", "l1"), [""]),
     ]
 
 
@@ -156,6 +155,44 @@ def test_a_pair_masks_o_among_the_remaining_columns(dense: Any, heads: float, ra
         assert torch.equal(variant.tensors[f"{part}.weight"], alone.tensors[f"{part}.weight"])
 
 
+def test_parts_are_pruned_among_what_the_units_leave_of_them(dense: Any) -> None:
+    """Rows of an inner part, columns of the last one; each by the inputs that it has left."""
+    inputs = {f"{FFN}.{key}": torch.randn(90, n).double() for key, n in (("wi", 32), ("wo", 48))}
+    grams = {name: Gram(x.T @ x, x.sum(0), len(x)) for name, x in inputs.items()}
+    entry = Entry(0.5, None, {"wi": Entry(0.25, "wanda"), "wo": Entry(0.5, "wanda")})
+    (variant,) = make_variants(dense, {FFN: [entry]}, sources=Sources(grams.__getitem__))
+    kept = variant.kept_units
+    assert kept is not None
+    assert len(kept) == 24
+    assert variant.plain == {""}
+    for key, rate in (("wi", 0.25), ("wo", 0.5)):
+        weight, x = dense.model.get_submodule(f"{FFN}.{key}").weight, inputs[f"{FFN}.{key}"]
+        weight, x = (weight[kept], x) if key == "wi" else (weight[:, kept], x[:, kept])
+        scores = weight.double().abs() * x.norm(dim=0)
+        limit = scores.flatten().sort().values[int(scores.numel() * rate + 0.5)]
+        assert torch.equal(variant.masks[f"{key}.weight"], scores >= limit)
+        expected = torch.where(scores >= limit, weight, 0.0)
+        assert torch.equal(variant.tensors[f"{key}.weight"], expected)
+
+
+def test_a_part_is_pruned_as_the_method_of_its_module_leaves_it(
+    dense: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask of `o` and its values are those of the changed weights, not of the dense ones."""
+    changed = torch.randn(32, 16, generator=torch.Generator().manual_seed(5))
+
+    def prune(*_: Any) -> Pruned:
+        return Pruned(kept_units=[1, 3], tensors={"o.weight": changed}, stats={"loss": 0.5})
+
+    method = methods.Method("rewritten", ("attention",), "a test", prune)
+    monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, method))
+    variant = one(dense, A, pair(0.5, 0.3, "rewritten"))
+    mask = keep_mask(changed, 0.3)
+    assert torch.equal(variant.masks["o.weight"], mask)
+    assert torch.equal(variant.tensors["o.weight"], torch.where(mask, changed, 0.0))
+    assert variant.stats == {"loss": 0.5}
+
+
 @pytest.mark.parametrize("name", [A, FFN, LAYER])
 def test_removed_modules_have_no_tensors(dense: Any, name: str) -> None:
     variant = one(dense, name, Entry(1.0))
@@ -197,8 +234,13 @@ def test_the_dense_model_stays_as_it_is() -> None:
             'unknown method "magic"; known are l1, wanda, obs, ',
         ),
         (
-            {WI: [Entry(1.0, "magic")]},
+            {FFN: [Entry(1.0, "magic")]},
             'unknown method "magic"; known are l1, wanda, obs, ',
+        ),
+        ({WI: [Entry(1.0)]}, f'"{WI}": a linear cannot be removed whole (rate 1) yet'),
+        (
+            {FFN: [Entry(0.0, None, {"wi": Entry(1.0)})]},
+            f'"{WI}": a linear cannot be removed whole (rate 1) yet',
         ),
     ],
 )

@@ -31,8 +31,13 @@ WO = "decoder.block.1.layer.2.DenseReluDense.wo"
 CROSS_O = "decoder.block.1.layer.1.EncDecAttention.o"
 FFN = "decoder.block.0.layer.2.DenseReluDense"
 SCHEME = {
-    FIRST: [Entry(0.25), Entry(0.5), Entry(0.5, None, Entry(0.3)), Entry(0.5, None, Entry(0.6))],
-    SELF: [Entry(0.25, None, Entry(0.5))],
+    FIRST: [
+        Entry(0.25),
+        Entry(0.5),
+        Entry(0.5, None, {"o": Entry(0.3)}),
+        Entry(0.5, None, {"o": Entry(0.6)}),
+    ],
+    SELF: [Entry(0.25, None, {"o": Entry(0.5)})],
     CROSS: [Entry(0.5)],
     WI: [Entry(0.3), Entry(0.7)],
     WO: [Entry(0.5)],
@@ -273,7 +278,7 @@ def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_p
         m for m in embedded.family.modules(embedded.model) if m.kind in ("attention", "linear")
     ]
     scheme = {
-        m.name: [Entry(0.33, None, Entry(0.5)) if m.kind == "attention" else Entry(0.5)]
+        m.name: [Entry(0.33, None, {"o": Entry(0.5)}) if m.kind == "attention" else Entry(0.5)]
         for m in modules
         if not m.name.endswith(".o")
     }

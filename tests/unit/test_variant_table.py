@@ -14,9 +14,9 @@ A = "encoder.block.0.layer.0.SelfAttention"
 WO = "encoder.block.0.layer.1.DenseReluDense.wo"
 STATS = {"error_before": 0.5, "error_after": 0.125}
 VARIANTS = [
-    Variant(A, "attention", Entry(0.25, "head_l1", Entry(0.3, "alps")), True, stats=STATS),
-    Variant(WO, "linear", Entry(0.5, "l1"), True, stats={"error_before": 1e-3, "error_after": 0}),
-    Variant(WO[:-3], "ffn", Entry(1.0, "remove"), True, removed=True),
+    Variant(A, "attention", Entry(0.25, "head_l1", {"o": Entry(0.3, "alps")}), stats=STATS),
+    Variant(WO, "linear", Entry(0.5, "l1"), stats={"error_before": 1e-3, "error_after": 0}),
+    Variant(WO[:-3], "ffn", Entry(1.0, "remove"), removed=True),
 ]
 
 
