@@ -14,6 +14,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.probes import measured, resident
+from composable.commands import cli
 
 RATES = (0.3, 0.5, 0.7)
 
@@ -35,7 +36,7 @@ class Passes(logging.Handler):
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--sentences", type=int, default=128)
 @click.option("--layers", type=int, help="Measure the linears of the first layers only.")
-@click.option("--budget", default="2G", help="As --memory-budget.")
+@click.option("--budget", type=cli.BYTES, default="2G", help="As --memory-budget.")
 @click.option("--solve/--no-solve", "solves", default=True)
 def main(
     size: str,
@@ -43,7 +44,7 @@ def main(
     output: Path,
     sentences: int,
     layers: int | None,
-    budget: str,
+    budget: int,
     solves: bool,
 ) -> None:
     """Measure the inputs of a random model of one of T5's geometries, then solve."""
@@ -51,6 +52,7 @@ def main(
 
     from benchmarks import geometry
     from composable.calibration import obtain
+    from composable.calibration.batching import Texts
 
     torch.manual_seed(0)
     dense = geometry.make_checkpoint(size, geometry.load_tokenizer(geometry.find_tokenizer()))
@@ -61,17 +63,15 @@ def main(
     logging.getLogger("composable").setLevel(logging.INFO)
     logging.getLogger("composable").addHandler(passes)
     found: list[Any] = []
-    room = obtain.parse_bytes(budget)
 
     def calibrate(pair: tuple[Any, Any]) -> dict[str, Any]:
         found[:] = []
+        parts = [Texts(dense, corpus) for corpus in pair]
         report = measured(
-            lambda: found.append(obtain.measure(dense, pair, output, room, linears=names))
+            lambda: found.append(obtain.measure(dense, parts, output, budget, linears=names))
         )
-        info = found[0].info
-        return report | {
-            "tokens": sum(sum(info[s]["tokens"].values()) for s in info if s != "prefix")
-        }
+        tokens = (said["tokens"].values() for said in found[0].info.values())
+        return report | {"tokens": sum(map(sum, tokens))}
 
     few = calibrate(corpora(data, max(4, sentences // 8)))
     report = calibrate(texts)

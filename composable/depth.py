@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from composable import families
-from composable.calibration.batching import text_batches, with_positions
+from composable.calibration.batching import Texts
 from composable.calibration.layer_states import Batch, Reader
 from composable.errors import ConfigError, UserError
 from composable.formats.scores_file import Scores
@@ -21,6 +21,8 @@ from composable.models.structure import Edit, ordered
 from composable.ranking import layer_choice, layer_distance
 from composable.ranking.layer_choice import Choice
 from composable.ranking.layer_distance import scores_of
+from composable.tasks.plain_texts import PlainTexts
+from composable.tasks.samples import with_positions
 
 log = logging.getLogger("composable")
 
@@ -76,7 +78,7 @@ def analyse(
     else:
         texts = [_text(item, key) for item in some]
         made = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
-        batches = list(text_batches(made, texts, batch_size))
+        batches = list(Texts(made, PlainTexts.of(texts)).batches(rows=batch_size))
     found = layer_distance.measure(Reader.of(model, family), batches, wanted, largest)
     return scores_of(found, getattr(model.config, "name_or_path", ""))
 

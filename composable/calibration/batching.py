@@ -1,36 +1,23 @@
-"""Batches of a calibration set: samples of like length, longest first."""
+"""One split of a calibration set as a model sees it: tokenised once, in batches of any size."""
 
 import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from composable import tasks
-from composable.calibration.layer_states import Batch
-from composable.errors import UserError
 from composable.models.checkpoint import Checkpoint
-from composable.tasks.samples import (
-    CPU_TOKENS,
-    counts_padding,
-    identity_of,
-    length_batches,
-    most_tokens,
-    pad_texts,
-    pad_token,
-)
-
-# tokens of both stacks in a batch; on a CPU what a layer makes of a batch should stay in the cache
-BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+from composable.tasks import plain_texts
+from composable.tasks.samples import BATCH_TOKENS, CPU_TOKENS, identity_of, length_batches
 
 
 class Texts:
-    """One split of a calibration set as a model sees it: tokenised once, in batches of any size.
+    """One split of a calibration set, tokenised once.
 
     Args:
         dense: whose tokenizer, task and settings.
-        corpus: of the task.
+        corpus: of the model's task, or plain texts.
 
     Attributes:
         corpus: what was read.
@@ -38,16 +25,17 @@ class Texts:
     """
 
     def __init__(self, dense: Checkpoint, corpus: Any):
-        task = tasks.by_name(dense.info["task"])
-        self.corpus, self.dataset = corpus, task.dataset(corpus, dense)
-        self._collate = task.collator(dense)
+        is_plain = isinstance(corpus, plain_texts.PlainTexts)
+        reader: Any = plain_texts if is_plain else tasks.by_name(dense.info["task"])
+        self.corpus, self.dataset = corpus, reader.dataset(corpus, dense)
+        self._collate = reader.collator(dense)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of every sample as the model sees it: ids, labels, pixels; 64 hex digits."""
+        """SHA-256 of every sample as the model sees it, see `identity_of`; 64 hex digits."""
         return identity_of(self.dataset)
 
     def batches(
@@ -57,55 +45,14 @@ class Texts:
 
         Args:
             device: for which batches are of a good size.
-            rows: samples of a batch instead.
+            rows: samples of a batch instead; its samples have longer sides of like length.
         """
-        size = BATCH_TOKENS["cpu" if torch.device(device).type == "cpu" else "cuda"]
-        return [
-            self._collate([self.dataset[index] for index in indices])
-            for indices in length_batches(self.dataset.lengths, size, rows)
-        ]
-
-
-def batches_of(
-    dense: Checkpoint, corpus: Any, device: str, rows: int | None = None
-) -> list[dict[str, Tensor]]:
-    """Tokenise a corpus and make batches of it, see `Texts.batches`."""
-    return Texts(dense, corpus).batches(device, rows)
-
-
-LONGEST = 1024
-
-
-def text_batches(
-    checkpoint: Checkpoint, texts: Sequence[str], batch_size: int | None = None
-) -> Iterator[Batch]:
-    """Tokenise texts and pad them to batches of samples of like length, longest first.
-
-    Args:
-        checkpoint: model, tokenizer and perhaps a `max_length` in its info.
-        texts: one a sample.
-        batch_size: samples; by default as many as are `CPU_TOKENS`.
-    """
-    tokenizer, longest = checkpoint.tokenizer, most_tokens(checkpoint, LONGEST)
-    found = tokenizer(list(texts), truncation=True, max_length=longest, verbose=False)["input_ids"]
-    if not all(found):
-        raise UserError("a text of the calibration set has no token; leave empty ones out.")
-    # an encoder sees the same whichever side is padded; its positions count from the left
-    is_left = tokenizer.padding_side == "left" and checkpoint.family.stacks == ("decoder",)
-    for chosen in length_batches([len(ids) for ids in found], CPU_TOKENS, batch_size):
-        items = [{"input_ids": found[i]} for i in chosen]
-        yield with_positions(pad_texts(items, pad_token(checkpoint), is_left), checkpoint.model)
-
-
-def with_positions(batch: Batch, model: Any) -> Batch:
-    """Let a model count positions from the first real token of a row that is padded on the left.
-
-    `generate` does so by itself, a plain forward pass does not. Models that find their positions by
-    the padding itself, and those without (encoder-decoders here), need no help.
-    """
-    mask = batch.get("attention_mask")
-    if mask is None or bool(mask[:, 0].all()) or "position_ids" in batch:
-        return batch
-    if model.config.is_encoder_decoder or counts_padding(model):
-        return batch
-    return {**batch, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+        if rows:
+            sizes = self.dataset.sizes
+            order = sorted(range(len(sizes)), key=lambda i: (-max(sizes[i]), -sum(sizes[i])))
+            chosen = [order[start : start + rows] for start in range(0, len(order), rows)]
+        else:
+            # on a CPU what a layer makes of a batch should stay in the cache
+            size = CPU_TOKENS if torch.device(device).type == "cpu" else BATCH_TOKENS
+            chosen = list(length_batches(self.dataset.lengths, size))
+        return [self._collate([self.dataset[index] for index in indices]) for indices in chosen]

@@ -9,11 +9,12 @@ from typing import Any
 from accelerate import PartialState
 
 from composable import devices, tasks
-from composable.calibration import batching, layer_states
-from composable.calibration.batching import batches_of
+from composable.calibration import layer_states
+from composable.calibration.batching import Texts
 from composable.calibration.layer_states import Batch, Pair
-from composable.calibration.obtain import Calibration, obtain, parse_bytes
+from composable.calibration.obtain import Calibration, obtain
 from composable.errors import UserError
+from composable.formats.calibration_file import SPLITS
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
 from composable.tasks.plain_texts import is_plain, read_texts, refuse_unknown
@@ -29,35 +30,45 @@ def calibrate(
     calibration: Path,
     calibration_data: str | None,
     calibration_samples: int,
-    memory_budget: str,
+    memory_budget: int,
     device: str,
     data: str | None = None,
     limit: int | None = None,
+    held_out: bool = True,
     **_: Any,
-) -> tuple[Calibration, tuple[Any, Any]]:
+) -> tuple[Calibration, tuple[Texts, ...]]:
     """Read or measure the statistics of the inputs of every module.
 
     Args:
         dense: the dense model.
         calibration: file that holds them, or will.
-        calibration_data: whose texts, as `--data`.
+        calibration_data: whose texts, as for `data`.
         calibration_samples: so many of the training split.
-        memory_budget: such as "4G".
-        device: the `--device` option.
-        data: the `--data` option, where there is one.
-        limit: pairs of each split.
+        memory_budget: bytes.
+        device: where it is measured: auto, cpu, cuda or cuda:N.
+        data: the data that `calibration_data` stands for where it is None.
+        limit: samples of each split.
+        held_out: whether held-out texts are wanted, too: as many of the validation split.
 
     Returns:
-        The statistics, and the texts: of the training split, and at most as many of the validation
-        split.
+        The statistics, and the texts they are of: of the training split, then the held-out ones.
     """
     dense.model.float()
-    corpora = _calibration_texts(dense, calibration_data or data, calibration_samples, limit)
-    budget, device = parse_bytes(memory_budget), devices.select_device(device)
+    count = min(calibration_samples, limit or calibration_samples)
+    texts = tuple(_split_texts(dense, calibration_data or data, count, SPLITS[: 1 + held_out]))
+    device = devices.select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return obtain(dense, corpora, calibration, budget, device), corpora
+        return obtain(dense, texts, calibration, memory_budget, device), texts
     with PartialState(cpu=device == "cpu").main_process_first():  # the others read what it wrote
-        return obtain(dense, corpora, calibration, budget, device), corpora
+        return obtain(dense, texts, calibration, memory_budget, device), texts
+
+
+def _split_texts(
+    dense: Checkpoint, data: str | None, count: int, splits: Sequence[str]
+) -> list[Texts]:
+    """Read the first samples of some splits, and tokenise them."""
+    task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
+    return [Texts(dense, task.read(data, default, split, count)) for split in splits]
 
 
 def block_moments(
@@ -66,6 +77,7 @@ def block_moments(
     calibration_data: str | None,
     calibration_samples: int,
     device: str,
+    texts: Sequence[Texts] = (),
     **_: Any,
 ) -> States:
     """Measure the states before and after some blocks of layers.
@@ -76,7 +88,8 @@ def block_moments(
             each pair of features of each block.
         calibration_data: as for `calibrate`, like the other options.
         calibration_samples: so many of the training split.
-        device: the `--device` option.
+        device: as for `calibrate`.
+        texts: those of `calibrate` with the same options, where they have been read.
 
     Returns:
         Block -> its moments on the calibration texts and on the held-out ones.
@@ -87,9 +100,9 @@ def block_moments(
     pairs: dict[str, list[Pair]] = {}
     for stack, pair in places.values():
         pairs.setdefault(stack, []).append(pair)
+    missing = _split_texts(dense, calibration_data, calibration_samples, SPLITS[len(texts) :])
     found = [
-        layer_states.moments(reader, batches_of(dense, corpus, device), pairs)
-        for corpus in _calibration_texts(dense, calibration_data, calibration_samples)
+        layer_states.moments(reader, part.batches(device), pairs) for part in (*texts, *missing)
     ]
     return lambda block: (found[0][places[block]], found[1][places[block]])
 
@@ -102,25 +115,14 @@ def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
     return place[0], (first, last + 1)
 
 
-def _calibration_texts(
-    dense: Checkpoint, data: str | None, samples: int, limit: int | None = None
-) -> tuple[Any, Any]:
-    """Read some of the training split, and at most as many of the validation split."""
-    task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
-    count = min(samples, limit or samples)
-    return task.read(data, default, "train", count), task.read(data, default, "valid", count)
-
-
-def batches(
+def calibration_texts(
     dense: Checkpoint,
     calibration_data: str | None,
     key: str,
     calibration_samples: int,
     max_length: int | None,
-    batch_size: int | None,
-    device: str,
-) -> tuple[list[Batch], dict[str, Any]]:
-    """Read a calibration set.
+) -> Texts:
+    """Read a calibration set: a file of plain texts, or the training split of the model's task.
 
     Args:
         dense: whose tokenizer, and whose task.
@@ -128,32 +130,44 @@ def batches(
         key: of the text in a .jsonl file.
         calibration_samples: the first so many.
         max_length: tokens of a text.
-        batch_size: texts of a batch.
-        device: for the size of batches.
-
-    Returns:
-        Batches, and what the report says of them.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.
     """
     task = tasks.by_name(dense.info["task"])
     if max_length and not task.has_length:
-        raise UserError(f"--max-length {max_length}: not for {task.name}; leave it out.")
+        raise UserError(f"max_length is {max_length}: not for {task.name}; leave it out.")
     if max_length:
         dense.info["max_length"] = max_length
     if dense.tokenizer is not None and is_plain(calibration_data):
-        corpus: Any = read_texts(Path(str(calibration_data)), key, calibration_samples)
-        found = list(batching.text_batches(dense, corpus.texts, batch_size))
-        missing = sorted(set(dense.family.stacks) - set(dense.family.valid_tokens(None, found[0])))
-        if missing:
-            log.info("plain texts have no targets: the %s is not measured.", missing[0])
-    else:
-        refuse_unknown(calibration_data)
-        corpus = task.read(calibration_data, dense.info.get("data"), "train", calibration_samples)
-        found = list(batches_of(dense, corpus, device, batch_size))
-    samples = sum(len(next(iter(batch.values()))) for batch in found)
+        return Texts(dense, read_texts(Path(str(calibration_data)), key, calibration_samples))
+    refuse_unknown(calibration_data)
+    return _split_texts(dense, calibration_data, calibration_samples, SPLITS[:1])[0]
+
+
+def batches(
+    dense: Checkpoint, batch_size: int | None, device: str, **options: Any
+) -> tuple[list[Batch], dict[str, Any]]:
+    """Read a calibration set, and make batches of it.
+
+    Args:
+        dense: whose tokenizer, and whose task.
+        batch_size: texts of a batch.
+        device: for the size of batches.
+        options: of `calibration_texts`.
+
+    Returns:
+        Batches, and what the report says of them.
+    """
+    texts = calibration_texts(dense, **options)
+    found: list[Batch] = list(texts.batches(device, batch_size))
+    missing = sorted(
+        set(dense.family.stacks) - set(dense.family.valid_tokens(dense.model, found[0]))
+    )
+    if missing:
+        log.info("plain texts have no targets: the %s is not measured.", missing[0])
+    corpus = texts.corpus
     return found, {
         "calibration_data": {"name": corpus.name, "sha256": corpus.sha256},
-        "samples": samples,
+        "samples": len(texts),
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from composable.calibration.meter import eval_mode
+from composable.calibration.second_moments import eval_mode
 from composable.linalg.grams import Gram, Regression, full_float32
 from composable.models.surgery import layer_lists
 from composable.progress import shows_progress

@@ -6,10 +6,12 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,34 @@ def _set_up_logging(verbose: bool, quiet: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
 
 
+class _Bytes(click.ParamType):
+    """A size such as 512M or 1.5G; K, M and G are powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes.
+
+        Raises:
+            UserError: it is no size, or not above 0.
+        """
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)", value.strip().upper())
+        powers = {"": 0, "K": 1, "M": 2, "G": 3}
+        size = int(Fraction(match[1]) * 1024 ** powers[match[2]]) if match else 0
+        if size < 1:
+            flag = param.opts[0] if param else self.name
+            raise UserError(
+                f"{flag} {value}: expected a number of bytes above 0, which may end in K, M or G, "
+                "such as 512M or 4G."
+            )
+        return size
+
+
+BYTES = _Bytes()
+
+
 def model_option(default: str) -> Callable[[Function], Function]:
     """Add -m/--model."""
     return path_option("-m", "--model", default=default, text="Model file.")
@@ -245,6 +275,7 @@ def calibration_options(function: Function) -> Function:
     for option in (
         click.option(
             "--memory-budget",
+            type=BYTES,
             default="2G",
             help="Memory for statistics and cached inputs; more modules than fit take more passes.",
         ),

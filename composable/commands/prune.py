@@ -72,11 +72,13 @@ def main(
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
     needs, facts, inputs, states = pruning.needs(dense, scheme, preferred), {}, None, None
+    texts: tuple[Any, ...] = ()
     if "inputs" in needs:
-        calibration, _ = collect.calibrate(dense, **options)
+        calibration, texts = collect.calibrate(dense, held_out=False, **options)
         inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
     if "states" in needs:
-        states = collect.block_moments(dense, pruning.blocks_of(scheme), **options)
+        blocks = pruning.blocks_of(scheme)
+        states = collect.block_moments(dense, blocks, texts=texts, **options)
     sources = pruning.Sources(inputs, states)
     variants = pruning.make_variants(
         dense, scheme, preferred, sources, whole_groups=gqa == "whole-groups"

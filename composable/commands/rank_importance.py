@@ -67,6 +67,7 @@ from composable.commands import cli
 )
 @click.option(
     "--memory-budget",
+    type=cli.BYTES,
     default="2G",
     help="Memory for the moments of linear_fit; what does not fit takes more passes.",
 )
@@ -82,7 +83,7 @@ def main(
     stack: str | None,
     protect: str,
     largest: int | None,
-    memory_budget: str,
+    memory_budget: int,
     device: str,
     **texts: Any,
 ) -> dict[str, object]:
@@ -93,14 +94,12 @@ def main(
     """
     from composable import devices, files
     from composable.calibration import collect, layer_states
-    from composable.calibration.obtain import parse_bytes
     from composable.formats import scores_file
     from composable.linalg.state_distances import Metric
     from composable.models import checkpoint
     from composable.ranking import layer_choice, layer_distance
 
     wanted = [Metric.parse(name) for name in dict.fromkeys(metrics)]
-    budget = parse_bytes(memory_budget)
     files.check_writable(output)
     dense = checkpoint.load(model)
     dense.require_dense(model, "rank_importance.py")
@@ -110,7 +109,7 @@ def main(
     reader = layer_states.Reader.of(dense.model, dense.family)
     protected = layer_choice.parse_numbers(protect, "--protect")
     removing = layer_distance.removing(reader, batches, wanted[0], stack, iterative, protected)
-    found = layer_distance.measure(reader, batches, wanted, largest, budget)
+    found = layer_distance.measure(reader, batches, wanted, largest, memory_budget)
     scores = layer_distance.scores_of(found, dense.info["source"], dense.fingerprint)
     if removing:
         scores.removals.append(layer_distance.removal(removing, batches))

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -16,12 +17,16 @@ from composable.formats import container
 from composable.formats.container import ITEM_SIZE, Format, check_types, header_json, sha256
 from composable.linalg.grams import Gram
 
-FORMAT = Format("composable.calibration", "1", "a calibration")
+FORMAT = Format("composable.calibration", "2", "a calibration")
 METADATA = ("checksum", "fingerprint", "format", "info", "inputs", "version")
-SPLITS = ("train", "valid")  # the calibration texts, and those held out
-NAMES = tuple(f"{split}.{moment}" for split in SPLITS for moment in ("matrix", "total"))
+SPLITS = ("train", "valid")  # the calibration texts; those held out, which may be missing
+MOMENTS = ("matrix", "total")
+HEX = re.compile("[0-9a-f]{64}")
 UNKNOWN = "0" * 64  # a digest that is not known yet
-REMEDY = "name another file with --calibration, or delete this one to measure it again"
+REMEDY = (
+    "delete it, or name another file, and prune.py or block_level_finetuning.py will measure it "
+    "again"
+)
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Input:
         linears: paths of those that read it, in the order in which they run.
         width: features, n.
         tokens: number of tokens by split.
-        sha256: of the stored tensors, by their names in `NAMES`.
+        sha256: of the stored tensors, by split and moment: "train.matrix".
     """
 
     linears: tuple[str, ...]
@@ -42,11 +47,23 @@ class Input:
 
 
 class Header(NamedTuple):
-    """What the header of a calibration says."""
+    """What the header of a calibration says.
+
+    Attributes:
+        fingerprint: of the dense model.
+        info: split -> its texts: `identity` (see `tasks.samples.identity_of`), `samples`, and
+            `tokens` by stack.
+        inputs: in the order in which the model meets them.
+    """
 
     fingerprint: str
     info: dict[str, Any]
     inputs: list[Input]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that are measured, in the order of the file."""
+        return tuple(split for split in SPLITS if split in self.info)
 
 
 class Part(NamedTuple):
@@ -67,24 +84,25 @@ def build_header(header: Header) -> bytes:
         "inputs": canonical_json([vars(item) for item in header.inputs]),
         "version": FORMAT.version,
     }
-    return container.build_header(metadata, lay_out(header.inputs))
+    return container.build_header(metadata, lay_out(header))
 
 
-def lay_out(inputs: Iterable[Input]) -> dict[str, Part]:
+def lay_out(header: Header) -> dict[str, Part]:
     """Place every tensor in the data, without holes; return them by their names in the file."""
     placed: dict[str, Part] = {}
     end = 0
-    for index, item in enumerate(inputs):
-        for name in NAMES:
-            size = _packed_size(item.width) if name.endswith("matrix") else item.width
-            begin, end = end, end + size * ITEM_SIZE["F64"]
-            placed[f"{index}/{name}"] = Part((size,), begin, end)
+    for split in header.splits:  # the first split stays where it is as the second is added
+        for index, item in enumerate(header.inputs):
+            for moment in MOMENTS:
+                size = _packed_size(item.width) if moment == "matrix" else item.width
+                begin, end = end, end + size * ITEM_SIZE["F64"]
+                placed[f"{index}/{split}.{moment}"] = Part((size,), begin, end)
     return placed
 
 
-def data_size(inputs: Iterable[Input]) -> int:
+def data_size(header: Header) -> int:
     """Bytes of all tensors together."""
-    return max((part.end for part in lay_out(inputs).values()), default=0)
+    return max((part.end for part in lay_out(header).values()), default=0)
 
 
 def parse_header(header: bytes, size: int) -> Header:
@@ -101,54 +119,44 @@ def parse_header(header: bytes, size: int) -> Header:
     info = header_json(metadata["info"], dict)
     _check_info(info)
     values = header_json(metadata["inputs"], list)
-    inputs = [_input(f"input {index}", value) for index, value in enumerate(values)]
+    inputs = [_input(f"input {index}", value, info) for index, value in enumerate(values)]
     linears = [linear for item in inputs for linear in item.linears]
     if len(set(linears)) < len(linears):
         raise FormatError("a linear reads two inputs")
-    container.check_places(entries, lay_out(inputs), header, size)
-    return Header(metadata["fingerprint"], info, inputs)
+    found = Header(metadata["fingerprint"], info, inputs)
+    container.check_places(entries, lay_out(found), header, size)
+    return found
 
 
 Types = dict[str, tuple[type, ...]]
-
-
-INFO: Types = {"prefix": (str,), **dict.fromkeys(SPLITS, (dict,))}
-
-
-TEXTS: Types = {
-    "name": (str,),
-    "samples": (int,),
-    "sha256": (str,),
-    "split": (str,),
-    "tokens": (dict,),
-}
-
-
+TEXTS: Types = {"identity": (str,), "samples": (int,), "tokens": (dict,)}
 INPUT: Types = {"linears": (list,), "sha256": (dict,), "tokens": (dict,), "width": (int,)}
 
 
 def _check_info(info: dict[str, Any]) -> None:
-    check_types("info", info, INFO)
-    for split in SPLITS:
-        what, texts = f"info, {split}", info[split]
+    is_whole = "valid" in info
+    check_types("info", info, dict.fromkeys(SPLITS[: 1 + is_whole], (dict,)))
+    for split, texts in info.items():
+        what = f"info, {split}"
         check_types(what, texts, TEXTS)
+        if not HEX.fullmatch(texts["identity"]):
+            raise FormatError(f"{what}: identity is not 64 hex digits")
         if not _are_counts([texts["samples"], *texts["tokens"].values()]):
             raise FormatError(f"{what}: samples and tokens are not counts")
 
 
-def _input(what: str, value: Any) -> Input:
+def _input(what: str, value: Any, splits: Iterable[str]) -> Input:
     """Check one record of the header: its keys, their values."""
     check_types(what, value, INPUT)
-    check_types(f"{what}, sha256", value["sha256"], dict.fromkeys(NAMES, (str,)))
-    check_types(f"{what}, tokens", value["tokens"], dict.fromkeys(SPLITS, (int,)))
+    names = [f"{split}.{moment}" for split in splits for moment in MOMENTS]
+    check_types(f"{what}, sha256", value["sha256"], dict.fromkeys(names, (str,)))
+    check_types(f"{what}, tokens", value["tokens"], dict.fromkeys(splits, (int,)))
     rules = {
         "linears are names, at least one": value["linears"]
         and all(type(linear) is str and linear for linear in value["linears"]),
         "width is a count above 0": value["width"] and _are_counts([value["width"]]),
         "tokens are counts": _are_counts(value["tokens"].values()),
-        "digests are 64 hex digits": all(
-            re.fullmatch("[0-9a-f]{64}", digest) for digest in value["sha256"].values()
-        ),
+        "digests are 64 hex digits": all(map(HEX.fullmatch, value["sha256"].values())),
     }
     for rule, is_kept in rules.items():
         if not is_kept:
@@ -165,29 +173,31 @@ def _packed_size(width: int) -> int:
     return width * (width + 1) // 2
 
 
-def write(path: Path, header: Header, grams: Iterable[Mapping[str, Gram]]) -> None:
+def write(path: Path, header: Header, grams: Iterable[Gram]) -> None:
     """Write a calibration input by input, whole or not at all; same moments, same bytes.
 
     Args:
         path: the .npy file.
         header: its inputs get their digests here.
-        grams: moments by split of every input, in the same order; taken one at a time, so that
-            they can be measured while the file is written.
+        grams: moments of every input, split by split; taken one at a time, so that they can be
+            measured while the file is written.
 
     Raises:
         FormatError: what was to be written breaks a rule of the format.
         UserError: a moment is not finite.
         OSError: the file cannot be written; an older one stays.
     """
-    size = data_size(header.inputs)
+    size = data_size(header)
     for item in header.inputs:
-        item.sha256 = dict.fromkeys(NAMES, UNKNOWN)
+        names = (f"{split}.{moment}" for split in header.splits for moment in MOMENTS)
+        item.sha256 = dict.fromkeys(names, UNKNOWN)
     with atomic_write(Path(path)) as file:
         start = container.file_start(build_header(header), size)
         file.write(start)
-        for item, moments in zip(header.inputs, grams, strict=True):
-            for split in SPLITS:
-                _write_gram(file, item, split, moments[split])
+        given = iter(grams)
+        for split, item in product(header.splits, header.inputs):
+            # no name for it here: it must be gone before the next is measured
+            _write_gram(file, item, split, next(given))
         text = build_header(header)
         parse_header(text, size)  # what could not be read again must not be written
         assert len(container.file_start(text, size)) == len(start), "the digests are known now"
@@ -226,19 +236,19 @@ class Calibration:
     """An open calibration: all of its header is checked; moments are read when asked for.
 
     Attributes:
-        path, fingerprint: the file, and the dense model it was measured on.
-        info: `prefix`, and for `train` and `valid` the texts: name, split, sha256, samples, tokens
-            by stack.
+        path: the file.
+        header: what it says.
+        fingerprint: of the dense model it was measured on.
+        info: of the texts, see `Header`.
         names: paths of the linears it covers, in the order in which they run.
     """
 
     def __init__(self, path: Path) -> None:
         text, self._data = container.open_payload(path, FORMAT.noun)
-        header = parse_header(text, len(self._data))
-        self.path = path
-        self.fingerprint, self.info, self._inputs = header
-        self._layout = lay_out(self._inputs)
-        self._index = {name: i for i, item in enumerate(self._inputs) for name in item.linears}
+        self.path, self.header = path, parse_header(text, len(self._data))
+        self.fingerprint, self.info, inputs = self.header
+        self._layout = lay_out(self.header)
+        self._index = {name: i for i, item in enumerate(inputs) for name in item.linears}
         self.names = tuple(self._index)
 
     def inputs(self, linear: str) -> Gram:
@@ -252,12 +262,9 @@ class Calibration:
 
     def held_out(self, linear: str) -> Gram:
         """Read the moments of a linear's input on the held-out texts; errors as of `inputs`."""
+        if "valid" not in self.info:
+            raise MismatchError(f"{self.path}: was measured without held-out texts; {REMEDY}.")
         return self._load(linear, "valid")
-
-    def sharing(self, linear: str) -> tuple[str, ...]:
-        """Return the linears that read the same input as this one, itself among them."""
-        self.require([linear])
-        return self._inputs[self._index[linear]].linears
 
     def require(self, linears: Iterable[str]) -> None:
         """Refuse to go on without the moments of `linears`.
@@ -275,7 +282,7 @@ class Calibration:
     def _load(self, linear: str, split: str) -> Gram:
         self.require([linear])
         index = self._index[linear]
-        item = self._inputs[index]
+        item = self.header.inputs[index]
         packed = self._read(index, f"{split}.matrix")
         total = torch.from_numpy(self._read(index, f"{split}.total"))
         matrix = torch.from_numpy(_unpack(packed, item.width))
@@ -283,7 +290,7 @@ class Calibration:
 
     def _read(self, index: int, name: str) -> np.ndarray:
         """Copy one tensor from the file and verify it."""
-        part, item = self._layout[f"{index}/{name}"], self._inputs[index]
+        part, item = self._layout[f"{index}/{name}"], self.header.inputs[index]
         raw = self._data[part.begin : part.end]
         values = raw.view("<f8").astype(np.float64)
         if sha256(raw) == item.sha256[name] and np.isfinite(values).all():

@@ -53,7 +53,7 @@ class ImageClassification(Classification):
         ids, _ = outputs_of(corpus, class_names(checkpoint))
         preparation = Preparation.of(checkpoint.info.get("image"), checkpoint.model.config)
         labels = [ids[label] for label in corpus.labels]
-        return Pixels(corpus.pictures, labels, preparation, self.length(checkpoint))
+        return Pixels(corpus, labels, preparation, self.length(checkpoint))
 
     def collator(self, checkpoint: Any) -> Any:
         """Return what stacks pixel_values and labels."""

@@ -3,8 +3,8 @@
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -224,16 +224,23 @@ class Preparation:
 class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
     """Images as a model wants them, read one by one when they are asked for.
 
+    Args:
+        images: a split.
+        labels: number of the model's output for each image.
+        preparation: how the model wants them.
+        tokens: of an image.
+
     Attributes:
-        labels: number of the model's output for each.
+        identity: SHA-256 of what the pixels follow from: files or arrays, their preparation, and
+            the labels. To hash the pixels would be to read and resize every image once more.
+        labels: as above.
         lengths: tokens of every image.
         sizes: the same twice, see `Task.dataset`.
     """
 
-    def __init__(
-        self, pictures: Sequence[Any], labels: list[int], preparation: Preparation, tokens: int
-    ):
-        self.pictures, self.labels, self.preparation = pictures, labels, preparation
+    def __init__(self, images: Images, labels: list[int], preparation: Preparation, tokens: int):
+        self.pictures, self.labels, self.preparation = images.pictures, labels, preparation
+        self.identity = files.digest_of([images.sha256, asdict(preparation), labels])
         self.lengths = [tokens] * len(labels)
         self.sizes = [(tokens, tokens)] * len(labels)
 

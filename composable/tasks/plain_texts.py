@@ -2,12 +2,22 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from composable.errors import FormatError
+from torch import Tensor
+
+from composable.errors import FormatError, UserError
+from composable.tasks.samples import Samples, most_tokens, pad_texts, pad_token, with_positions
 from composable.tasks.splits import Corpus, read_text
 
+if TYPE_CHECKING:
+    from composable.models.checkpoint import Checkpoint
+
+#: Tokens of a text at most, if nothing else is said.
+LONGEST = 1024
 ENDINGS = (".txt", ".tokens", ".raw", ".jsonl")
 OTHERS = (".json", ".parquet", ".arrow", ".zst")
 
@@ -21,6 +31,39 @@ class PlainTexts(Corpus):
     """
 
     texts: list[str]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], name: str = "", file: str = "") -> "PlainTexts":
+        """Make a training split of some texts."""
+        digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        return cls(name, "train", file, digest, list(texts))
+
+
+def dataset(corpus: PlainTexts, checkpoint: "Checkpoint") -> Samples:
+    """Tokenise texts, with the special tokens of the tokenizer.
+
+    Args:
+        corpus: the texts.
+        checkpoint: whose tokenizer; its info may have a `max_length`.
+
+    Raises:
+        UserError: a text has no token.
+    """
+    longest = most_tokens(checkpoint, LONGEST)
+    found = checkpoint.tokenizer(corpus.texts, truncation=True, max_length=longest, verbose=False)
+    if not all(found["input_ids"]):
+        raise UserError("a text of the calibration set has no token; leave empty ones out.")
+    return Samples([{"input_ids": ids} for ids in found["input_ids"]])
+
+
+def collator(checkpoint: "Checkpoint") -> Callable[[list[Any]], Mapping[str, Tensor]]:
+    """Return what pads a list of samples, on the side that the tokenizer of a decoder names."""
+    # an encoder sees the same whichever side is padded; its positions count from the left
+    is_left = checkpoint.tokenizer.padding_side == "left" and checkpoint.family.stacks == (
+        "decoder",
+    )
+    pad = pad_token(checkpoint)
+    return lambda items: with_positions(pad_texts(items, pad, is_left), checkpoint.model)
 
 
 def is_plain(data: str | None) -> bool:
@@ -64,8 +107,7 @@ def read_texts(path: Path, key: str = "text", limit: int | None = None) -> Plain
     texts = [text for text in found if text.strip()][:limit]
     if not texts:
         raise FormatError(f"{path}: no text in it; at least one line was expected.")
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return PlainTexts(str(path), "train", path.name, digest, texts)
+    return PlainTexts.of(texts, str(path), path.name)
 
 
 def _value(path: Path, number: int, line: str, key: str) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,21 +158,32 @@ def pad_texts(
     return batch
 
 
+def with_positions(batch: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
+    """Let a model count positions from the first real token of a row that is padded on the left.
+
+    `generate` does so by itself, a plain forward pass does not. Models that find their positions by
+    the padding itself, and those without (encoder-decoders here), need no help.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None or bool(mask[:, 0].all()) or "position_ids" in batch:
+        return batch
+    if model.config.is_encoder_decoder or counts_padding(model):
+        return batch
+    return {**batch, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
 def pad_labelled(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
     """Pad samples with one label each: (batch,), int64 or float32 as the labels are."""
     labels = torch.tensor([item["labels"] for item in items])
     return pad_texts(items, pad) | {"labels": labels}
 
 
-def length_batches(
-    lengths: Sequence[int], batch_tokens: int, rows: int | None = None
-) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Group indices by length, longest first, so that a batch hardly pads.
 
     Args:
         lengths: tokens of each row.
         batch_tokens: the longest row of a batch times its rows stays within this number.
-        rows: of a batch, whatever its tokens.
 
     Yields:
         Indices of a batch, at least one; the first batch is the widest, so memory runs out
@@ -180,7 +191,7 @@ def length_batches(
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while order:
-        size = rows or max(1, batch_tokens // max(1, lengths[order[0]]))
+        size = max(1, batch_tokens // max(1, lengths[order[0]]))
         yield order[:size]
         order = order[size:]
 
@@ -189,16 +200,21 @@ def identity_of(dataset: Any) -> str:
     """Hash a dataset as the model sees it, so that another tokenizer or length is another dataset.
 
     Args:
-        dataset: with a length; its samples map names to numbers, lists, arrays or tensors.
+        dataset: with a length; its samples map names to numbers, lists, arrays or tensors. One that
+            takes long to make its samples says its own `identity`.
 
     Returns:
         SHA-256, 64 hex digits: for every sample and name in sorted order the canonical JSON of
         [name, dtype, shape], then the values as little-endian bytes.
     """
+    if own := getattr(dataset, "identity", None):
+        return str(own)
     total = hashlib.sha256()
     for index in range(len(dataset)):
         for name, value in sorted(dataset[index].items()):
             array = np.ascontiguousarray(value)
+            if array.dtype.hasobject:
+                raise TypeError(f'"{name}" of a sample is no array of numbers: {value!r:.60}')
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             described = [name, array.dtype.str, list(array.shape)]
             total.update(files.canonical_json(described).encode())

@@ -54,8 +54,6 @@ def tune_model(
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
         "masks": checkpoint.fingerprint_of({}, composed.masks),
         "structure": to_json(composed.structure),
-        "data": [corpus.sha256 for corpus in corpora],
-        "prefix": composed.info["prefix"],
         "heal": heal.identity(),
     }
     composed.model.float()

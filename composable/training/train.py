@@ -25,6 +25,7 @@ from composable.formats.stats_file import stats_csv
 from composable.linalg import kernels
 from composable.models.checkpoint import Checkpoint, unique_tensors
 from composable.models.surgery import apply_masks
+from composable.tasks.samples import identity_of
 from composable.training.callbacks import (
     EarlyStop,
     FindBest,
@@ -298,8 +299,8 @@ def run(
         data: training set (with `sizes`), validation set, collator.
         functions: (step, measure), see `Trainer`.
         options: settings.
-        identity: what else the result depends on (fingerprints of the inputs); a checkpoint is
-            continued only if this and the options are the same.
+        identity: what else the result depends on (of the model and its masks); a checkpoint is
+            continued only if this, the options and the samples of `data` are the same.
         stats: CSV that is rewritten after every epoch.
         label: name of the progress bar and of the checkpoint folder.
         callbacks: further callbacks.
@@ -312,7 +313,8 @@ def run(
     """
     training, validation, collate = data
     options = options.resolved()
-    folder = _run_folder(options, identity, label)
+    samples = {"data": [identity_of(training), identity_of(validation)]}
+    folder = _run_folder(options, identity | samples, label)
     start = {name: t.clone() for name, t in model.state_dict().items()} if keeps_best else {}
     for parameter in model.parameters():
         if not parameter.numel():  # of an attention without heads; never has a gradient

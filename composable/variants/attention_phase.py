@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from composable import files, progress, tasks
-from composable.calibration.meter import eval_mode
+from composable import files, progress
+from composable.calibration.batching import Texts
 from composable.calibration.recorded_calls import (
     Call,
     Recorder,
@@ -22,6 +22,7 @@ from composable.calibration.recorded_calls import (
     output_moments,
     output_values,
 )
+from composable.calibration.second_moments import eval_mode
 from composable.errors import UserError
 from composable.families import Module
 from composable.formats.bundle import Variant
@@ -137,7 +138,8 @@ def run(
     if not modules:
         return results
     sizes = (settings.batch_size, HELD_OUT_BATCH)
-    texts = [_batches(dense, corpus, size) for corpus, size in zip(corpora, sizes, strict=True)]
+    parts = [Texts(dense, corpus) for corpus in corpora]
+    texts = [part.batches(settings.device, rows) for part, rows in zip(parts, sizes, strict=True)]
     with _prepared(dense, settings.device, texts):
         lessons = _Lessons(dense, modules, texts, settings)
         bar = tqdm(modules, "attend", unit="module", disable=not progress.shows_progress())
@@ -234,16 +236,6 @@ class _Lessons:
     def _on_device(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         moved = {name: tensor.to(self._settings.device) for name, tensor in batch.items()}
         return moved, self._dense.family.valid_tokens(self._dense.model, moved)
-
-
-def _batches(dense: Checkpoint, corpus: Any, size: int) -> list[dict[str, Tensor]]:
-    """Make batches of samples whose longer side is of like length, longest first: least padding."""
-    task = tasks.by_name(dense.info["task"])
-    dataset, collate = task.dataset(corpus, dense), task.collator(dense)
-    sizes = dataset.sizes
-    order = sorted(range(len(dataset)), key=lambda i: (-max(sizes[i]), -sum(sizes[i])))
-    parts = (order[start : start + size] for start in range(0, len(order), size))
-    return [collate([dataset[index] for index in part]) for part in parts]
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> int:

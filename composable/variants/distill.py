@@ -311,9 +311,7 @@ def tune(
     identity = {
         "model": dense.fingerprint,
         "variants": [variant.digest for variant in pupils],
-        "data": [corpus.sha256 for corpus in corpora],
         "patience": options.early_stop,
-        "prefix": dense.info["prefix"],
     }
     outcome = train.run(
         room,

@@ -9,7 +9,6 @@ from typing import Any
 
 from composable import devices, files, tasks
 from composable.calibration.collect import calibrate
-from composable.calibration.obtain import parse_bytes
 from composable.errors import MismatchError
 from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
@@ -60,7 +59,8 @@ def tune_variants(
         facts: dict[str, Any] = {}
         tuned = options.identity()
     else:
-        calibration, corpora = calibrate(dense, **texts)
+        calibration, parts = calibrate(dense, **texts)
+        corpora = parts[0].corpus, parts[1].corpus
         facts = {"calibration": str(calibration.path)}
         facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
         training = _with_defaults(training, batch_size=task.batch_size // 4)
@@ -92,7 +92,7 @@ def tune_variants(
 
 
 def _settings(
-    training: train.Options, solver: str, linear_solver: str, memory_budget: str
+    training: train.Options, solver: str, linear_solver: str, memory_budget: int
 ) -> least_squares.Settings:
     """Turn the options of the script into settings of the least-squares forms."""
     default = attention_phase.Settings()
@@ -103,7 +103,7 @@ def _settings(
         patience=training.early_stop,
         seed=training.seed,
         device=devices.select_device(training.device),
-        budget=parse_bytes(memory_budget),
+        budget=memory_budget,
     )
     return least_squares.Settings(solver, linear_solver, device=phase.device, phase=phase)
 

@@ -11,6 +11,7 @@ import transformers
 
 from composable import tasks
 from composable.calibration import collect, obtain
+from composable.calibration.batching import Texts
 from composable.formats import bundle
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -101,7 +102,8 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     tiny.corpus(folder) if name == "translation" else tiny_tasks.data(name, folder)
     corpora: Any = [task.read(str(folder), None, split, None) for split in ("train", "valid")]
-    measured = obtain.measure(made, tuple(corpora), tmp_path / "c.npy", 1 << 30)
+    texts = [Texts(made, corpus) for corpus in corpora]
+    measured = obtain.measure(made, texts, tmp_path / "c.npy", 1 << 30)
     scheme = scheme_of(made)
     place = {"calibration_data": str(folder), "calibration_samples": 40, "device": "cpu"}
     states = collect.block_moments(made, blocks_of(scheme), **place)

@@ -7,21 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from composable.calibration import batching as calibrations
-from composable.calibration import meter
+from composable.calibration import batching, collect
 from composable.calibration import obtain as calibration_runs
-from composable.calibration.obtain import (
-    Calibration,
-    measure,
-    obtain,
-    open_calibration,
-    parse_bytes,
-)
+from composable.calibration.batching import Texts
+from composable.calibration.obtain import Calibration, measure, obtain, open_calibration
+from composable.calibration.second_moments import InputMoments, SharedInput, shared_inputs
 from composable.errors import FormatError, MismatchError, UserError
+from composable.formats.calibration_file import REMEDY
 from composable.linalg.grams import Gram
 from composable.linalg.solver import squared_error
 from composable.models.checkpoint import Checkpoint
@@ -60,7 +57,12 @@ def dense() -> Checkpoint:
 @pytest.fixture(scope="module")
 def measured(dense: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
     path = tmp_path_factory.mktemp("calibration") / "calibration.npy"
-    return measure(dense, CORPORA, path, PLENTY, linears=all_linears(dense))
+    return measure(dense, read(dense), path, PLENTY, linears=all_linears(dense))
+
+
+def read(dense: Checkpoint, corpora: tuple[Corpus, ...] = CORPORA) -> tuple[Texts, ...]:
+    """Tokenise the texts for a model."""
+    return tuple(Texts(dense, corpus) for corpus in corpora)
 
 
 def all_linears(dense: Checkpoint) -> list[str]:
@@ -107,11 +109,7 @@ def test_all_inputs_are_those_of_sentences_run_alone_in_float64(
 def test_tokens_of_cross_attention_keys_and_values_are_the_sources(
     dense: Checkpoint, measured: Calibration
 ) -> None:
-    # the end token counts; without the tokenizer's help
-    source, target = (
-        sum(len(line.split()) + 1 for line in lines)
-        for lines in (CORPORA[0].source, CORPORA[0].target)
-    )
+    source, target = tokens_of(CORPORA[0]).values()
     assert source != target
     assert measured.info["train"]["tokens"] == {"encoder": source, "decoder": target}
     for cross in CROSS:
@@ -120,14 +118,11 @@ def test_tokens_of_cross_attention_keys_and_values_are_the_sources(
 
 
 def test_what_reads_one_tensor_shares_its_moments(measured: Calibration) -> None:
-    for attention in (ENCODER, DECODER):
-        expected = tuple(f"{attention}.{part}" for part in "qkv")
-        assert measured.sharing(f"{attention}.k") == expected
-        assert measured.sharing(f"{attention}.o") == (f"{attention}.o",)
-    assert measured.sharing(f"{FFN}.wi_1") == (f"{FFN}.wi_0", f"{FFN}.wi_1")
+    records = {item.linears for item in measured.header.inputs}
+    alone = {(f"{attention}.o",) for attention in (ENCODER, DECODER)} | {(f"{CROSS[1]}.q",)}
+    together = {tuple(f"{attention}.{part}" for part in "qkv") for attention in (ENCODER, DECODER)}
     keys_and_values = tuple(f"{cross}.{part}" for cross in CROSS for part in "kv")
-    assert measured.sharing(f"{CROSS[1]}.k") == keys_and_values
-    assert measured.sharing(f"{CROSS[1]}.q") == (f"{CROSS[1]}.q",)
+    assert records >= alone | together | {keys_and_values, (f"{FFN}.wi_0", f"{FFN}.wi_1")}
 
 
 @pytest.mark.parametrize("linear", [f"{ENCODER}.q", f"{CROSS[1]}.v", f"{FFN}.wo"])
@@ -148,7 +143,7 @@ def test_held_out_loss_is_the_mean_squared_error_of_the_module_run_on_the_texts(
 
 
 def test_by_default_all_modules_of_kind_linear(dense: Checkpoint, tmp_path: Path) -> None:
-    found = measure(dense, CORPORA, tmp_path / "c.npy", PLENTY)
+    found = measure(dense, read(dense), tmp_path / "c.npy", PLENTY)
     modules = dense.family.modules(dense.model)
     assert sorted(found.names) == sorted(m.name for m in modules if m.kind == "linear")
 
@@ -158,7 +153,7 @@ def test_training_mode_and_hooks_are_as_before(
 ) -> None:
     dense.model.train()
     try:
-        again = measure(dense, CORPORA, tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
+        again = measure(dense, read(dense), tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
         assert dense.model.training
     finally:
         dense.model.eval()
@@ -190,31 +185,19 @@ def test_padding_and_batches_change_nothing(
         monkeypatch.setattr(translation.Collator, "__call__", wider)
     else:
         size = 1 if way == "one sentence" else 10**6
-        monkeypatch.setitem(calibrations.BATCH_TOKENS, "cpu", size)
-    again = measure(dense, CORPORA, tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
+        monkeypatch.setattr(batching, "CPU_TOKENS", size)
+    again = measure(dense, read(dense), tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
     assert again.info == measured.info
     for name in measured.names:
         assert_close(again.inputs(name), measured.inputs(name))
         assert_close(again.held_out(name), measured.held_out(name))
 
 
-@pytest.mark.parametrize("width", [1, 3, 4, 5, 33])
-def test_sum_of_many_tokens(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    monkeypatch.setattr(meter, "FLUSH", 10)
-    torch.manual_seed(0)
-    rows = [torch.randn(count, width) + 0.5 for count in (0, 7, 3, 1, 25, 10, 4)]
-    total = meter.Sum(width, "cpu")
-    for part in rows:
-        total.add(part)
-    x = torch.cat(rows).double()
-    assert_close(total.result(), Gram(x.T @ x, x.sum(0), 50))
-
-
 def test_bfloat16_autocast_of_the_caller_has_no_effect(
     dense: Checkpoint, measured: Calibration, tmp_path: Path
 ) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        again = measure(dense, CORPORA, tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
+        again = measure(dense, read(dense), tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
     assert again.path.read_bytes() == measured.path.read_bytes()
 
 
@@ -224,7 +207,7 @@ def test_bfloat16_autocast_of_the_caller_has_no_effect(
 def test_linears_that_part_in_a_later_batch_are_noticed(
     dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(calibrations.BATCH_TOKENS, "cpu", 64)
+    monkeypatch.setattr(batching, "CPU_TOKENS", 64)
     calls = 0
 
     def part_ways(part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -235,7 +218,7 @@ def test_linears_that_part_in_a_later_batch_are_noticed(
     handle = dense.model.get_submodule(f"{ENCODER}.k").register_forward_pre_hook(part_ways)
     try:
         with pytest.raises(RuntimeError, match=r"SelfAttention\.v'\) do not read one tensor"):
-            measure(dense, CORPORA, tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
+            measure(dense, read(dense), tmp_path / "c.npy", PLENTY, linears=all_linears(dense))
     finally:
         handle.remove()
     assert list(tmp_path.iterdir()) == []
@@ -249,26 +232,26 @@ def test_the_mask_of_the_other_stack_is_noticed(
     dense: Checkpoint, stack: str, message: str
 ) -> None:
     linear = f"{ENCODER}.o" if stack == "decoder" else f"{DECODER}.o"
-    one = meter.Meter(dense.model, dense.family, [meter.Shared((linear,), 32, stack)])
+    one = InputMoments(dense.model, dense.family, [SharedInput((linear,), 32, stack)])
     batch = translation.collator_for(dense)([{"input_ids": [3, 4, 1], "labels": [5, 1]}])
     with pytest.raises(RuntimeError, match=message):
         one.measure(batch)
 
 
 def test_a_linear_that_does_not_run_is_noticed(dense: Checkpoint) -> None:
-    shared = meter.Shared(("lm_head",), 32, "decoder")
+    shared = SharedInput(("lm_head",), 32, "decoder")
     batch = translation.collator_for(dense)([{"input_ids": [3, 4, 1], "labels": [5, 1]}])
     with pytest.raises(RuntimeError, match="did not run"):
-        meter.Meter(dense.model, dense.family, [shared]).measure(batch)
+        InputMoments(dense.model, dense.family, [shared]).measure(batch)
     with pytest.raises(RuntimeError, match="not every one of"):
-        meter.shared_inputs(dense.model, dense.family, {"lm_head": "decoder"}, batch)
+        shared_inputs(dense.model, dense.family, {"lm_head": "decoder"}, batch)
 
 
 # --------------------------------------------------------------------------- groups, budget
 
 
 @pytest.mark.parametrize(
-    ("budget", "passes", "warnings"), [(0, 21, 1), (20 * 32**2, 21, 1), (20 * 48**2, 14, 0)]
+    ("budget", "passes", "warnings"), [(0, 21, 1), (12 * 32**2, 21, 1), (12 * 48**2, 14, 0)]
 )
 def test_the_budget_changes_the_number_of_passes_and_not_one_bit(
     dense: Checkpoint,
@@ -280,30 +263,34 @@ def test_the_budget_changes_the_number_of_passes_and_not_one_bit(
     warnings: int,
 ) -> None:
     caplog.set_level(logging.INFO, logger="composable")
-    again = measure(dense, CORPORA, tmp_path / "c.npy", budget, linears=all_linears(dense))
+    again = measure(dense, read(dense), tmp_path / "c.npy", budget, linears=all_linears(dense))
     assert again.path.read_bytes() == measured.path.read_bytes()
     said = [record.getMessage() for record in caplog.records]
     assert any(f"passes: {passes}, " in line for line in said)
     assert sum("more than the memory budget of" in line for line in said) == warnings
 
 
-@pytest.mark.parametrize("budget", [20 * 48**2, 3 * 20 * 32**2, 21 * 20 * 32**2])
+@pytest.mark.parametrize("budget", [12 * 48**2, 3 * 12 * 32**2, 21 * 12 * 32**2])
 def test_no_more_moments_are_held_than_the_budget_allows(
     dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     held: list[weakref.ref[Tensor]] = []
     most = 0
+    add = Gram.add
 
-    class Counted(meter.Sum):
-        def __init__(self, width: int, device: Any):
-            nonlocal most
-            super().__init__(width, device)
-            held.extend(weakref.ref(tensor) for tensor in (self._gram.matrix, self._recent))
-            alive = [tensor for ref in held if (tensor := ref()) is not None]
-            most = max(most, sum(tensor.nbytes for tensor in alive))
+    def counted(self: Gram, rows: Tensor) -> None:
+        nonlocal most
+        add(self, rows)
+        assert self._recent is not None
+        known = [ref() for ref in held]
+        for tensor in (self._matrix, self._recent):
+            if not any(tensor is one for one in known):
+                held.append(weakref.ref(tensor))
+        alive = [tensor for ref in held if (tensor := ref()) is not None]
+        most = max(most, sum(tensor.nbytes for tensor in alive))
 
-    monkeypatch.setattr(meter, "Sum", Counted)
-    measure(dense, CORPORA, tmp_path / "c.npy", budget, linears=all_linears(dense))
+    monkeypatch.setattr(Gram, "add", counted)
+    measure(dense, read(dense), tmp_path / "c.npy", budget, linears=all_linears(dense))
     assert 0.9 * budget < most <= budget
     assert not any(ref() is not None for ref in held)
 
@@ -312,14 +299,13 @@ def test_too_little_text_is_said(
     dense: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = (texts("train", 5, 1), CORPORA[1])
-    sides = (few[0].source, few[0].target)
-    tokens = min(sum(len(line.split()) + 1 for line in side) for side in sides)
+    tokens = min(tokens_of(few[0]).values())
     assert tokens < 4 * 48
-    measure(dense, few, tmp_path / "c.npy", PLENTY)
+    measure(dense, read(dense, few), tmp_path / "c.npy", PLENTY)
     warning = next(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     assert f"only {tokens} tokens for the 48 inputs of " in warning
     caplog.clear()
-    measure(dense, CORPORA, tmp_path / "d.npy", PLENTY)
+    measure(dense, read(dense), tmp_path / "d.npy", PLENTY)
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
@@ -331,7 +317,7 @@ def test_what_is_no_linear_of_a_layer_is_refused(
     dense: Checkpoint, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(UserError, match=f'^"{name}": the model has no such linear in a layer'):
-        measure(dense, CORPORA, tmp_path / "c.npy", PLENTY, linears=[name])
+        measure(dense, read(dense), tmp_path / "c.npy", PLENTY, linears=[name])
 
 
 def test_inputs_that_are_not_finite_leave_no_file(tmp_path: Path) -> None:
@@ -340,7 +326,7 @@ def test_inputs_that_are_not_finite_leave_no_file(tmp_path: Path) -> None:
         broken.model.get_submodule("encoder.block.1.layer.1.DenseReluDense.wi").weight[0] = 1e30
     wo = "encoder.block.1.layer.1.DenseReluDense.wo"
     with pytest.raises(UserError, match=f'^the inputs of "{wo}" hold NaN or infinity') as caught:
-        measure(broken, CORPORA, tmp_path / "c.npy", 0)
+        measure(broken, read(broken), tmp_path / "c.npy", 0)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -350,7 +336,7 @@ def test_an_interrupted_pass_leaves_no_file_and_no_hook(
     dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     left = 6 if budget else 15
-    add = meter.Sum.add
+    add = Gram.add
 
     def interrupt(self: Any, rows: Tensor) -> None:
         nonlocal left
@@ -359,9 +345,9 @@ def test_an_interrupted_pass_leaves_no_file_and_no_hook(
             raise KeyboardInterrupt
         add(self, rows)
 
-    monkeypatch.setattr(meter.Sum, "add", interrupt)
+    monkeypatch.setattr(Gram, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        measure(dense, CORPORA, tmp_path / "c.npy", budget)
+        measure(dense, read(dense), tmp_path / "c.npy", budget)
     assert list(tmp_path.iterdir()) == []
     assert not any(child._forward_pre_hooks for child in dense.model.modules())
 
@@ -389,45 +375,42 @@ def refused(place: Path, *args: Any, **kwargs: Any) -> str:
     assert place.read_bytes() == before
     message = str(caught.value)
     assert message.startswith(f"{place}: ")
-    assert message.endswith(
-        "; name another file with --calibration, or delete this one to measure it again."
-    )
-    return message.removeprefix(f"{place}: ").partition("; name another")[0]
+    assert message.endswith(f"; {REMEDY}.")
+    return message.removeprefix(f"{place}: ").removesuffix(f"; {REMEDY}.")
 
 
 def test_a_calibration_of_this_model_and_these_texts_is_reused(
     dense: Checkpoint, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="composable")
-    found = obtain(dense, CORPORA, place, PLENTY)
+    found = obtain(dense, read(dense), place, PLENTY)
     assert found.path == place
     assert caplog.messages == [f"calibration: {place} is of this model and these texts, reused"]
-    obtain(dense, CORPORA, place, 0, linears=[f"{ENCODER}.q"])
+    obtain(dense, read(dense), place, 0, linears=[f"{ENCODER}.q"])
 
 
 def test_where_there_is_none_it_is_measured(dense: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "new" / "c.npy"
-    found = obtain(dense, CORPORA, path, PLENTY, linears=[f"{ENCODER}.q"])
+    found = obtain(dense, read(dense), path, PLENTY, linears=[f"{ENCODER}.q"])
     assert found.names == (f"{ENCODER}.q",)
     assert found.fingerprint == dense.fingerprint
     assert [path] == list(path.parent.iterdir())
     assert open_calibration(path).info == {
-        "prefix": "",
-        "train": {
-            "name": "words", "samples": 30, "sha256": f"{1:064x}", "split": "train",
-            "tokens": found.info["train"]["tokens"],
-        },
-        "valid": {
-            "name": "words", "samples": 9, "sha256": f"{2:064x}", "split": "valid",
-            "tokens": found.info["valid"]["tokens"],
-        },
-    }  # fmt: skip
+        split: {"identity": part.identity, "samples": len(part), "tokens": tokens_of(corpus)}
+        for split, part, corpus in zip(("train", "valid"), read(dense), CORPORA, strict=True)
+    }
+
+
+def tokens_of(corpus: Corpus) -> dict[str, int]:
+    """Words and end tokens, without the tokenizer's help."""
+    sides = {"encoder": corpus.source, "decoder": corpus.target}
+    return {stack: sum(len(line.split()) + 1 for line in lines) for stack, lines in sides.items()}
 
 
 def test_another_models_calibration(place: Path) -> None:
     other = tiny.checkpoint(seed=1, gated=True)
     fingerprints = open_calibration(place).fingerprint[:12], other.fingerprint[:12]
-    assert refused(place, other, CORPORA) == (
+    assert refused(place, other, read(other)) == (
         f"measured on another model (fingerprint {fingerprints[0]}, this one has {fingerprints[1]})"
     )
 
@@ -437,63 +420,138 @@ def test_other_texts(dense: Checkpoint, place: Path, split: int) -> None:
     corpora = list(CORPORA)
     corpora[split] = texts(CORPORA[split].split, 4, seed=255)
     name, samples = (("train", 30), ("valid", 9))[split]
-    digest = f"{split + 1:064x}"[:12]
-    assert refused(place, dense, tuple(corpora)) == (
-        f"measured on other texts (words {name}, {samples} samples, SHA-256 {digest}; "
-        f"now words {name}, 4 samples, SHA-256 {255:064x}"[:-52]
-        + ")"
+    before, now = read(dense)[split], read(dense, tuple(corpora))[split]
+    assert refused(place, dense, read(dense, tuple(corpora))) == (
+        "measured on other texts, or on texts that were tokenised in another way "
+        f"({name}: {samples} samples, SHA-256 {before.identity[:12]}; "
+        f"now words {name}, 4 samples, SHA-256 {now.identity[:12]})"
     )
 
 
 def test_the_splits_exchanged_are_other_texts(dense: Checkpoint, place: Path) -> None:
-    assert "measured on other texts" in refused(place, dense, CORPORA[::-1])
+    assert "measured on other texts" in refused(place, dense, read(dense, CORPORA[::-1]))
 
 
-def test_another_prefix(dense: Checkpoint, place: Path) -> None:
-    other = copy.copy(dense)
-    other.info = {**dense.info, "prefix": "translate: "}
-    expected = 'measured with the prefix "", this model has "translate: "'
-    assert refused(place, other, CORPORA) == expected
+def test_the_same_texts_seen_in_another_way(dense: Checkpoint, place: Path) -> None:
+    """By a prefix, or by another tokenizer, which has no influence on the fingerprint."""
+    prefixed, split = copy.copy(dense), copy.copy(dense)
+    prefixed.info = {**dense.info, "prefix": "a cat "}
+    split.tokenizer = tiny.tokenizer()
+    split.tokenizer.add_tokens(["runs red"])
+    assert "runs red" in " ".join(CORPORA[0].source)
+    for other in (prefixed, split):
+        assert "measured on other texts, or on texts that" in refused(place, other, read(other))
 
 
 def test_missing_linears(dense: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "c.npy"
-    measure(dense, CORPORA, path, PLENTY, linears=[f"{ENCODER}.q", f"{ENCODER}.k"])
+    measure(dense, read(dense), path, PLENTY, linears=[f"{ENCODER}.q", f"{ENCODER}.k"])
     expected = f'has no moments of "{ENCODER}.o" (has those of 2 linears)'
-    assert refused(path, dense, CORPORA) == expected
-    assert refused(path, dense, CORPORA, linears=[f"{ENCODER}.q", f"{ENCODER}.o"]) == expected
+    assert refused(path, dense, read(dense)) == expected
+    assert refused(path, dense, read(dense), linears=[f"{ENCODER}.q", f"{ENCODER}.o"]) == expected
+
+
+def test_held_out_texts_are_added_where_they_are_missing(
+    dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if both were measured at once, and the first half is not measured again."""
+    both, path = tmp_path / "both.npy", tmp_path / "c.npy"
+    whole = measure(dense, read(dense), both, PLENTY)
+    half = measure(dense, read(dense)[:1], path, PLENTY)
+    with pytest.raises(MismatchError, match="was measured without held-out texts; delete it"):
+        half.held_out(half.names[0])
+    runs: list[int] = []
+    run = InputMoments.measure
+
+    def counted(self: Any, batch: Any) -> None:
+        runs.append(len(batch["input_ids"]))
+        run(self, batch)
+
+    monkeypatch.setattr(InputMoments, "measure", counted)
+    assert obtain(dense, read(dense)[:1], path, PLENTY).path == path
+    assert runs == []
+    found = obtain(dense, read(dense), path, PLENTY)
+    assert sum(runs) == len(CORPORA[1].source)
+    assert path.read_bytes() == both.read_bytes()
+    assert_close(found.held_out(found.names[0]), whole.held_out(found.names[0]), 0)
+    assert obtain(dense, read(dense)[:1], path, PLENTY).info == whole.info
+    assert "9 samples" in refused(path, dense, read(dense, (CORPORA[0], texts("valid", 8, 2))))
+
+
+def test_a_calibration_that_cannot_be_finished_stays_as_it_was(
+    dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.npy"
+    measure(dense, read(dense)[:1], path, PLENTY)
+    before = path.read_bytes()
+
+    def interrupt(self: Any, batch: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InputMoments, "measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        obtain(dense, read(dense), path, PLENTY)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ------------------------------------------------------- what the options of a command stand for
+
+
+def calibrated(dense: Checkpoint, path: Path, data: Path, **options: Any) -> Calibration:
+    settings = {"calibration_data": None, "calibration_samples": 12, "memory_budget": PLENTY}
+    found, parts = collect.calibrate(
+        dense, path, device="cpu", data=str(data), **settings | options
+    )
+    assert [part.identity for part in parts] == [said["identity"] for said in found.info.values()]
+    return found
+
+
+def test_another_length_of_windows_is_another_calibration(tmp_path: Path) -> None:
+    dense, path = tiny.dense("llama"), tmp_path / "c.npy"
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.txt").write_text(" ".join(tiny.WORDS) + "\n")
+    first = calibrated(dense, path, tmp_path)
+    dense.info["max_length"] = 8
+    with pytest.raises(MismatchError, match="tokenised in another way"):
+        calibrated(dense, path, tmp_path)
+    dense.info["max_length"] = 24
+    assert calibrated(dense, path, tmp_path).info == first.info
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": [4, 8]}, {"mean": [0.4]}, {"std": [0.4]}, {}], ids=lambda it: str([*it])
+)
+def test_images_prepared_in_another_way(tmp_path: Path, change: dict[str, Any]) -> None:
+    dense, path, data = tiny.dense("vit"), tmp_path / "c.npy", tmp_path / "a.npz"
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 6, 6), dtype=np.uint8)
+    arrays = {f"{split}_images": pictures[:12] for split in ("train", "valid")}
+    labels = {f"{split}_labels": np.arange(12) % 2 for split in ("train", "valid")}
+    np.savez(data, **arrays, **labels)
+    first = calibrated(dense, path, data, held_out=False)
+    dense.info["image"] = dense.info["image"] | change
+    if change:
+        with pytest.raises(MismatchError, match="measured on other texts"):
+            calibrated(dense, path, data, held_out=False)
+    else:
+        assert calibrated(dense, path, data, held_out=False).info == first.info
+        np.savez(data, **arrays | {"train_images": pictures[8:]}, **labels)
+        with pytest.raises(MismatchError, match="measured on other texts"):
+            calibrated(dense, path, data, held_out=False)
+
+
+def test_data_spelled_in_another_way_is_the_same(
+    dense: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, path = tiny.corpus(tmp_path / "data"), tmp_path / "c.npy"
+    calibrated(dense, path, data)
+    content = path.read_bytes()
+    monkeypatch.chdir(data)
+    assert calibrated(dense, path, Path()).path.read_bytes() == content
+    assert calibrated(dense, tmp_path / "d.npy", Path("../data")).path.read_bytes() == content
 
 
 def test_a_damaged_calibration(dense: Checkpoint, place: Path) -> None:
     content = place.read_bytes()
     place.write_bytes(content[:-9])
-    assert refused(place, dense, CORPORA).startswith("truncated (")
-
-
-# ------------------------------------------------------------------------------ parse_bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1", 1),
-        ("4096", 4096),
-        ("1K", 1024),
-        ("512M", 2**29),
-        ("4g", 2**32),
-        (" 1.5G ", 3 * 2**29),
-        ("9" * 400, int("9" * 400)),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "0", "-1", "4X", "4GB", "G", "1e9", "0.1", "nan", "\u0661"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_bytes(text)
-    assert str(caught.value) == (
-        f"--memory-budget {text}: expected a number of bytes above 0, which may end in K, M or G, "
-        "such as 512M or 4G."
-    )
+    assert refused(place, dense, read(dense)).startswith("truncated (")

@@ -17,7 +17,6 @@ import torch
 from composable.errors import FormatError, MismatchError, UserError
 from composable.formats import bundle
 from composable.formats.calibration_file import (
-    NAMES,
     REMEDY,
     Calibration,
     Header,
@@ -28,10 +27,9 @@ from composable.formats.calibration_file import (
 from composable.formats.container import header_checksum
 from composable.linalg.grams import Gram
 
-GOLDEN_SHA256 = "342927f57ab1e6b2fbdbf9248dd7935238d7be85f83af15424418f2d92fd1254"
-GOLDEN_SIZE = 2448
+GOLDEN_SHA256 = "b706a48dc4852fa71763f6eb5590914e10246abd651ce20633860cce6943c33c"
+GOLDEN_SIZE = 2312
 QKV = ("encoder.0.q", "encoder.0.k", "encoder.0.v")
-PairOfGrams = dict[str, Gram]
 
 
 def gram(rows: list[list[float]]) -> Gram:
@@ -39,28 +37,34 @@ def gram(rows: list[list[float]]) -> Gram:
     return Gram(x.T @ x, x.sum(0), len(x))
 
 
-def golden() -> tuple[Header, list[PairOfGrams]]:
-    def split(name: str, samples: int, tokens: dict[str, int]) -> dict[str, Any]:
-        facts = {"name": "data/müsli", "samples": samples, "sha256": "ab" * 32}
-        return {**facts, "split": name, "tokens": tokens}
+def golden() -> tuple[Header, list[Gram]]:
+    """Two inputs on two splits; the moments of both inputs on one split, then on the other."""
+
+    def texts(identity: str, samples: int, tokens: dict[str, int]) -> dict[str, Any]:
+        return {"identity": identity * 32, "samples": samples, "tokens": tokens}
 
     info = {
-        "prefix": "translate English to German: ",
-        "train": split("train", 2, {"encoder": 3, "decoder": 1}),
-        "valid": split("valid", 1, {"encoder": 1, "decoder": 2}),
+        "train": texts("ab", 2, {"encoder": 3, "decoder": 1}),
+        "valid": texts("cd", 1, {"encoder": 1, "decoder": 2}),
     }
     grams = [
-        {
-            "train": gram([[1.0, 2.0, -3.0], [0.5, 0.0, 4.0], [0.0, 1.0, 1.0]]),
-            "valid": gram([[3.0, 1.0, 0.25]]),
-        },
-        {"train": gram([[1.5]]), "valid": gram([[2.0], [-4.0]])},
+        gram([[1.0, 2.0, -3.0], [0.5, 0.0, 4.0], [0.0, 1.0, 1.0]]),
+        gram([[1.5]]),
+        gram([[3.0, 1.0, 0.25]]),
+        gram([[2.0], [-4.0]]),
     ]
     inputs = [
         Input(QKV, 3, {"train": 3, "valid": 1}),
         Input(("decoder.0.o",), 1, {"train": 1, "valid": 2}),
     ]
     return Header("f" * 64, info, inputs), grams
+
+
+def training_half() -> tuple[Header, list[Gram]]:
+    """The same without held-out texts."""
+    header, grams = golden()
+    inputs = [Input(it.linears, it.width, {"train": it.tokens["train"]}) for it in header.inputs]
+    return Header(header.fingerprint, {"train": header.info["train"]}, inputs), grams[:2]
 
 
 @pytest.fixture
@@ -99,10 +103,28 @@ def test_what_was_written_is_read(path: Path) -> None:
     found = open_calibration(path, "f" * 64)
     assert (found.path, found.fingerprint, found.info) == (path, "f" * 64, header.info)
     assert found.names == (*QKV, "decoder.0.o")
-    for name, pair in zip(found.names, [grams[0]] * 3 + [grams[1]], strict=True):
-        assert_same(found.inputs(name), pair["train"])
-        assert_same(found.held_out(name), pair["valid"])
-    assert found.sharing("encoder.0.k") == QKV
+    for name, index in zip(found.names, (0, 0, 0, 1), strict=True):
+        assert_same(found.inputs(name), grams[index])
+        assert_same(found.held_out(name), grams[2 + index])
+
+
+def test_held_out_moments_may_be_missing(path: Path) -> None:
+    """They are appended: what is there without them lies at the same place in the data."""
+    half = path.with_name("half.npy")
+    write(half, *training_half())
+    found = open_calibration(half)
+    for name, index in zip(found.names, (0, 0, 0, 1), strict=True):
+        assert_same(found.inputs(name), golden()[1][index])
+    with pytest.raises(MismatchError) as caught:
+        found.held_out("decoder.0.o")
+    assert str(caught.value) == f"{half}: was measured without held-out texts; {REMEDY}."
+    data = [each.read_bytes()[136 + length_of(each) :] for each in (half, path)]
+    assert data[1].startswith(data[0])
+    assert len(data[0]) * 2 == len(data[1])
+
+
+def length_of(path: Path) -> int:
+    return int(struct.unpack_from("<Q", path.read_bytes(), 128)[0])
 
 
 def test_golden_bytes(path: Path) -> None:
@@ -111,7 +133,7 @@ def test_golden_bytes(path: Path) -> None:
     assert hashlib.sha256(content).hexdigest() == GOLDEN_SHA256, "raise the version, then the pin"
 
 
-def read_as_the_page_says(path: Path) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+def read_as_the_page_says(path: Path) -> tuple[dict[str, Any], dict[str, list[tuple[Any, ...]]]]:
     """Read a calibration with nothing but docs/formats.md: no numpy, no torch, no safetensors."""
     content = path.read_bytes()
     size = len(content) - 128
@@ -122,31 +144,35 @@ def read_as_the_page_says(path: Path) -> tuple[dict[str, Any], dict[str, tuple[A
     metadata = json.loads(header)["__metadata__"]
     blank = header[:29] + b"0" * 64 + header[93:]
     assert hashlib.sha256(blank).hexdigest() == metadata["checksum"]
-    found, begin = {}, 0
-    for item in json.loads(metadata["inputs"]):
-        n = item["width"]
-        moments = []
-        for split in ("train", "valid"):
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    begin = 0
+    for split in ("train", "valid"):
+        if split not in json.loads(metadata["info"]):
+            continue
+        for item in json.loads(metadata["inputs"]):
+            n = item["width"]
             packed, begin = data[begin : begin + 4 * n * (n + 1)], begin + 4 * n * (n + 1)
             total, begin = data[begin : begin + 8 * n], begin + 8 * n
             for name, raw in (("matrix", packed), ("total", total)):
                 assert hashlib.sha256(raw).hexdigest() == item["sha256"][f"{split}.{name}"]
             upper = iter(struct.unpack(f"<{n * (n + 1) // 2}d", packed))
             matrix = {(i, j): next(upper) for i in range(n) for j in range(i, n)}
-            moments.append((item["tokens"][split], matrix, struct.unpack(f"<{n}d", total)))
-        for linear in item["linears"]:
-            found[linear] = tuple(moments)
+            moments = (item["tokens"][split], matrix, struct.unpack(f"<{n}d", total))
+            for linear in item["linears"]:
+                found.setdefault(linear, []).append(moments)
     assert begin == len(data)
     return metadata, found
 
 
-def test_a_reader_written_from_the_page_alone(path: Path) -> None:
-    header, grams = golden()
-    metadata, found = read_as_the_page_says(path)
+@pytest.mark.parametrize("made", [golden, training_half])
+def test_a_reader_written_from_the_page_alone(tmp_path: Path, made: Any) -> None:
+    header, grams = made()
+    write(tmp_path / "c.npy", header, grams)
+    metadata, found = read_as_the_page_says(tmp_path / "c.npy")
     assert json.loads(metadata["info"]) == header.info
     assert metadata["fingerprint"] == "f" * 64
-    for linear, pair in [*((name, grams[0]) for name in QKV), ("decoder.0.o", grams[1])]:
-        for (tokens, matrix, total), written in zip(found[linear], pair.values(), strict=True):
+    for linear, index in [*((name, 0) for name in QKV), ("decoder.0.o", 1)]:
+        for (tokens, matrix, total), written in zip(found[linear], grams[index::2], strict=True):
             assert tokens == written.count
             assert total == tuple(written.total.tolist())
             assert all(written.matrix[at] == value for at, value in matrix.items())
@@ -154,8 +180,13 @@ def test_a_reader_written_from_the_page_alone(path: Path) -> None:
 
 def test_the_safetensors_library_reads_the_payload(path: Path) -> None:
     tensors = safetensors.torch.load(np.load(path, allow_pickle=False).tobytes())
-    assert set(tensors) == {f"{index}/{name}" for index in range(2) for name in NAMES}
-    matrix = golden()[1][0]["train"].matrix
+    assert sorted(tensors) == [
+        f"{index}/{split}.{moment}"
+        for index in range(2)
+        for split in ("train", "valid")
+        for moment in ("matrix", "total")
+    ]
+    matrix = golden()[1][0].matrix
     rows, columns = np.triu_indices(3)
     assert tensors["0/train.matrix"].tolist() == matrix[rows, columns].tolist()
     assert tensors["0/valid.total"].tolist() == [3.0, 1.0, 0.25]
@@ -163,25 +194,16 @@ def test_the_safetensors_library_reads_the_payload(path: Path) -> None:
     assert all(tensor.dtype == torch.float64 for tensor in tensors.values())
 
 
-def test_all_tensors_are_aligned(path: Path) -> None:
-    content = path.read_bytes()
-    (length,) = struct.unpack_from("<Q", content, 128)
-    assert (136 + length) % 8 == 0
-    header = json.loads(content[136 : 136 + length])
-    del header["__metadata__"]
-    assert all(tensor["data_offsets"][0] % 8 == 0 for tensor in header.values())
-
-
 @pytest.mark.parametrize("width", [1, 2, 5, 64, 257])
 def test_widths(tmp_path: Path, width: int) -> None:
     torch.manual_seed(width)
-    grams = {split: gram(torch.randn(7, width).tolist()) for split in ("train", "valid")}
+    grams = [gram(torch.randn(7, width).tolist()) for _ in range(2)]
     header = golden()[0]._replace(inputs=[Input(("a",), width, {"train": 7, "valid": 7})])
-    write(tmp_path / "c.npy", header, [grams])
+    write(tmp_path / "c.npy", header, grams)
     size = 2 * 8 * (width * (width + 1) // 2 + width)
     assert size < (tmp_path / "c.npy").stat().st_size < size + 2500
     found = open_calibration(tmp_path / "c.npy").inputs("a")
-    assert torch.equal(found.matrix.triu(), grams["train"].matrix.triu())
+    assert torch.equal(found.matrix.triu(), grams[0].matrix.triu())
     assert torch.equal(found.matrix, found.matrix.T)
 
 
@@ -189,7 +211,7 @@ def test_what_was_read_is_a_copy(path: Path) -> None:
     found = open_calibration(path)
     found.inputs("encoder.0.q").matrix.zero_()
     found.inputs("encoder.0.q").total.zero_()
-    assert_same(found.inputs("encoder.0.k"), golden()[1][0]["train"])
+    assert_same(found.inputs("encoder.0.k"), golden()[1][0])
 
 
 # ---------------------------------------------------------------------------------- writing
@@ -201,10 +223,10 @@ def test_a_file_appears_when_all_of_it_is_written(tmp_path: Path, older: bytes |
     if older:
         path.write_bytes(older)
 
-    def one_by_one(fails: bool) -> Iterator[PairOfGrams]:
-        for pair in golden()[1]:
+    def one_by_one(fails: bool) -> Iterator[Gram]:
+        for each in golden()[1][: 3 if fails else 4]:
             assert (path.read_bytes() if path.exists() else None) == older
-            yield pair
+            yield each
         if fails:
             raise KeyboardInterrupt
 
@@ -222,7 +244,7 @@ def test_values_that_are_not_finite_are_not_written(
     tmp_path: Path, value: float, moment: str
 ) -> None:
     header, grams = golden()
-    getattr(grams[1]["valid"], moment)[-1] = value
+    getattr(grams[3], moment)[-1] = value
     expected = (
         'the inputs of "decoder.0.o" hold NaN or infinity, or their squares do: finite values '
         "were expected; check the model with evaluate.py."
@@ -296,9 +318,12 @@ def test_bundles_and_calibrations_are_not_confused(path: Path) -> None:
         bundle.open_bundle(path)
 
 
-def test_a_newer_version(path: Path) -> None:
-    rewrite_header(path, '"version":"1"', '"version":"2"')
-    assert "made by another version (format version '2', this program reads '1'" in refused(path)
+@pytest.mark.parametrize("version", ["1", "3"])
+def test_another_version(path: Path, version: str) -> None:
+    rewrite_header(path, '"version":"2"', f'"version":"{version}"')
+    message = refused(path)
+    assert f"another version (format version '{version}', this program reads '2'" in message
+    assert "delete it, or name another file, and prune.py or block_level" in message
 
 
 def test_every_truncation_is_refused(path: Path) -> None:
@@ -378,7 +403,12 @@ def test_values_that_are_not_finite_are_not_read(path: Path) -> None:
         ('[\\"decoder.0.o\\"]', '[\\"encoder.0.k\\"]', "a linear reads two inputs"),
         ('train.total\\":\\"', 'train.total\\":\\"x', "digests are 64 hex digits"),
         ('train.total\\"', 'train.totla\\"', "has not the keys"),
-        ('\\"prefix\\":\\"', '\\"prefix\\":1,\\"x\\":\\"', "info: "),
+        ('"info":"{\\"train\\"', '"info":"{\\"tarin\\"', "info: "),
+        (
+            '{\\"identity\\":\\"a',
+            '{\\"identity\\":\\"x',
+            "train: identity is not 64 hex digits",
+        ),
         ('\\"samples\\":2', '\\"samples\\":-2', "info, train: samples and tokens are not counts"),
         ('\\"samples\\":2', '\\"samples\\":\\"2\\"', "has the wrong type"),
         ('{\\"decoder\\":1', '{\\"decoder\\":-1', "samples and tokens are not counts"),
@@ -400,13 +430,13 @@ def test_another_models_calibration(path: Path) -> None:
         open_calibration(path, "e" * 64)
     assert str(caught.value) == (
         f"{path}: measured on another model (fingerprint ffffffffffff, this one has eeeeeeeeeeee); "
-        "name another file with --calibration, or delete this one to measure it again."
+        f"{REMEDY}."
     )
 
 
 def test_a_linear_that_was_not_measured(path: Path) -> None:
     found = open_calibration(path)
-    for load in (found.inputs, found.held_out, found.sharing):
+    for load in (found.inputs, found.held_out):
         with pytest.raises(MismatchError) as caught:
             load("decoder.0.q")
         assert str(caught.value) == (
@@ -431,8 +461,8 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     moments = Gram(torch.eye(width).double(), torch.zeros(width).double(), 3)
     tokens = {"train": 3, "valid": 3}
     inputs = [Input((f"l{index}",), width, dict(tokens)) for index in range(count)]
-    pairs = ({"train": moments, "valid": moments} for _ in range(count))
-    write(tmp_path / "big.npy", golden()[0]._replace(inputs=inputs), pairs)
+    grams = [moments] * (2 * count)
+    write(tmp_path / "big.npy", golden()[0]._replace(inputs=inputs), grams)
     found = open_calibration(tmp_path / "big.npy")
     opened = mapped_kilobytes(tmp_path / "big.npy")
     assert opened < 512

@@ -332,6 +332,20 @@ def test_removed_variants_pass_through_and_pairs_keep_both(corpora: Any, tmp_pat
         assert int((~mask).sum()) == int(32 * heads * 8 * pair.entry.parts["o"].rate + 0.5)
 
 
+def test_another_tokenizer_starts_afresh(corpora: Any, tmp_path: Path) -> None:
+    """Weights, variants and the text are the same; the ids that the model sees are not."""
+
+    def resumed(word: str) -> float | None:
+        dense = tiny.checkpoint()
+        dense.tokenizer.add_tokens([word])
+        variants = variants_of(dense, {WO: [Entry(0.5)]})
+        outcome = distill.tune(dense, variants, corpora, options(tmp_path, epochs=1)).outcome
+        assert outcome is not None
+        return outcome.resumed_from
+
+    assert [resumed(word) for word in ("@", "in the", "#", "in the")] == [None, None, 1, 1]
+
+
 def test_only_removed_variants_need_no_training(corpora: Any, tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     given = variants_of(dense, {FFN: [Entry(1.0)]})

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from composable import families
-from composable.calibration.meter import Meter, shared_inputs, stacks_of
 from composable.calibration.recorded_calls import Recorder, mean_error
+from composable.calibration.second_moments import InputMoments, shared_inputs, stacks_of
 from composable.errors import UserError
 from composable.families import Module
 from composable.formats.bundle import Variant
@@ -156,8 +156,8 @@ def test_moments_are_those_of_real_tokens(layout: str) -> None:
     batch["labels"] = batch.get("decoder_input_ids", torch.ones(3, dtype=torch.long))
     stacks = stacks_of(made.model, made.family, linears)
     shared = shared_inputs(made.model, made.family, stacks, batch)
-    meter = Meter(made.model, made.family, shared)
-    meter.measure(batch)
+    moments = InputMoments(made.model, made.family, shared)
+    moments.measure(batch)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in linears}
     for name in linears:
         made.model.get_submodule(name).register_forward_pre_hook(
@@ -171,7 +171,7 @@ def test_moments_are_those_of_real_tokens(layout: str) -> None:
             one["attention_mask"] = one["attention_mask"][:, :length]
         with torch.no_grad():
             made.family.run(made.model, one)
-    for item, gram in zip(shared, meter.results(), strict=True):
+    for item, gram in zip(shared, moments.results(), strict=True):
         for name in item.linears:
             x = torch.cat(rows[name]).double()
             assert gram.count == len(x)

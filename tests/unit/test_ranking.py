@@ -42,8 +42,8 @@ def test_numbers_of_layers(text: str) -> None:
 
 def test_a_task_without_lengths(tmp_path: Path) -> None:
     made = tiny.dense("vit")
-    with pytest.raises(UserError, match="max_length 5: not for image_classification; leave it"):
-        collect.batches(made, str(tmp_path), "text", 4, 5, None, "cpu")
+    with pytest.raises(UserError, match="max_length is 5: not for image_classification; leave it"):
+        collect.calibration_texts(made, str(tmp_path), "text", 4, max_length=5)
 
 
 def test_an_order_needs_to_know_its_stack() -> None:

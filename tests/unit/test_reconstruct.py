@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from composable.calibration import obtain
+from composable.calibration.batching import Texts
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -56,7 +57,8 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def statistics(corpora: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("calibration") / "calibration.npy"
-    return obtain.measure(tiny.checkpoint(), corpora, path, 1 << 30)
+    dense = tiny.checkpoint()
+    return obtain.measure(dense, [Texts(dense, corpus) for corpus in corpora], path, 1 << 30)
 
 
 def tune(
@@ -273,7 +275,8 @@ def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_p
         task.read("embedded", None, "train", 400),
         task.read("embedded", None, "valid", None),
     )
-    statistics = obtain.measure(embedded, corpora, tmp_path / "calibration.npy", 1 << 30)
+    texts = [Texts(embedded, corpus) for corpus in corpora]
+    statistics = obtain.measure(embedded, texts, tmp_path / "calibration.npy", 1 << 30)
     modules = [
         m for m in embedded.family.modules(embedded.model) if m.kind in ("attention", "linear")
     ]

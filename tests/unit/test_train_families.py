@@ -24,9 +24,12 @@ def prepared(layout: str, folder: Path) -> tuple[Checkpoint, Any, Any]:
     return made, task, corpora
 
 
-def run(layout: str, folder: Path, name: str, **changes: Any) -> tuple[Checkpoint, train.Outcome]:
-    """Train for three epochs."""
+def run(
+    layout: str, folder: Path, name: str, info: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Checkpoint, train.Outcome]:
+    """Train for three epochs; `info` is what the model file says beside the usual."""
     made, task, corpora = prepared(layout, folder)
+    made.info |= info or {}
     settings = {"epochs": 3, "batch_size": 8, "lr": 0.02, "early_stop": 0, "device": "cpu"}
     options = train.Options(**settings | changes, checkpoint_dir=folder / name)  # type: ignore[arg-type]
     data = train.data_of(made, corpora)
@@ -76,6 +79,24 @@ def test_the_weights_are_those_of_the_best_epoch(
     found = made.model.state_dict()
     assert all(torch.equal(tensor, found[name]) for name, tensor in seen[1].items())
     assert any(not torch.equal(tensor, found[name]) for name, tensor in seen[3].items())
+
+
+@pytest.mark.parametrize(
+    ("layout", "info"),
+    [
+        ("opt", {"max_length": 8}),
+        ("bert", {"max_length": 5}),
+        ("vit", {"image": {"size": [8, 8], "mean": [0.4], "std": [0.5]}}),
+    ],
+)
+def test_the_same_data_seen_in_another_way_is_another_run(
+    layout: str, info: dict[str, Any], tmp_path: Path
+) -> None:
+    """The checkpoints of the first run are still there; only the same run goes on with them."""
+    resumed = [
+        run(layout, tmp_path, "x", said, epochs=1)[1].resumed_from for said in ({}, info, {}, info)
+    ]
+    assert resumed == [None, None, 1, 1]
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(

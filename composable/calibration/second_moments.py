@@ -15,12 +15,8 @@ if TYPE_CHECKING:
     from composable.families import Family
 
 
-FLUSH = 4096  # tokens that are summed in float32, before the sum goes on in float64
-BLOCKS = 4  # of columns; those left of the diagonal are not computed: 10/16 of the work
-
-
 @dataclass(frozen=True)
-class Shared:
+class SharedInput:
     """An input tensor of the model, and who reads it.
 
     Attributes:
@@ -61,7 +57,7 @@ def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dic
 
 def shared_inputs(
     model: nn.Module, family: "Family", stacks: Mapping[str, str], batch: Mapping[str, Tensor]
-) -> list[Shared]:
+) -> list[SharedInput]:
     """Run one sample and see which linears read the same tensor.
 
     Args:
@@ -85,7 +81,7 @@ def shared_inputs(
     groups: dict[tuple[Any, ...], list[str]] = {}
     for linear, tensor in seen:
         groups.setdefault((*_identity(tensor), stacks[linear]), []).append(linear)
-    return [Shared(tuple(group), key[1][-1], key[-1]) for key, group in groups.items()]
+    return [SharedInput(tuple(group), key[1][-1], key[-1]) for key, group in groups.items()]
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
@@ -93,43 +89,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
-class Sum:
-    """The moments of one input, in the making; works in the precision of `full_float32`."""
-
-    def __init__(self, width: int, device: torch.device | str):
-        self._gram = Gram.zeros(width, device)
-        self._recent = torch.zeros(width, width, device=device)
-        self._tokens = 0  # in `recent`
-        step = -(-width // BLOCKS)
-        self._blocks = [(i, min(i + step, width)) for i in range(0, width, step)]
-
-    def add(self, rows: Tensor) -> None:
-        """Add tokens: (tokens, n), any float dtype."""
-        for part in rows.split(FLUSH):
-            if self._tokens + len(part) > FLUSH:
-                self._flush()
-            part = part.float()
-            for start, stop in self._blocks:
-                self._recent[start:stop, start:].addmm_(part[:, start:stop].T, part[:, start:])
-            self._gram.total += part.sum(0)
-            self._tokens += len(part)
-
-    def result(self) -> Gram:
-        """Return what was added up, on the CPU; this object is spent."""
-        self._flush()
-        matrix = self._gram.matrix
-        for start, stop in self._blocks:
-            matrix[stop:, start:stop] = matrix[start:stop, stop:].T
-        return self._gram.to("cpu")
-
-    def _flush(self) -> None:
-        self._gram.matrix += self._recent
-        self._gram.count += self._tokens
-        self._recent.zero_()
-        self._tokens = 0
-
-
-class Meter:
+class InputMoments:
     """Adds up the moments of some inputs while the dense model runs.
 
     Args:
@@ -138,10 +98,10 @@ class Meter:
         inputs: from `shared_inputs`.
     """
 
-    def __init__(self, model: nn.Module, family: "Family", inputs: Sequence[Shared]):
+    def __init__(self, model: nn.Module, family: "Family", inputs: Sequence[SharedInput]):
         self.model, self.family, self.inputs = model, family, inputs
         self.device = next(model.parameters()).device
-        self._sums = [Sum(item.width, self.device) for item in inputs]
+        self._grams = [Gram.zeros(item.width, self.device) for item in inputs]
         self._valid: dict[str, Tensor] = {}  # masks of the batch, by stack
         self._places: dict[str, Tensor] = {}  # where they are True
         self._held: dict[int, Tensor] = {}  # inputs that some linear has still to read
@@ -166,10 +126,10 @@ class Meter:
 
     def results(self) -> list[Gram]:
         """Return the moments of all inputs, on the CPU; this object is spent."""
-        return [total.result() for total in self._sums]
+        return [gram.to("cpu") for gram in self._grams]
 
     def _hook(self, index: int) -> Callable[..., None]:
-        item, total = self.inputs[index], self._sums[index]
+        item, gram = self.inputs[index], self._grams[index]
 
         def read(part: nn.Module, args: tuple[Tensor, ...]) -> None:
             tensor = args[0]
@@ -178,7 +138,7 @@ class Meter:
                 if tensor.shape[:-1].numel() != self._valid[item.stack].numel():
                     raise RuntimeError(f"{item.linears} do not read the {item.stack}'s tokens")
                 self._held[index] = tensor
-                total.add(tensor.flatten(0, -2)[self._places[item.stack]])
+                gram.add(tensor.flatten(0, -2)[self._places[item.stack]])
             self._reads[index] -= 1
             if self._reads[index] < 0 or _identity(tensor) != _identity(self._held[index]):
                 raise RuntimeError(f"{item.linears} do not read one tensor")
