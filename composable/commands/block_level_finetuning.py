@@ -47,8 +47,9 @@ def main(
     attentions on the calibration texts (hybrid: 4 epochs, batches of 16, lr 0.08), or of all
     variants on the whole training split (grad: 4 epochs, batches of 64, lr 0.04).
 
-    Beside the CSV of the summed losses, NAME_variants.csv lists every variant with its relative
-    error before and after.
+    A variant stays as it was pruned where that is better on the held-out texts. Beside the CSV of
+    the summed losses, NAME_variants.csv lists every variant with its relative error before and
+    after.
     """
     from composable import files
     from composable.reports import variant_table
@@ -59,7 +60,7 @@ def main(
     result, report = tuning.tune_variants(model, bundles, output, stats, **options)
     report["table"] = str(table)
     if result.is_main:
-        rows = variant_table.rows_of(result.variants, result.seconds)
+        rows = variant_table.rows_of(result.variants, result.seconds, result.kept)
         variant_table.write(table, rows)
         if plot:
             variant_table.write_plot(plot, rows)

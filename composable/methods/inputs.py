@@ -6,10 +6,7 @@ from torch import Tensor, nn
 from composable.errors import ShapeError, UserError
 from composable.families import Module
 from composable.linalg.grams import Gram
-from composable.linalg.solver import DEAD, scaled
-
-#: Ridge of the refit that follows, relative to the diagonal (solver.refit has the same default).
-RIDGE = 1e-2
+from composable.linalg.solver import DEAD, RIDGE, scaled
 
 
 def moments(linear: nn.Module, module: Module, method: str, inputs: Gram | None) -> Tensor:
@@ -75,8 +72,9 @@ def standardize(weight: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The weight times the inputs' scale, (rows, n) float64 on the matrix's device, and the
-        moments on that scale, (n, n), with the ridge. A bias is always kept and always refitted, so
-        it is solved for beforehand (the Schur complement): what is left are moments about the mean.
+        moments on that scale, (n, n), with the ridge of the refit that follows. A bias is always
+        kept and always refitted, so it is solved for beforehand (the Schur complement): what is
+        left are moments about the mean.
     """
     columns = weight.shape[1]
     units = scaled(matrix, RIDGE)

@@ -5,11 +5,8 @@ from torch import Tensor, nn
 
 from composable.families import Module
 from composable.linalg.grams import Regression
-from composable.linalg.solver import refit, regression_error
+from composable.linalg.solver import RIDGE, refit, regression_error
 from composable.methods.base import Evidence, Method, Pruned
-
-#: Relative to the mean squares of the inputs; it pulls towards plain deletion.
-RIDGE = 1e-2
 
 
 def refit_residual(moments: Regression, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
@@ -17,7 +14,7 @@ def refit_residual(moments: Regression, ridge: float = RIDGE) -> tuple[Tensor, T
 
     Args:
         moments: inputs a (tokens, features), targets b - a.
-        ridge: see `solver.refit`.
+        ridge: see `solver.refit`; it pulls towards plain deletion.
 
     Returns:
         W (features, features) and c (features,), float32, on the CPU; 0 in rows that gain nothing.

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 
 
 HEADER = (
-    "module", "rate", "method", "o_rate", "o_method", "error_before", "error_after", "seconds"
+    "module", "rate", "method", "o_rate", "o_method", "error_before", "error_after", "seconds",
+    "kept",
 )  # fmt: skip
 
 
-def rows_of(variants: Sequence["Variant"], seconds: Sequence[float]) -> list[dict[str, Any]]:
-    """Make one row per variant, in their order; what a removed module has not is None."""
+def rows_of(
+    variants: Sequence["Variant"], seconds: Sequence[float], kept: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    """Make one row per variant, in their order; what a removed module has not is None.
+
+    Args:
+        variants: fine-tuned.
+        seconds: spent on each.
+        kept: whose weights each has: "pruned", "ls", "trained", or None.
+    """
     return [
         {
             "module": variant.module,
@@ -30,8 +39,9 @@ def rows_of(variants: Sequence["Variant"], seconds: Sequence[float]) -> list[dic
             "error_before": variant.stats.get("error_before"),
             "error_after": variant.stats.get("error_after"),
             "seconds": round(spent, 3),
+            "kept": kind,
         }
-        for variant, spent in zip(variants, seconds, strict=True)
+        for variant, spent, kind in zip(variants, seconds, kept, strict=True)
     ]
 
 
@@ -51,7 +61,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def as_text(rows: list[dict[str, Any]]) -> str:
     """Lay the table out for a terminal."""
-    head = ("module", "method", "rate", "error before", "after", "seconds")
+    head = ("module", "method", "rate", "error before", "after", "seconds", "kept")
     lines = [head] + [
         (
             row["module"],
@@ -59,13 +69,14 @@ def as_text(rows: list[dict[str, Any]]) -> str:
             _rate_of(row),
             *("" if row[key] is None else f"{row[key]:.4f}" for key in HEADER[5:7]),
             f"{row['seconds']:.2f}",
+            row["kept"] or "",
         )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index < 3 else cell.rjust(width)
+            cell.rjust(width) if index in (3, 4, 5) else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

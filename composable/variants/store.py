@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,17 +15,31 @@ from composable import files
 
 @dataclass(frozen=True)
 class Fit:
-    """What became of a problem, or of a variant.
+    """Weights that a variant may take, and how well they do.
 
     Attributes:
-        tensors: for a problem `weight` (rows, dense columns) and `bias`; for a variant those that
-            changed, by name.
-        facts: mean squared errors `train_before`, `train`, `before`, `after` (the last two on
-            held-out texts), `norm`, the mean square of the dense output there, and `seconds`.
+        tensors: those that differ from the pruned variant's, by name.
+        train: mean squared error of the module's output, per token and feature, on the
+            calibration texts.
+        held_out: the same on the held-out texts.
+        norm: mean square of the dense module's output there.
+        seconds: spent on these weights.
     """
 
     tensors: dict[str, Tensor]
-    facts: dict[str, float]
+    train: float
+    held_out: float
+    norm: float
+    seconds: float = 0.0
+
+
+#: How weights came about ("pruned", "ls", "trained") -> the fit.
+Fits = dict[str, Fit]
+
+
+def best(fits: Fits) -> str:
+    """Choose by the error on the held-out texts; of equal ones the first, as pruned."""
+    return min(fits, key=lambda kind: fits[kind].held_out)
 
 
 class Store:
@@ -35,30 +48,34 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def save(self, name: Any, fits: dict[str, Fit]) -> None:
-        """Keep the fits of one part."""
+    def save(self, part: str, found: dict[str, Fits]) -> None:
+        """Keep the fits of one part, by any names without spaces or slashes."""
+        fits = {f"{name} {kind}": fit for name, some in found.items() for kind, fit in some.items()}
         tensors = {
-            f"{key}/{part}": tensor.clone(memory_format=torch.contiguous_format)
+            f"{key}/{name}": tensor.clone(memory_format=torch.contiguous_format)
             for key, fit in fits.items()
-            for part, tensor in fit.tensors.items()
+            for name, tensor in fit.tensors.items()
         }
-        facts = {key: fit.facts for key, fit in fits.items()}
+        facts = {key: {**vars(fit), "tensors": None} for key, fit in fits.items()}
         content = safetensors.torch.save(tensors, {"facts": json.dumps(facts)})
-        with files.atomic_write(self._path(name)) as file:
+        with files.atomic_write(self._path(part)) as file:
             file.write(content)
 
-    def load(self, name: Any) -> dict[str, Fit] | None:
+    def load(self, part: str) -> dict[str, Fits] | None:
         """Return the fits of a part, None where it was not finished."""
+        found: dict[str, Fits] = {}
         try:
-            with safetensors.safe_open(self._path(name), "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                fits = {key: Fit({}, values) for key, values in facts.items()}
-                for name in file.keys():  # noqa: SIM118 (no dict)
-                    key, _, part = name.partition("/")
-                    fits[key].tensors[part] = file.get_tensor(name)
-        except (FileNotFoundError, SafetensorError, KeyError, ValueError):
+            with safetensors.safe_open(self._path(part), "pt") as file:
+                for key, facts in json.loads(file.metadata()["facts"]).items():
+                    name, kind = key.split(" ")
+                    found.setdefault(name, {})[kind] = Fit(**{**facts, "tensors": {}})
+                for key in file.keys():  # noqa: SIM118 (no dict)
+                    fit, _, tensor = key.partition("/")
+                    name, kind = fit.split(" ")
+                    found[name][kind].tensors[tensor] = file.get_tensor(key)
+        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
             return None
-        return fits
+        return found
 
-    def _path(self, name: Any) -> Path:
-        return self.folder / f"{files.digest_of(name)[:24]}.safetensors"
+    def _path(self, part: str) -> Path:
+        return self.folder / f"{files.digest_of(part)[:24]}.safetensors"

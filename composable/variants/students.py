@@ -27,13 +27,13 @@ class FeedForward(nn.Module):
     def __init__(self, holder: nn.Module, module: "Module", family: "Family"):
         super().__init__()
         for _, path in module.parts:
-            self._make_room(path)
+            self._add_parents(path)
             put(self, path, copy.deepcopy(holder.get_submodule(path)))
         self._roles = dict(module.parts)
         parent, _, child = family.activation.rpartition(".")
         self._activation: list[Any] = [getattr(holder.get_submodule(parent), child)]
 
-    def _make_room(self, path: str) -> None:
+    def _add_parents(self, path: str) -> None:
         """Add the modules that a path goes through."""
         names = path.split(".")[:-1]
         for end in range(1, len(names) + 1):

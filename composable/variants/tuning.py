@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from composable.formats.bundle import Bundle, Variant
 from composable.models import checkpoint
 from composable.training import train
 from composable.training.finetune import _corpora, _with_defaults
-from composable.variants import attention_phase, distill, least_squares
+from composable.variants import attention_phase, gradient, least_squares
 
 log = logging.getLogger("composable")
 
@@ -55,21 +56,22 @@ def tune_variants(
     if solver == "grad":
         options = _with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
         corpora = _corpora(dense, texts["data"], texts["limit"])
-        result: Any = distill.tune(dense, variants, corpora, options, stats)
+        result: Any = gradient.tune(dense, variants, corpora, options, stats)
         facts: dict[str, Any] = {}
         tuned = options.identity()
+        remedy = f"lower lr (now {options.lr:g}), or give more training data"
     else:
-        calibration, parts = calibrate(dense, **texts)
-        corpora = parts[0].corpus, parts[1].corpus
+        calibration, (train_texts, held_out) = calibrate(dense, **texts)
         facts = {"calibration": str(calibration.path)}
         facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
         training = _with_defaults(training, batch_size=task.batch_size // 4)
         settings = _settings(training, solver, linear_solver, texts["memory_budget"])
         folder = training.checkpoint_dir
         result = least_squares.tune(
-            dense, variants, calibration, corpora, settings, folder, training.resume
+            dense, variants, calibration, (train_texts, held_out), settings, folder, training.resume
         )
         tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
+        remedy = f"raise calibration_samples (now {len(train_texts)})"
     report = {
         **result.report(),
         **facts,
@@ -82,10 +84,12 @@ def tune_variants(
         bundle.write(output, Bundle(dense.fingerprint, result.variants, made))
         if result.rows:
             files.write_text(stats, stats_file.stats_csv(result.rows))
+        _warn(result.variants, result.kept, remedy)
     errors = [v.stats for v in result.variants if "error_after" in v.stats]
     return result, {
         "wrote": str(output),
         **report,
+        "kept": dict(sorted(Counter(filter(None, result.kept)).items())),
         "mean_error_before": _mean([stats["error_before"] for stats in errors]),
         "mean_error_after": _mean([stats["error_after"] for stats in errors]),
     }
@@ -106,6 +110,20 @@ def _settings(
         budget=memory_budget,
     )
     return least_squares.Settings(solver, linear_solver, device=phase.device, phase=phase)
+
+
+def _warn(variants: list[Variant], kept: list[str | None], remedy: str) -> None:
+    """Say once how many variants are as they were pruned, although they have an error."""
+    learned = [variant for variant, kind in zip(variants, kept, strict=True) if kind]
+    count = sum(
+        kind == "pruned" and variant.stats["error_before"] > 0
+        for variant, kind in zip(variants, kept, strict=True)
+    )
+    if count:
+        log.warning(
+            "%d of %d variants stay as pruned, no better by fine-tuning on the held-out texts; %s.",
+            *(count, len(learned), remedy),
+        )
 
 
 def _union(readers: list[bundle.Reader]) -> list[Variant]:

@@ -1,7 +1,4 @@
-"""attention_phase: recorded calls and trained variants, against the dense model itself.
-
-Grouped queries are not tested: no family here has them.
-"""
+"""attention_phase: recorded calls and trained variants, against the dense model itself."""
 
 import dataclasses
 import logging
@@ -13,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from composable.calibration.batching import Texts
 from composable.calibration.recorded_calls import Call, Recorder, Valid, groups, mean_error
-from composable.errors import UserError
 from composable.families import Module
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -23,9 +20,9 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_parameters
 from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
-from composable.variants import attention_phase
+from composable.variants import attention_calls, attention_phase
 from composable.variants.attention_phase import Settings, Trained
-from composable.variants.distill import Classroom
+from composable.variants.distillation import Distillation
 from composable.variants.pruning import make_variants
 from composable.variants.students import Student
 from tests import tiny
@@ -69,10 +66,30 @@ def starts_of(
     return {(v.module, v.entry.rate): v for v in make_variants(dense, scheme)}
 
 
+def train(
+    dense: Checkpoint, starts: Any, texts: Any, settings: Settings = SETTINGS, **options: Any
+) -> dict[Any, Trained]:
+    """Record every attention and train its variants."""
+    train, held_out = (
+        Texts(dense, corpus).batches("cpu", rows)
+        for corpus, rows in zip(texts, (settings.batch_size, 64), strict=True)
+    )
+    wanted = {start.module for start in starts.values()}
+    modules = [m for m in dense.family.modules(dense.model) if m.name in wanted]
+    found: dict[Any, Trained] = {}
+    with attention_calls.record(
+        dense, modules, (train, held_out), "cpu", settings.budget
+    ) as attentions:
+        for recorded in attentions:
+            own = {k: start for k, start in starts.items() if start.module == recorded.module.name}
+            found |= attention_phase.train(dense, own, recorded, settings, **options)
+    return found
+
+
 def run(texts: Any, names: tuple[str, ...] = NAMES, **changes: Any) -> dict[Key, Trained]:
     dense = tiny.checkpoint()
     settings = dataclasses.replace(SETTINGS, **changes)
-    return attention_phase.run(dense, starts_of(dense, names), texts, settings)
+    return train(dense, starts_of(dense, names), texts, settings)
 
 
 def batches_of(dense: Checkpoint, corpus: Corpus, size: int = 7) -> list[dict[str, Tensor]]:
@@ -105,12 +122,12 @@ def student_of(dense: Checkpoint, name: str, kept: list[int]) -> Student:
     return Student(variant, module, dense.family, dense.model).eval()
 
 
-def classroom_errors(variants: list[Variant], corpus: Corpus) -> list[tuple[float, float]]:
+def distillation_errors(variants: list[Variant], corpus: Corpus) -> list[tuple[float, float]]:
     """Mean squared error and relative error of each, by the gradient form's own measure."""
     dense = tiny.checkpoint()
-    room = Classroom(dense, variants)
+    model = Distillation(dense, variants)
     with torch.no_grad():
-        sums = [[t.double().sum(0) for t in room(**b)] for b in batches_of(dense, corpus, 11)]
+        sums = [[t.double().sum(0) for t in model(**b)] for b in batches_of(dense, corpus, 11)]
     errors, norms, counts = (sum(column) for column in zip(*sums, strict=True))
     return list(zip((errors / counts).tolist(), (errors / norms).tolist(), strict=True))
 
@@ -137,9 +154,9 @@ def test_nothing_removed_has_nothing_to_learn(texts: Any, attention: str) -> Non
         )
         for name, some in students.items()
     }
-    results = attention_phase.run(dense, starts, texts, dataclasses.replace(SETTINGS, epochs=1))
+    results = train(dense, starts, texts, dataclasses.replace(SETTINGS, epochs=1))
     for name, result in results.items():
-        assert result.history[0] == result.error_before == result.error_after == 0.0
+        assert result.history[0] == result.error == 0.0
         for key, tensor in result.tensors.items():
             assert torch.equal(tensor, starts[name].tensors[key])
 
@@ -252,11 +269,11 @@ def test_tensors_that_change_in_place_are_stored_as_they_were() -> None:
     assert [float(calls[name].target.mean()) for name in ("one", "two")] == [10, 20]
 
 
-def test_errors_are_those_of_the_classroom(texts: Any) -> None:
+def test_errors_are_those_of_the_gradient_form(texts: Any) -> None:
     dense = tiny.checkpoint()
     calls = record(dense, texts[0])
     starts = starts_of(dense)
-    wanted = classroom_errors(list(starts.values()), texts[0])
+    wanted = distillation_errors(list(starts.values()), texts[0])
     for variant, (error, relative) in zip(starts.values(), wanted, strict=True):
         name = variant.module
         student = Student(variant, module_of(dense, name), dense.family, dense.model).eval()
@@ -271,12 +288,13 @@ def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
     dense = tiny.checkpoint()
     for name in NAMES:
         for calls in record(dense, texts[0])[:3]:
-            call, pupil = calls[name], attention_phase._Pupil(student_of(dense, name, [1, 2]))
-            square = pupil.learn(call.inputs(), call)
-            weights = [pupil.student.part.get_parameter(name) for name in pupil.student.names]
+            call = calls[name]
+            training = attention_phase._Training(student_of(dense, name, [1, 2]))
+            square = training.add_gradient(call.inputs(), call)
+            weights = [training.student.part.get_parameter(name) for name in training.student.names]
             found = [weight.grad for weight in weights]
             inputs = call.inputs()
-            rows = call.valid.rows(pupil.student(*inputs[0], **inputs[1]))
+            rows = call.valid.rows(training.student(*inputs[0], **inputs[1]))
             loss = (rows - call.valid.rows(call.target)).square().mean()
             assert float(square) == pytest.approx(loss.item() * rows.numel(), rel=1e-5)
             for one, other in zip(found, torch.autograd.grad(loss, weights), strict=True):
@@ -286,28 +304,25 @@ def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
 def test_training_lowers_every_error(texts: Any) -> None:
     dense = tiny.checkpoint()
     starts = starts_of(dense)
-    trained = attention_phase.run(dense, starts, texts, SETTINGS)
+    trained = train(dense, starts, texts, SETTINGS)
     assert set(trained) == set(starts)
     ends = [
         dataclasses.replace(start, tensors=trained[key].tensors) for key, start in starts.items()
     ]
     before, after, training = (
-        classroom_errors(some, corpus)
+        distillation_errors(some, corpus)
         for some, corpus in (
             (list(starts.values()), texts[1]), (ends, texts[1]), (ends, texts[0])
         )
     )  # fmt: skip
     for index, (key, start) in enumerate(starts.items()):
         result = trained[key]
-        assert result.error_before == pytest.approx(before[index][1], rel=1e-5)
-        assert result.error_after == pytest.approx(after[index][1], rel=1e-5)
-        assert result.error_after < 0.9 * result.error_before
+        assert result.error < 0.9 * result.history[0]
         assert len(result.history) == 1 + SETTINGS.epochs
         assert result.history[0] == pytest.approx(before[index][0], rel=1e-5)
-        assert min(result.history) == pytest.approx(after[index][0], rel=1e-5)
+        assert result.error == pytest.approx(after[index][0], rel=1e-5)
         # measured while the weights still moved
         assert result.training_loss == pytest.approx(training[index][0], rel=0.3)
-        assert result.seconds > 0
         assert result.moments is None
         for name, tensor in start.tensors.items():
             assert tensor.shape == result.tensors[name].shape
@@ -322,7 +337,7 @@ def test_a_step_is_relative_to_the_weights(texts: Any) -> None:
             dense.model.get_submodule(name).q.weight.mul_(0.1)
     starts = starts_of(dense)
     settings = dataclasses.replace(SETTINGS, epochs=1, batch_size=1000, lr=1e-3)
-    for (name, rate), trained in attention_phase.run(dense, starts, texts, settings).items():
+    for (name, rate), trained in train(dense, starts, texts, settings).items():
         for key, tensor in trained.tensors.items():
             weight = dense.model.get_submodule(name).get_parameter(key)
             step = 1e-3 * weight.square().mean().sqrt().item()
@@ -350,10 +365,10 @@ def test_neither_company_nor_order_nor_budget_matters(
     dense = tiny.checkpoint()
     starts = starts_of(dense)
     backwards = dict(reversed(starts.items()))
-    others.append(attention_phase.run(dense, backwards, texts, SETTINGS))
+    others.append(train(dense, backwards, texts, SETTINGS))
     others.append({})
     for key, start in starts.items():
-        others[-1] |= attention_phase.run(tiny.checkpoint(), {key: start}, texts, SETTINGS)
+        others[-1] |= train(tiny.checkpoint(), {key: start}, texts, SETTINGS)
     for other in others:
         assert set(other) == set(together)
         for key, result in together.items():
@@ -412,15 +427,15 @@ def test_patience_and_best_epoch_of_each() -> None:
         ([math.nan], [1], 0),
         ([math.inf], [1], 0),
     ):
-        pupil = attention_phase._Pupil(student_of(dense, ENCODER, [0]))
+        training = attention_phase._Training(student_of(dense, ENCODER, [0]))
         for epoch, (error, is_stopped) in enumerate(zip(errors, stopped, strict=True)):
             with torch.no_grad():
-                pupil.student.part.get_parameter("q.weight").fill_(epoch)
-            pupil.note(error, 2)
-            assert pupil.is_stopped == bool(is_stopped)
-        assert pupil.best_epoch() == best
-        assert float(pupil.student.tensors()["q.weight"][0, 0]) == best
-    patient = attention_phase._Pupil(student_of(dense, ENCODER, [0]))
+                training.student.part.get_parameter("q.weight").fill_(epoch)
+            training.note(error, 2)
+            assert training.is_stopped == bool(is_stopped)
+        assert attention_phase.best_epoch(training.history) == best
+        assert float(training.student.tensors()["q.weight"][0, 0]) == best
+    patient = attention_phase._Training(student_of(dense, ENCODER, [0]))
     for error in (1, 2, 3, 4, 5):
         patient.note(error, 0)
     assert not patient.is_stopped
@@ -434,7 +449,7 @@ def test_each_stops_by_itself(texts: Any) -> None:
     for key, result in together.items():
         dense = tiny.checkpoint()
         settings = dataclasses.replace(SETTINGS, **changes)
-        alone = attention_phase.run(dense, {key: starts_of(dense)[key]}, texts, settings)[key]
+        alone = train(dense, {key: starts_of(dense)[key]}, texts, settings)[key]
         assert result.history == alone.history
         assert all(torch.equal(t, alone.tensors[name]) for name, t in result.tensors.items())
 
@@ -446,11 +461,11 @@ def test_what_gets_worse_keeps_its_start(texts: Any, caplog: pytest.LogCaptureFi
             caplog.clear()
             results = run(texts, lr=lr, patience=1, epochs=4)
         assert ("diverged" in caplog.text) == (lr > 1e30)
-        wanted = classroom_errors(list(starts.values()), texts[0])
+        wanted = distillation_errors(list(starts.values()), texts[0])
         for (key, start), (error, _) in zip(starts.items(), wanted, strict=True):
             result = results[key]
             assert len(result.history) == 2, epochs
-            assert result.error_after == result.error_before
+            assert result.error == result.history[0]
             assert result.training_loss == pytest.approx(error, rel=1e-5)
             assert all(torch.equal(t, start.tensors[name]) for name, t in result.tensors.items())
 
@@ -458,12 +473,12 @@ def test_what_gets_worse_keeps_its_start(texts: Any, caplog: pytest.LogCaptureFi
 def test_a_broken_variant_harms_nobody(texts: Any) -> None:
     dense = tiny.checkpoint()
     starts = starts_of(dense, (ENCODER,))
-    alone = attention_phase.run(dense, starts, texts, SETTINGS)
+    alone = train(dense, starts, texts, SETTINGS)
     broken = {name: tensor.clone() for name, tensor in starts[ENCODER, 0.5].tensors.items()}
     broken["v.weight"][0, 0] = math.nan
     bad = dataclasses.replace(starts[ENCODER, 0.5], tensors=broken)
-    results = attention_phase.run(dense, {"bad": bad, **starts}, texts, SETTINGS)
-    assert math.isnan(results["bad"].error_after)
+    results = train(dense, {"bad": bad, **starts}, texts, SETTINGS)
+    assert math.isnan(results["bad"].error)
     assert len(results["bad"].history) == 1
     assert torch.equal(results["bad"].tensors["q.weight"], broken["q.weight"])
     for key, result in alone.items():
@@ -476,7 +491,7 @@ def test_moments_are_of_the_trained_heads(texts: Any, name: str) -> None:
     """Sums over sentences that run alone, in float64; and the errors that follow from them."""
     dense = tiny.checkpoint()
     starts = starts_of(dense, (name,))
-    results = attention_phase.run(dense, starts, texts, SETTINGS, wants_moments=[(name, 0.5)])
+    results = train(dense, starts, texts, SETTINGS, wants_moments=[(name, 0.5)])
     assert results[name, 0.25].moments is None
     result = results[name, 0.5]
     assert result.moments is not None
@@ -484,58 +499,47 @@ def test_moments_are_of_the_trained_heads(texts: Any, name: str) -> None:
     student = Student(tuned, module_of(dense, name), dense.family, dense.model).eval()
     inputs: list[Tensor] = []
     student.part.get_submodule("o").register_forward_pre_hook(lambda _, a: inputs.append(a[0]))
-    wanted = classroom_errors([tuned], texts[0]) + classroom_errors([tuned], texts[1])
-    for corpus, moments, (error, _) in zip(texts, result.moments, wanted, strict=True):
-        inputs.clear()
-        targets = []
-        for batch in batches_of(dense, corpus, 1):
-            modules = [module_of(dense, name)]
-            recorder = Recorder(dense.model, dense.family, modules, torch.float32)
-            valid = dense.family.valid_tokens(dense.model, batch)
-            call = recorder.record(batch, valid)[name]
-            args, kwargs = call.inputs()
-            with torch.no_grad():
-                student(*args, **kwargs)
-            targets.append(call.target[0].double())
-        x, y = torch.cat([rows[0] for rows in inputs]).double(), torch.cat(targets)
-        torch.testing.assert_close(moments.inputs.matrix, x.T @ x, rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(moments.cross, y.T @ x, rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(moments.target_total, y.sum(0), rtol=1e-5, atol=1e-3)
-        assert moments.inputs.count == len(x)
-        assert moments.target_square == pytest.approx(float(y.square().sum()), rel=1e-5)
-        squared = solver.regression_error(moments, result.tensors["o.weight"])
-        assert squared / y.numel() == pytest.approx(error, rel=1e-4)
+    moments, targets = result.moments, []
+    for batch in batches_of(dense, texts[0], 1):
+        modules = [module_of(dense, name)]
+        recorder = Recorder(dense.model, dense.family, modules, torch.float32)
+        valid = dense.family.valid_tokens(dense.model, batch)
+        call = recorder.record(batch, valid)[name]
+        args, kwargs = call.inputs()
+        with torch.no_grad():
+            student(*args, **kwargs)
+        targets.append(call.target[0].double())
+    x, y = torch.cat([rows[0] for rows in inputs]).double(), torch.cat(targets)
+    torch.testing.assert_close(moments.inputs.matrix, x.T @ x, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(moments.cross, y.T @ x, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(moments.target_total, y.sum(0), rtol=1e-5, atol=1e-3)
+    assert moments.inputs.count == len(x)
+    assert moments.target_square == pytest.approx(float(y.square().sum()), rel=1e-5)
+    squared = solver.regression_error(moments, result.tensors["o.weight"])
+    ((error, _),) = distillation_errors([tuned], texts[0])
+    assert squared / y.numel() == pytest.approx(error, rel=1e-4)
 
 
-def test_done_and_skipped(texts: Any) -> None:
+def test_calls_of_an_attention_are_freed_with_the_next(texts: Any) -> None:
     dense = tiny.checkpoint()
-    starts = starts_of(dense)
-    done: list[Key] = []
-    skip = {(FIRST, 0.25), (FIRST, 0.5), (CROSS, 0.5)}
-    results = attention_phase.run(
-        dense, starts, texts, SETTINGS, on_done=lambda key, _: done.append(key), skip=skip
-    )
-    assert done == list(results)
-    assert set(done) == set(starts) - skip
-    order = [m.name for m in dense.family.modules(dense.model)]
-    assert [order.index(name) for name, _ in done] == sorted(order.index(n) for n, _ in done)
-    assert attention_phase.run(dense, starts, texts, SETTINGS, skip=set(starts)) == {}
-    everything = run(texts)
-    for key, result in results.items():
-        assert result.history == everything[key].history
+    modules = [module_of(dense, name) for name in NAMES]
+    batches = Texts(dense, texts[0]).batches("cpu", 32)
+    earlier: list[Any] = []
+    with attention_calls.record(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
+        for recorded in attentions:
+            assert len(recorded.train) == len(recorded.held_out) == len(batches)
+            assert not any(some.train or some.held_out for some in earlier)
+            earlier.append(recorded)
+    assert [some.module for some in earlier] == modules
 
 
-def test_an_interrupted_run_has_told_what_was_done(texts: Any) -> None:
-    dense, done = tiny.checkpoint(), []
-
-    def stop(key: Key, trained: Trained) -> None:
-        done.append(key)
-        if len(done) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        attention_phase.run(dense, starts_of(dense), texts, SETTINGS, on_done=stop)
-    assert len(done) == 3
+def test_an_interrupted_training_leaves_no_hooks(
+    texts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_phase, "output_values", None)
+    dense = tiny.checkpoint()
+    with pytest.raises(TypeError):
+        train(dense, starts_of(dense), texts)
     assert all(not part._forward_hooks for part in dense.model.modules())
 
 
@@ -543,7 +547,7 @@ def test_the_dense_model_is_left_as_it_is_and_dropout_is_off(texts: Any) -> None
     plain = run(texts)
     dense, untouched = tiny.checkpoint(dropout_rate=0.5), tiny.checkpoint()
     dense.model.train()
-    results = attention_phase.run(dense, starts_of(dense), texts, SETTINGS)
+    results = train(dense, starts_of(dense), texts, SETTINGS)
     for key, result in results.items():
         assert result.history == plain[key].history
     assert dense.model.training
@@ -558,28 +562,22 @@ def test_starts_are_left_as_they_are(texts: Any) -> None:
     dense = tiny.checkpoint()
     starts = starts_of(dense, (CROSS,))
     digests = {key: start.digest for key, start in starts.items()}
-    attention_phase.run(dense, starts, texts, SETTINGS)
+    train(dense, starts, texts, SETTINGS)
     assert digests == {key: start.digest for key, start in starts.items()}
 
 
 def test_masked_weights_stay_zero_and_the_others_learn(texts: Any) -> None:
     dense = tiny.checkpoint()
     (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, {"o": Entry(0.5)})]})
-    trained = attention_phase.run(dense, {0: pair}, texts, SETTINGS)[0]
+    trained = train(dense, {0: pair}, texts, SETTINGS)[0]
     mask = pair.masks["o.weight"]
     assert not trained.tensors["o.weight"][~mask].view(torch.int32).any()
     assert (trained.tensors["o.weight"] != pair.tensors["o.weight"])[mask].all()
-    assert trained.error_after < 0.9 * trained.error_before
+    assert trained.error < 0.9 * trained.history[0]
     tuned = dataclasses.replace(pair, tensors=trained.tensors)
-    before, after = (classroom_errors([variant], texts[1])[0][1] for variant in (pair, tuned))
-    assert trained.error_before == pytest.approx(before, rel=1e-4)
-    assert trained.error_after == pytest.approx(after, rel=1e-4)
-
-
-def test_float16_is_refused(texts: Any) -> None:
-    with pytest.raises(UserError, match=r"--dtype float16: .* float32 or bfloat16; use one"):
-        run(texts, dtype="float16")
-    assert set(run(texts, (CROSS,), dtype="bfloat16")) == {(CROSS, 0.25), (CROSS, 0.5)}
+    before, after = (distillation_errors([variant], texts[1])[0][0] for variant in (pair, tuned))
+    assert trained.history[0] == pytest.approx(before, rel=1e-4)
+    assert trained.error == pytest.approx(after, rel=1e-4)
 
 
 def test_groups_fit_into_the_budget() -> None:

@@ -14,7 +14,7 @@ from composable.families import Module
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
 from composable.models.surgery import own_tensors
-from composable.variants.distill import Classroom
+from composable.variants.distillation import Distillation
 from composable.variants.students import Student
 from tests import tiny
 
@@ -115,11 +115,11 @@ def test_nothing_removed_is_the_dense_module(layout: str, attention: str) -> Non
         name = max(less.tensors)
         less.tensors[name] = less.tensors[name] * 0.5
         whole.append(less)
-    room = Classroom(made, whole)
+    model = Distillation(made, whole)
     batch = tiny.inputs(made)
     batch["labels"] = batch.get("decoder_input_ids", torch.ones(3, dtype=torch.long))
     with torch.no_grad():
-        errors, norms, counts = room(**batch)
+        errors, norms, counts = model(**batch)
     count = len(modules)
     assert (norms.sum(0) > 0.1).all()
     assert (errors[:, :count].sum(0) <= 1e-10 * norms[:, :count].sum(0)).all()

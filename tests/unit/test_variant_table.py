@@ -22,25 +22,40 @@ VARIANTS = [
 
 @pytest.fixture
 def rows() -> list[dict[str, object]]:
-    return variant_table.rows_of(VARIANTS, [1.25, 0.5, 0.0])
+    return variant_table.rows_of(VARIANTS, [1.25, 0.5, 0.0], ["ls", "pruned", None])
 
 
 def test_csv_is_read_back(rows: list[dict[str, object]], tmp_path: Path) -> None:
     variant_table.write(tmp_path / "t.csv", rows)
     text = (tmp_path / "t.csv").read_text()
     assert text.splitlines()[0] == (
-        "module,rate,method,o_rate,o_method,error_before,error_after,seconds"
+        "module,rate,method,o_rate,o_method,error_before,error_after,seconds,kept"
     )
     first, second, third = csv.DictReader(text.splitlines())
-    assert list(first.values()) == [A, "0.25", "head_l1", "0.3", "alps", "0.5", "0.125", "1.25"]
+    assert list(first.values()) == [
+        A,
+        "0.25",
+        "head_l1",
+        "0.3",
+        "alps",
+        "0.5",
+        "0.125",
+        "1.25",
+        "ls",
+    ]
     assert (second["o_rate"], second["error_after"]) == ("", "0")
-    assert (third["rate"], third["error_before"], third["error_after"]) == ("1.0", "", "")
+    assert [third[key] for key in ("rate", "error_before", "error_after", "kept")] == [
+        "1.0",
+        "",
+        "",
+        "",
+    ]
 
 
 def test_text_has_a_line_for_every_variant(rows: list[dict[str, object]]) -> None:
     head, *lines = variant_table.as_text(rows).splitlines()
-    assert head.split() == ["module", "method", "rate", "error", "before", "after", "seconds"]
-    assert lines[0].split() == [A, "head_l1+alps", "0.25,", "o", "0.3", "0.5000", "0.1250", "1.25"]
+    assert head.split() == "module method rate error before after seconds kept".split()
+    assert lines[0].split() == [A, *"head_l1+alps 0.25, o 0.3 0.5000 0.1250 1.25 ls".split()]
     assert lines[2].split() == [WO[:-3], "remove", "1", "0.00"]
 
 

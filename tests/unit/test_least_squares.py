@@ -1,15 +1,17 @@
-"""reconstruct: least-squares variants against what running them beside the dense modules says."""
+"""Least squares: variants against what running them beside the dense modules says."""
 
 import dataclasses
 import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 from composable.calibration import obtain
 from composable.calibration.batching import Texts
+from composable.calibration.recorded_calls import Recorder
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -17,9 +19,9 @@ from composable.linalg import grams
 from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
 from composable.training import train
-from composable.variants import attention_phase, distill, least_squares
+from composable.variants import attention_phase, gradient, least_squares, tuning
 from composable.variants.compose import compose
-from composable.variants.distill import Classroom
+from composable.variants.distillation import Distillation
 from composable.variants.least_squares import Settings
 from composable.variants.pruning import make_variants
 from tests import tiny
@@ -66,22 +68,26 @@ def tune(
     **changes: Any,
 ) -> least_squares.Result:  # fmt: skip
     dense = tiny.checkpoint()
-    settings = Settings(solver=solver, phase=PHASE, **changes)
+    settings = Settings(**{"solver": solver, "phase": PHASE, **changes})
+    texts = texts_of(dense, corpora)
     return least_squares.tune(
-        dense, make_variants(dense, scheme), statistics, corpora, settings, folder
+        dense, make_variants(dense, scheme), statistics, texts, settings, folder
     )
+
+
+def texts_of(dense: Checkpoint, corpora: Any) -> tuple[Texts, Texts]:
+    return Texts(dense, corpora[0]), Texts(dense, corpora[1])
 
 
 def measured(variants: list[Variant], corpus: Any) -> list[tuple[float, float]]:
     """Mean squared error and relative error of every variant, run beside the dense model."""
     dense = tiny.checkpoint()
-    pupils = [variant for variant in variants if variant.tensors]
-    room = Classroom(dense, pupils)
+    model = Distillation(dense, [variant for variant in variants if variant.tensors])
     task = translation.TRANSLATION
     pairs = task.dataset(corpus, dense)
     with torch.no_grad():
         batches = [
-            room(**task.collator(dense)([pairs[i] for i in range(s, min(s + 16, len(pairs)))]))
+            model(**task.collator(dense)([pairs[i] for i in range(s, min(s + 16, len(pairs)))]))
             for s in range(0, len(pairs), 16)
         ]
     errors, norms, counts = (
@@ -163,20 +169,20 @@ def test_an_interrupted_run_goes_on(
     statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tune(statistics, corpora, tmp_path / "whole", "hybrid")
-    finish, calls = least_squares._Run._finish, []
+    fit, calls = least_squares.fit_attention, []
 
-    def stumble(self: Any, heads: Any, trained: Any) -> Any:
-        calls.append(heads)
+    def interrupted(dense: Any, linear: Any, *args: Any) -> Any:
+        calls.append(linear.module.name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return finish(self, heads, trained)
+        return fit(dense, linear, *args)
 
-    monkeypatch.setattr(least_squares._Run, "_finish", stumble)
+    monkeypatch.setattr(least_squares, "fit_attention", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(statistics, corpora, tmp_path / "cut", "hybrid")
-    monkeypatch.setattr(least_squares._Run, "_solve", None)  # the linears are all done
+    monkeypatch.setattr(least_squares, "fit_linear", None)  # the linears are all done
     again = tune(statistics, corpora, tmp_path / "cut", "hybrid")
-    assert len(calls) == len(set(calls)) + 1  # only the one that was cut off is done again
+    assert sorted(calls) == sorted([FIRST, SELF, CROSS, calls[1]]), "only one is done again"
     assert [v.digest for v in again.variants] == [v.digest for v in whole.variants]
     assert again.folder.is_dir()
     again.clean_up()
@@ -201,8 +207,132 @@ def test_exact_is_at_least_as_good(statistics: Any, corpora: Any, tmp_path: Path
 def test_a_tuned_attention_is_refused(statistics: Any, corpora: Any, tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     variants = tune(statistics, corpora, tmp_path, "hybrid", {FIRST: [Entry(0.5)]}).variants
-    with pytest.raises(MismatchError, match=r"its q\.weight is not that of the dense model.*grad"):
-        least_squares.tune(dense, variants, statistics, corpora, Settings(), tmp_path)
+    with pytest.raises(MismatchError, match=r"its \w\.weight is not that of the dense model.*grad"):
+        least_squares.tune(
+            dense, variants, statistics, texts_of(dense, corpora), Settings(), tmp_path
+        )
+
+
+def test_the_ridge_pulls_toward_the_weights_of_the_variant(
+    statistics: Any, corpora: Any, tmp_path: Path
+) -> None:
+    """Against the normal equations, for an `o` that is not the dense one any more."""
+    dense = tiny.checkpoint()
+    (variant,) = make_variants(dense, {CROSS: [Entry(0.5)]})
+    path, rows = (
+        f"{CROSS}.o",
+        torch.cat([torch.arange(8) + 8 * h for h in variant.kept_units or []]),
+    )
+    own = variant.tensors["o.weight"] + 0.3 * torch.randn(32, len(rows))
+    variant.tensors["o.weight"] = own
+    settings = Settings(solver="ls", ridge=0.5)
+    texts = texts_of(dense, corpora)
+    (tuned,) = least_squares.tune(dense, [variant], statistics, texts, settings, tmp_path).variants
+    moments = statistics.inputs(path).matrix.numpy()
+    target = (moments @ dense.model.get_parameter(f"{path}.weight").detach().double().numpy().T)[
+        rows
+    ]
+    pull = 0.5 * np.diag(np.diag(moments)[rows])
+    wanted = np.linalg.solve(
+        moments[np.ix_(rows, rows)] + pull, target + pull @ own.double().numpy().T
+    )
+    np.testing.assert_allclose(tuned.tensors["o.weight"].numpy(), wanted.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver_name", ["ls", "hybrid"])
+def test_what_held_out_texts_do_not_bear_out_is_not_kept(
+    corpora: Any, tmp_path: Path, solver_name: str
+) -> None:
+    """Six sentences are learned by heart; the held-out ones are of other words."""
+    generator = torch.Generator().manual_seed(0)
+    random = [
+        " ".join(tiny.WORDS[i] for i in torch.randint(len(tiny.WORDS), (8,), generator=generator))
+        for _ in range(40)
+    ]
+    few = (
+        dataclasses.replace(corpora[0], source=corpora[0].source[:6], target=corpora[0].target[:6]),
+        dataclasses.replace(corpora[1], source=random, target=random[::-1]),
+    )
+    dense = tiny.checkpoint()
+    statistics = obtain.measure(dense, texts_of(dense, few), tmp_path / "calibration.npy", 1 << 30)
+    phase = dataclasses.replace(PHASE, epochs=8)
+    result = tune(statistics, few, tmp_path, solver_name, phase=phase)
+    pruned = make_variants(dense, SCHEME)
+    errors = measured(result.variants, few[1]), measured(pruned, few[1])
+    learned = [i for i, variant in enumerate(pruned) if variant.learns]
+    for index, (after, _), (before, _) in zip(learned, *errors, strict=True):
+        kept = result.kept[index]
+        assert (result.variants[index].digest == pruned[index].digest) == (kept == "pruned")
+        assert after <= before * (1 + 1e-6), (kept, before, after)
+    kinds = {kind for kind in result.kept if kind}
+    assert kinds == {"ls": {"pruned", "ls"}, "hybrid": {"pruned", "ls", "trained"}}[solver_name]
+
+
+def test_attentions_are_recorded_once(
+    statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads, and pairs after them: one pass over both splits, and a batch to see how much it is."""
+    passes: list[int] = []
+    record = Recorder.record
+
+    def counted(self: Recorder, *args: Any) -> Any:
+        passes.append(len(self.modules))
+        return record(self, *args)
+
+    monkeypatch.setattr(Recorder, "record", counted)
+    tune(statistics, corpora, tmp_path, "hybrid")
+    batches = [-(-len(corpora[0].source) // PHASE.batch_size), -(-len(corpora[1].source) // 64)]
+    assert passes == [3] * (1 + sum(batches))
+
+
+def test_pairs_train_half_as_long_with_half_the_step(
+    statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peaks of the steps of `q`, relative to its size, and how many there were."""
+    peaks: list[list[float]] = []
+    made, step = torch.optim.AdamW.__init__, torch.optim.AdamW.step
+
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        peaks.append([])
+        made(self, *args, **kwargs)
+
+    def noted(self: Any, *args: Any) -> Any:
+        peaks[-1].append(self.param_groups[-2]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", begin)
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    phase = dataclasses.replace(PHASE, epochs=5, lr=0.04, patience=0)
+    tune(statistics, corpora, tmp_path, "hybrid", {SELF: SCHEME[SELF]}, phase=phase)
+    weight = tiny.checkpoint().model.get_parameter(f"{SELF}.q.weight")
+    size = float(weight.detach().square().mean().sqrt())
+    steps = -(-len(corpora[0].source) // PHASE.batch_size)
+    assert [max(some) for some in peaks] == pytest.approx([0.04 * size, 0.02 * size], rel=1e-3)
+    assert [len(some) for some in peaks] == [5 * steps, 3 * steps]
+
+
+def test_options_of_the_command_reach_the_solver() -> None:
+    options = train.Options(epochs=3, batch_size=5, lr=0.3, early_stop=7, seed=11, device="cpu")
+    phase = attention_phase.Settings(
+        epochs=3, batch_size=5, lr=0.3, patience=7, seed=11, device="cpu", budget=3072
+    )
+    wanted = Settings("hybrid", "exact", device="cpu", phase=phase)
+    assert tuning._settings(options, "hybrid", "exact", 3 * 1024) == wanted
+
+
+def test_one_warning_counts_what_stays_as_pruned(caplog: pytest.LogCaptureFixture) -> None:
+    def variant(error: float) -> Variant:
+        return Variant(WI, "linear", Entry(0.5), True, stats={"error_before": error})
+
+    with caplog.at_level(logging.WARNING, "composable"):
+        tuning._warn([variant(0.1), variant(0.1)], ["ls", "trained"], "raise it")
+        tuning._warn([variant(0.0), variant(0.1)], ["pruned", None], "raise it")
+        assert not caplog.messages, "nothing was to be gained, or is left"
+        kept = ["pruned", "ls", "pruned", None]
+        tuning._warn([variant(0.1) for _ in kept], kept, "raise calibration_samples (now 12)")
+    (message,) = caplog.messages
+    assert message.startswith("2 of 3 variants stay as pruned")
+    assert message.endswith("raise calibration_samples (now 12).")
 
 
 class Constant:
@@ -226,19 +356,19 @@ def test_constant_inputs_leave_the_weights_as_pruned(
     constant: Any = Constant()
     with caplog.at_level(logging.WARNING, "composable"):
         result = least_squares.tune(
-            dense, variants, constant, corpora, Settings(solver="ls"), tmp_path
+            dense, variants, constant, texts_of(dense, corpora), Settings(solver="ls"), tmp_path
         )
     assert "its inputs never vary" in caplog.text
     assert result.variants[0].digest == variants[0].digest
 
 
-def gradient(
+def trained(
     variants: list[Variant], corpora: Any, folder: Path, epochs: int, lr: float
 ) -> list[Variant]:
     options = train.Options(
         epochs=epochs, batch_size=16, lr=lr, early_stop=0, device="cpu", checkpoint_dir=folder
     )
-    result = distill.tune(tiny.checkpoint(), variants, corpora, options)
+    result = gradient.tune(tiny.checkpoint(), variants, corpora, options)
     result.clean_up()
     return result.variants
 
@@ -249,9 +379,9 @@ def test_gradient_training_finds_no_better_linears(
     """From the solution one epoch gains next to nothing; from the pruned start it stays above."""
     scheme = {WI: [Entry(0.5)], WO: [Entry(0.5)], CROSS_O: [Entry(0.3)]}
     solved = tune(statistics, corpora, tmp_path, scheme=scheme).variants
-    further = gradient(solved, corpora, tmp_path, 1, 0.01)
+    further = trained(solved, corpora, tmp_path, 1, 0.01)
     pruned = make_variants(tiny.checkpoint(), scheme)
-    short, long = (gradient(pruned, corpora, tmp_path, epochs, 0.05) for epochs in (2, 30))
+    short, long = (trained(pruned, corpora, tmp_path, epochs, 0.05) for epochs in (2, 30))
     for best, after, early, late in zip(solved, further, short, long, strict=True):
         floor = best.stats["error_after"]
         assert after.stats["error_after"] > 0.98 * floor
@@ -287,7 +417,7 @@ def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_p
     }
     pruned = make_variants(embedded, scheme)
     solved = least_squares.tune(
-        embedded, pruned, statistics, corpora, Settings(solver="ls"), tmp_path
+        embedded, pruned, statistics, texts_of(embedded, corpora), Settings(solver="ls"), tmp_path
     ).variants
     losses = []
     for variants in (pruned, solved):

@@ -1,4 +1,4 @@
-"""distill: students against what hooks and formulas of the test's own say."""
+"""Fine-tuning by gradient: students against what hooks and formulas of the test's own say."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_parameters
 from composable.tasks.translation import Corpus, Pairs, collator_for
 from composable.training import train
-from composable.variants import distill
-from composable.variants.distill import Classroom
+from composable.variants import gradient
+from composable.variants.distillation import Distillation
 from composable.variants.pruning import make_variants
 from tests import tiny
 
@@ -69,7 +69,7 @@ def options(folder: Path, **changes: Any) -> train.Options:
 
 def tune(corpora: Any, folder: Path, scheme: Any = SCHEME, **changes: Any) -> Any:
     dense = tiny.checkpoint()
-    result = distill.tune(dense, variants_of(dense, scheme), corpora, options(folder, **changes))
+    result = gradient.tune(dense, variants_of(dense, scheme), corpora, options(folder, **changes))
     result.outcome.clean_up()
     return result
 
@@ -98,16 +98,16 @@ def test_inputs_and_targets_are_the_dense_modules(
     dense, twin = tiny.checkpoint(**kind), tiny.checkpoint(**kind)
     variants = [v for v in variants_of(dense, scheme) if v.tensors]
     batch = batch_of(dense, corpora[0])
-    room = Classroom(dense, variants)
+    model = Distillation(dense, variants)
     met: dict[int, Any] = {}
 
     def note(index: int) -> Any:
         return lambda _, *call: met.update({index: call})
 
-    for index, pupil in enumerate(room.pupils):
-        pupil.register_forward_hook(note(index), with_kwargs=True)
+    for index, student in enumerate(model.students):
+        student.register_forward_hook(note(index), with_kwargs=True)
     with torch.no_grad():
-        errors, norms, counts = room(**batch)
+        errors, norms, counts = model(**batch)
     assert set(met) == set(range(len(variants)))
     for index, variant in enumerate(variants):
         ((args, kwargs, output),) = run_dense(twin, batch, variant.module)
@@ -144,18 +144,18 @@ def test_nothing_removed_gives_no_error(corpora: Any, attention: str, name: str)
     )  # fmt: skip
     batch = batch_of(dense, corpora[0])
     with torch.no_grad():
-        errors, norms, _ = Classroom(dense, [variant])(**batch)
+        errors, norms, _ = Distillation(dense, [variant])(**batch)
     assert norms.min() > 0
     # not a bit of difference where the same kernels run on the same numbers
     assert float((errors / norms).max()) < 1e-12
 
 
 def test_every_pruned_student_has_an_error(corpora: Any) -> None:
-    """The zero above means something: it is not what the room says of everybody."""
+    """The zero above means something: it is not what it says of everybody."""
     dense = tiny.checkpoint()
     variants = [v for v in variants_of(dense) if v.tensors]
     with torch.no_grad():
-        errors, norms, _ = Classroom(dense, variants)(**batch_of(dense, corpora[0]))
+        errors, norms, _ = Distillation(dense, variants)(**batch_of(dense, corpora[0]))
     assert float((errors.sum(0) / norms.sum(0)).min()) > 1e-3
 
 
@@ -167,9 +167,9 @@ def test_padding_changes_nothing(corpora: Any) -> None:
         name: torch.cat([t, torch.full_like(t, -100 if name == "labels" else 0)], 1)
         for name, t in batch.items()
     }
-    room = Classroom(dense, variants).eval()
+    model = Distillation(dense, variants).eval()
     with torch.no_grad():
-        short, long = room(**batch), room(**longer)
+        short, long = model(**batch), model(**longer)
     for before, after in zip(short, long, strict=True):
         torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
 
@@ -178,7 +178,7 @@ def test_vocabulary_projection_is_never_called(corpora: Any, tmp_path: Path) -> 
     dense = tiny.checkpoint()
     calls: list[int] = []
     dense.model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    distill.tune(dense, variants_of(dense), corpora, options(tmp_path, epochs=1))
+    gradient.tune(dense, variants_of(dense), corpora, options(tmp_path, epochs=1))
     assert calls == []
     dense.model.lm_head(torch.zeros(1, 32))
     assert calls == [1], "the hook of this test sees the projection"
@@ -190,7 +190,7 @@ def test_dense_model_is_unchanged(corpora: Any, tmp_path: Path) -> None:
     copies = [
         ({k: t.clone() for k, t in v.tensors.items()}, dict(v.stats), v.digest) for v in given
     ]
-    distill.tune(dense, given, corpora, options(tmp_path))
+    gradient.tune(dense, given, corpora, options(tmp_path))
     for name, tensor in untouched.model.state_dict().items():
         assert torch.equal(dense.model.state_dict()[name], tensor), name
     assert not dense.model.training
@@ -228,6 +228,7 @@ def test_training_lowers_every_error_and_moves_every_tensor(corpora: Any, tmp_pa
         assert new.stats["error_after"] < new.stats["error_before"], new.module
         for name, tensor in new.tensors.items():
             assert not torch.equal(tensor, old.tensors[name]), (new.module, name)
+    assert result.kept == [None if new.removed else "trained" for new in result.variants]
 
 
 class EveryStep(TrainerCallback):
@@ -237,10 +238,10 @@ class EveryStep(TrainerCallback):
         self.steps, self.moved = 0, 0
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        room = kwargs["model"]
-        parameters = dict(room.named_parameters())
-        assert room.masks()
-        for name, mask in room.masks().items():
+        model = kwargs["model"]
+        parameters = dict(model.named_parameters())
+        assert model.masks()
+        for name, mask in model.masks().items():
             assert not parameters[name][~mask].any(), name
             self.moved += int(parameters[name][mask].ne(0).sum())
         self.steps += 1
@@ -309,7 +310,7 @@ def test_error_after_is_that_of_the_tensors(corpora: Any, tmp_path: Path) -> Non
     """Tuning what was tuned starts where the first tuning ended."""
     first = tune(corpora, tmp_path)
     dense = tiny.checkpoint()
-    again = distill.tune(dense, first.variants, corpora, options(tmp_path, epochs=1, lr=1e-9))
+    again = gradient.tune(dense, first.variants, corpora, options(tmp_path, epochs=1, lr=1e-9))
     for one, two in zip(first.variants, again.variants, strict=True):
         if not one.removed:
             assert two.stats["error_before"] == pytest.approx(one.stats["error_after"], rel=1e-6)
@@ -318,7 +319,7 @@ def test_error_after_is_that_of_the_tensors(corpora: Any, tmp_path: Path) -> Non
 def test_removed_variants_pass_through_and_pairs_keep_both(corpora: Any, tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     given = variants_of(dense)
-    result = distill.tune(dense, given, corpora, options(tmp_path, epochs=1))
+    result = gradient.tune(dense, given, corpora, options(tmp_path, epochs=1))
     assert [(v.module, v.entry) for v in result.variants] == [(v.module, v.entry) for v in given]
     removed = [v for v in result.variants if v.removed]
     assert removed == [v for v in given if v.module == FFN]
@@ -339,7 +340,7 @@ def test_another_tokenizer_starts_afresh(corpora: Any, tmp_path: Path) -> None:
         dense = tiny.checkpoint()
         dense.tokenizer.add_tokens([word])
         variants = variants_of(dense, {WO: [Entry(0.5)]})
-        outcome = distill.tune(dense, variants, corpora, options(tmp_path, epochs=1)).outcome
+        outcome = gradient.tune(dense, variants, corpora, options(tmp_path, epochs=1)).outcome
         assert outcome is not None
         return outcome.resumed_from
 
@@ -349,14 +350,14 @@ def test_another_tokenizer_starts_afresh(corpora: Any, tmp_path: Path) -> None:
 def test_only_removed_variants_need_no_training(corpora: Any, tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     given = variants_of(dense, {FFN: [Entry(1.0)]})
-    result = distill.tune(dense, given, corpora, options(tmp_path))
-    assert (result.variants, result.outcome) == (given, None)
+    result = gradient.tune(dense, given, corpora, options(tmp_path))
+    assert (result.variants, result.kept, result.outcome) == (given, [None], None)
 
 
 def test_patience_and_best_epoch_of_each(corpora: Any) -> None:
     """The bookkeeping, on errors that are written here."""
     dense = tiny.checkpoint()
-    room = Classroom(dense, variants_of(dense, {WI: [Entry(0.3), Entry(0.5), Entry(0.7)]}))
+    model = Distillation(dense, variants_of(dense, {WI: [Entry(0.3), Entry(0.5), Entry(0.7)]}))
     errors = torch.tensor(
         [[4, 4, 4], [3, 5, 3], [2, 6, 3], [1, 1, 2], [0.5, 0.5, 2.5], [9, 9, 2.7]],
         dtype=torch.float64,
@@ -364,20 +365,20 @@ def test_patience_and_best_epoch_of_each(corpora: Any) -> None:
     norms = torch.tensor([2, 2, 2], dtype=torch.float64)
     weights = []
     for epoch, row in enumerate(errors):
-        for pupil in room.pupils:
+        for student in model.students:
             with torch.no_grad():
-                pupil.part.weight.fill_(epoch)
-        room.update(row, norms, 2)
-        weights.append([bool(stopped) for stopped in room.is_stopped])
+                student.part.weight.fill_(epoch)
+        model.update(row, norms, 2)
+        weights.append([bool(stopped) for stopped in model.is_stopped])
     assert weights == [
         [False, False, False], [False, False, False], [False, True, False],
         [False, True, False], [False, True, False], [False, True, True],
     ]  # fmt: skip
-    assert room.first_error.tolist() == [4, 4, 4]
-    assert room.dense_norm.tolist() == [2, 2, 2]
-    assert room.best_error.tolist() == [0.5, 4, 2]
-    assert [float(p.tensors()["weight"][0, 0]) for p in room.pupils] == [4, 0, 3]
-    trained = [next(p.part.parameters()).requires_grad for p in room.pupils]
+    assert model.first_error.tolist() == [4, 4, 4]
+    assert model.dense_norm.tolist() == [2, 2, 2]
+    assert model.best_error.tolist() == [0.5, 4, 2]
+    assert [float(p.tensors()["weight"][0, 0]) for p in model.students] == [4, 0, 3]
+    trained = [next(p.part.parameters()).requires_grad for p in model.students]
     assert trained == [True, False, False]
 
 
@@ -389,25 +390,26 @@ def test_best_epoch_is_kept_where_training_makes_it_worse(corpora: Any, tmp_path
             assert torch.equal(tensor, old.tensors[name])
         if not new.removed:
             assert new.stats["error_after"] == new.stats["error_before"]
+    assert result.kept == [None if new.removed else "pruned" for new in result.variants]
     assert result.outcome.rows[-1]["epoch"] == 1, "all had stopped"
 
 
 def test_dropout_is_off_while_training(corpora: Any) -> None:
     dense = tiny.checkpoint(dropout_rate=0.5)
-    room = Classroom(dense, [v for v in variants_of(dense) if v.tensors])
+    model = Distillation(dense, [v for v in variants_of(dense) if v.tensors])
     batch = batch_of(dense, corpora[0])
-    room.train()
-    first, second = room(**batch), room(**batch)
+    model.train()
+    first, second = model(**batch), model(**batch)
     assert first[0].requires_grad
     assert torch.equal(first[0], second[0])
-    room.eval()
-    assert torch.equal(room(**batch)[0], first[0])
+    model.eval()
+    assert torch.equal(model(**batch)[0], first[0])
 
 
 def test_order_of_variants_does_not_matter(corpora: Any, tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     given = list(reversed(variants_of(dense)))
-    backwards = distill.tune(dense, given, corpora, options(tmp_path, epochs=1)).variants
+    backwards = gradient.tune(dense, given, corpora, options(tmp_path, epochs=1)).variants
     forwards = tune(corpora, tmp_path, epochs=1).variants
     for one, two in zip(forwards, reversed(backwards), strict=True):
         for name, tensor in one.tensors.items():
@@ -431,17 +433,17 @@ def test_options_are_those_of_modules(corpora: Any, tmp_path: Path, monkeypatch:
 
 def test_a_diverged_student_does_not_stop_the_others() -> None:
     dense = tiny.checkpoint()
-    room = distill.Classroom(dense, variants_of(dense))
-    report, count = distill.Report(room, patience=2), len(room.pupils)
+    model = Distillation(dense, variants_of(dense))
+    report, count = gradient.KeepBest(model, patience=2), len(model.students)
 
     def loss_of(errors: list[float]) -> float:
         values = np.array([[*errors, *[1.0] * count]])
         told = SimpleNamespace(predictions=values, label_ids=np.ones_like(values))
         loss = report.summarise(told)["loss"]
-        room.update(report.errors, report.norms, patience=2)
+        model.update(report.errors, report.norms, patience=2)
         return loss
 
     assert loss_of([3.0] * count) == 3.0 * count
     assert loss_of([math.nan, *[2.0] * (count - 1)]) == 3.0 + 2.0 * (count - 1)
-    assert room.best_error.tolist() == [3.0, *[2.0] * (count - 1)]
-    assert room.bad_epochs.tolist() == [1, *[0] * (count - 1)]
+    assert model.best_error.tolist() == [3.0, *[2.0] * (count - 1)]
+    assert model.bad_epochs.tolist() == [1, *[0] * (count - 1)]

@@ -1,0 +1,87 @@
+"""Train the variants of one attention: their heads, then those whose `o` is masked as well."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+
+from composable.formats.bundle import Variant
+from composable.models.checkpoint import Checkpoint
+from composable.variants import attention_phase
+from composable.variants.attention_calls import RecordedAttention
+from composable.variants.attention_phase import Trained
+from composable.variants.last_linear import LastLinear
+from composable.variants.linear_fit import SolverOptions, fit_output
+from composable.variants.store import Fit, Fits, best
+
+
+def fit_attention(
+    dense: Checkpoint,
+    linear: LastLinear,
+    variants: Mapping[str, Variant],
+    solved: Mapping[str, Fits],
+    recorded: RecordedAttention,
+    phase: attention_phase.Settings,
+    options: SolverOptions,
+) -> dict[str, Fits]:
+    """Train q, k, v and o of all variants of an attention that lost heads.
+
+    Heads train with the whole `o`, once for all variants that then have the same weights. Variants
+    with a masked `o` get it refitted to what the trained heads give it, and train on with their
+    mask.
+
+    Args:
+        dense: the dense model, within `attention_calls.record`.
+        linear: the attention's `o`.
+        variants: digest -> variant.
+        solved: digest of a variant, and of it with its `o` unmasked -> fits "pruned" and "ls".
+        recorded: the attention and its calls.
+        phase: settings of the training of heads; see `second_phase` for that with a mask.
+        options: of the refit in between.
+
+    Returns:
+        The same digests -> fit "trained".
+    """
+    started = time.perf_counter() - recorded.seconds
+    unmasked = {digest: linear.unmasked(variant) for digest, variant in variants.items()}
+    heads_of = {digest: variant.digest for digest, variant in unmasked.items()}
+    masked = {digest: heads for digest, heads in heads_of.items() if digest != heads}
+    starts = {heads_of[d]: _better(v, solved[heads_of[d]]) for d, v in unmasked.items()}
+    trained = attention_phase.train(dense, starts, recorded, phase, set(masked.values()))
+    results = {digest: trained[heads] for digest, heads in heads_of.items()}
+    seconds = dict.fromkeys(variants, (time.perf_counter() - started) / len(variants))
+    if masked:
+        started = time.perf_counter()
+        pairs = {d: _refitted(linear, variants[d], results[d], options) for d in masked}
+        results |= attention_phase.train(dense, pairs, recorded, second_phase(phase))
+        for digest in masked:
+            seconds[digest] += (time.perf_counter() - started) / len(masked)
+    found: dict[str, Fits] = {}
+    for digest, heads in heads_of.items():
+        result, known = results[digest], solved[digest][best(solved[digest])]
+        is_new = result.is_better or trained[heads].is_better
+        # weights that stayed must not win or lose against themselves by rounding
+        error = result.error if is_new else known.held_out
+        found[digest] = {
+            "trained": Fit(result.tensors, result.training_loss, error, known.norm, seconds[digest])
+        }
+    return found
+
+
+def second_phase(phase: attention_phase.Settings) -> attention_phase.Settings:
+    """Return the settings for heads that were trained already: half as long, half the step."""
+    return dataclasses.replace(phase, epochs=-(-phase.epochs // 2), lr=phase.lr / 2)
+
+
+def _better(variant: Variant, fits: Fits) -> Variant:
+    """Give a variant its weights as pruned or as solved."""
+    return dataclasses.replace(variant, tensors=variant.tensors | fits[best(fits)].tensors)
+
+
+def _refitted(
+    linear: LastLinear, variant: Variant, trained: Trained, options: SolverOptions
+) -> Variant:
+    """Give a variant trained heads, and its masked `o` refitted to them."""
+    assert trained.moments is not None
+    whole = dataclasses.replace(variant, tensors=trained.tensors)
+    refitted = fit_output(linear, whole, trained.moments, options)
+    return dataclasses.replace(whole, tensors=whole.tensors | refitted)

@@ -1,0 +1,96 @@
+"""The linear of a module that is refitted: itself, or the one that all its units flow into."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from composable.families import Module
+from composable.formats.bundle import Variant
+from composable.models.surgery import unit_rows
+
+
+@dataclass(frozen=True)
+class LastLinear:
+    """A dense linear, and how its variants are written over all of its columns.
+
+    Here a weight has the bias, where there is one, as a last column, as in `solver.refit`.
+
+    Attributes:
+        module: whose last linear it is: o of an attention, down of an ffn, a linear itself.
+        weight: the dense one, (rows, n) float32 on the CPU.
+        has_bias: whether the last column is a bias.
+    """
+
+    module: Module
+    weight: Tensor
+    has_bias: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, module: Module) -> "LastLinear":
+        """Read it from the dense model."""
+        dense = dict(model.get_submodule(module.output_path).named_parameters())
+        return cls(module, joined(dense), "bias" in dense)
+
+    @property
+    def prefix(self) -> str:
+        """What precedes `weight` and `bias` in the tensors of a variant."""
+        return f"{self.module.output}." if self.module.parts else ""
+
+    def read(self, variant: Variant) -> tuple[Tensor, Tensor]:
+        """Spread the weights that a variant has over the columns of the dense linear.
+
+        Returns:
+            Weight (rows, n), 0 where the variant has none, and mask (rows, n), True where it has.
+        """
+        own = joined(self.own(variant.tensors))
+        mask = torch.ones(own.shape, dtype=torch.bool)
+        if (part := variant.masks.get(f"{self.prefix}weight")) is not None:
+            mask[:, : part.shape[1]] = part
+        places = self._places(variant)
+        weight, kept = torch.zeros_like(self.weight), torch.zeros(self.weight.shape).bool()
+        weight[:, places], kept[:, places] = torch.where(mask, own, 0.0), mask
+        return weight, kept
+
+    def write(self, weight: Tensor, variant: Variant) -> dict[str, Tensor]:
+        """Undo `read`: name weight and bias as the variant does, without the columns it lacks."""
+        return self.named(weight[:, self._places(variant)])
+
+    def named(self, weight: Tensor) -> dict[str, Tensor]:
+        """Take a weight apart, and name weight and bias as a variant does."""
+        if not self.has_bias:
+            return {f"{self.prefix}weight": weight.contiguous()}
+        parts = {"weight": weight[:, :-1], "bias": weight[:, -1]}
+        return {f"{self.prefix}{name}": part.contiguous() for name, part in parts.items()}
+
+    def unmasked(self, variant: Variant) -> Variant:
+        """Return a variant with the dense weights where its own are masked."""
+        if f"{self.prefix}weight" not in variant.masks:
+            return variant
+        own, mask = self.read(variant)
+        tensors = self.write(torch.where(mask, own, self.weight), variant)
+        return dataclasses.replace(variant, tensors=variant.tensors | tensors, masks={})
+
+    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Find `weight` and perhaps `bias` among the tensors of a variant."""
+        names = ("weight", "bias")
+        return {n: tensors[self.prefix + n] for n in names if self.prefix + n in tensors}
+
+    def _places(self, variant: Variant) -> Tensor:
+        """Columns of the dense linear that the variant has."""
+        n = self.weight.shape[1]
+        if variant.kept_units is None:
+            return torch.arange(n)
+        roles = {child: role for role, child in self.module.parts}
+        columns = unit_rows(self.module, variant.kept_units)[roles[self.module.output]]
+        return torch.cat([columns, torch.tensor([n - 1])]) if self.has_bias else columns
+
+
+def joined(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Append `bias`, where there is one, to `weight` as a last column; float32, on the CPU."""
+    weight = tensors["weight"].detach().float().cpu()
+    if "bias" not in tensors:
+        return weight
+    return torch.cat([weight, tensors["bias"].detach().float().cpu()[:, None]], 1)
