@@ -1,18 +1,17 @@
 """Batches of a calibration set: samples of like length, longest first."""
 
 import functools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from composable import tasks
-from composable.calibration.layer_states import Batch
 from composable.errors import UserError
 from composable.models.checkpoint import Checkpoint
+from composable.tasks.plain_texts import PlainTexts
 from composable.tasks.samples import (
-    CPU_TOKENS,
+    Samples,
     counts_padding,
     identity_of,
     length_batches,
@@ -45,6 +44,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def name(self) -> str:
+        """What was read; "" of texts and batches that were given from Python."""
+        return self.corpus.name if self.corpus else ""
+
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 of every sample as the model sees it: ids, labels, pixels; 64 hex digits."""
@@ -76,28 +80,61 @@ def batches_of(
 LONGEST = 1024
 
 
-def text_batches(
-    checkpoint: Checkpoint, texts: Sequence[str], batch_size: int | None = None
-) -> Iterator[Batch]:
-    """Tokenise texts and pad them to batches of samples of like length, longest first.
+class PlainTextSamples(Texts):
+    """Texts without a task, tokenised once; decoders get their padding where the tokenizer says.
 
     Args:
-        checkpoint: model, tokenizer and perhaps a `max_length` in its info.
-        texts: one a sample.
-        batch_size: samples; by default as many as are `CPU_TOKENS`.
+        dense: model, tokenizer and perhaps a `max_length` in its info.
+        corpus: its texts, one a sample.
     """
-    tokenizer, longest = checkpoint.tokenizer, most_tokens(checkpoint, LONGEST)
-    found = tokenizer(list(texts), truncation=True, max_length=longest, verbose=False)["input_ids"]
-    if not all(found):
-        raise UserError("a text of the calibration set has no token; leave empty ones out.")
-    # an encoder sees the same whichever side is padded; its positions count from the left
-    is_left = tokenizer.padding_side == "left" and checkpoint.family.stacks == ("decoder",)
-    for chosen in length_batches([len(ids) for ids in found], CPU_TOKENS, batch_size):
-        items = [{"input_ids": found[i]} for i in chosen]
-        yield with_positions(pad_texts(items, pad_token(checkpoint), is_left), checkpoint.model)
+
+    def __init__(self, dense: Checkpoint, corpus: PlainTexts):
+        tokenizer, longest = dense.tokenizer, most_tokens(dense, LONGEST)
+        found = tokenizer(corpus.texts, truncation=True, max_length=longest, verbose=False)
+        if not all(found["input_ids"]):
+            raise UserError("a text of the calibration set has no token; leave empty ones out.")
+        # an encoder sees the same whichever side is padded; its positions count from the left
+        is_left = tokenizer.padding_side == "left" and dense.family.stacks == ("decoder",)
+        self.corpus = corpus
+        self.dataset = Samples([{"input_ids": ids} for ids in found["input_ids"]])
+        self._collate = lambda items: with_positions(
+            pad_texts(items, pad_token(dense), is_left), dense.model
+        )
 
 
-def with_positions(batch: Batch, model: Any) -> Batch:
+class GivenBatches(Texts):
+    """Batches of tensors that somebody else made; they stay as they are.
+
+    Args:
+        batches: as the model takes them.
+    """
+
+    def __init__(self, batches: list[dict[str, Tensor]]):
+        self.corpus = None
+        self.dataset = batches
+
+    def __len__(self) -> int:
+        return sum(len(next(iter(batch.values()))) for batch in self.dataset)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """As of other texts; batches of other sizes, or padded on another side, are others."""
+        return identity_of(
+            [
+                {name: (t.float() if t.is_floating_point() else t).detach().cpu()
+                 for name, t in batch.items()}
+                for batch in self.dataset
+            ]
+        )  # fmt: skip
+
+    def batches(
+        self, device: torch.device | str = "cpu", rows: int | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return the batches."""
+        return list(self.dataset)
+
+
+def with_positions(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Let a model count positions from the first real token of a row that is padded on the left.
 
     `generate` does so by itself, a plain forward pass does not. Models that find their positions by

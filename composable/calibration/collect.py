@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import PartialState
 
 from composable import devices, tasks
-from composable.calibration import batching, layer_states
-from composable.calibration.batching import batches_of
-from composable.calibration.layer_states import Batch, Pair
+from composable.calibration import layer_states
+from composable.calibration.batching import PlainTextSamples, Texts, batches_of
+from composable.calibration.layer_states import Pair
 from composable.calibration.obtain import Calibration, obtain, parse_bytes
 from composable.errors import UserError
 from composable.linalg.grams import Regression
@@ -111,16 +111,14 @@ def _calibration_texts(
     return task.read(data, default, "train", count), task.read(data, default, "valid", count)
 
 
-def batches(
+def calibration_set(
     dense: Checkpoint,
     calibration_data: str | None,
     key: str,
     calibration_samples: int,
     max_length: int | None,
-    batch_size: int | None,
-    device: str,
-) -> tuple[list[Batch], dict[str, Any]]:
-    """Read a calibration set.
+) -> Texts:
+    """Read a calibration set and tokenise it.
 
     Args:
         dense: whose tokenizer, and whose task.
@@ -128,32 +126,20 @@ def batches(
         key: of the text in a .jsonl file.
         calibration_samples: the first so many.
         max_length: tokens of a text.
-        batch_size: texts of a batch.
-        device: for the size of batches.
-
-    Returns:
-        Batches, and what the report says of them.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.
     """
     task = tasks.by_name(dense.info["task"])
     if max_length and not task.has_length:
-        raise UserError(f"--max-length {max_length}: not for {task.name}; leave it out.")
+        raise UserError(f"max_length {max_length}: not for {task.name}; leave it out.")
     if max_length:
         dense.info["max_length"] = max_length
     if dense.tokenizer is not None and is_plain(calibration_data):
-        corpus: Any = read_texts(Path(str(calibration_data)), key, calibration_samples)
-        found = list(batching.text_batches(dense, corpus.texts, batch_size))
-        missing = sorted(set(dense.family.stacks) - set(dense.family.valid_tokens(None, found[0])))
-        if missing:
-            log.info("plain texts have no targets: the %s is not measured.", missing[0])
-    else:
-        refuse_unknown(calibration_data)
-        corpus = task.read(calibration_data, dense.info.get("data"), "train", calibration_samples)
-        found = list(batches_of(dense, corpus, device, batch_size))
-    samples = sum(len(next(iter(batch.values()))) for batch in found)
-    return found, {
-        "calibration_data": {"name": corpus.name, "sha256": corpus.sha256},
-        "samples": samples,
-    }
+        corpus = read_texts(Path(str(calibration_data)), key, calibration_samples)
+        if len(dense.family.stacks) > 1:
+            log.info("plain texts have no targets: the decoder is not measured.")
+        return PlainTextSamples(dense, corpus)
+    refuse_unknown(calibration_data)
+    data = dense.info.get("data")
+    return Texts(dense, task.read(calibration_data, data, "train", calibration_samples))
