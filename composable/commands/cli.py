@@ -226,7 +226,7 @@ def parse_numbers(text: str, flag: str) -> list[int]:
     """Read numbers of layers, separated by commas; each once, ascending.
 
     Raises:
-        ConfigError: they are none.
+        ConfigError: something else than a number stands between two commas.
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):

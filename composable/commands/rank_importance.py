@@ -77,8 +77,8 @@ OF_BLOCKS = ("threshold", "reference_offset")
 )
 @click.option(
     "--memory-budget",
-    default="2G",
-    help="Memory for the moments of linear_fit; what does not fit takes more passes.",
+    help="Memory for the moments of linear_fit; what does not fit takes more passes.  "
+    "[default: 2G]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, help="Of random.")
 @cli.device_option
@@ -89,7 +89,7 @@ def main(
     threshold: float | None,
     reference_offset: bool,
     protect: str,
-    memory_budget: str,
+    memory_budget: str | None,
     device: str,
     calibration_data: str | None,
     key: str,
@@ -113,7 +113,7 @@ def main(
     ranker = ranking.by_name(method)
     settings |= {
         "protect": cli.parse_numbers(protect, "--protect"),
-        "memory_budget": parse_bytes(memory_budget),
+        "memory_budget": None if memory_budget is None else parse_bytes(memory_budget),
     }
     options = _options(ranker, settings)
     files.check_writable(output)

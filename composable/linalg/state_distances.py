@@ -17,7 +17,7 @@ from composable.errors import ShapeError, UserError
 CHUNK = 256
 EPSILON = 1e-6
 LAST = -1
-#: Measured by `layer_states.fit_errors`, not from inner products.
+#: Measured by a fit in `ranking.layer_distance`, not from inner products.
 LINEAR_FIT = "linear_fit"
 _ALL = {
     "angular_all": "angular",

@@ -165,7 +165,7 @@ def check_protected(protected: Collection[int], total: int) -> None:
     """Refuse layers that do not exist.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: one of them does not exist.
     """
     if unknown := [layer for layer in protected if not 0 <= layer < total]:
         raise ConfigError(f"protected layer {unknown[0]}: expected 0 to {total - 1}.")

@@ -35,7 +35,7 @@ class LayerDistanceOptions:
         stack: whose layers go one by one; None where there is one stack alone.
         protect: numbers of the layers that stay then.
         largest: most layers of a block by linear_fit; None: all.
-        memory_budget: bytes for the moments of linear_fit.
+        memory_budget: bytes for the moments of linear_fit; None: `BUDGET`.
         batch_size: samples of a batch; None: as many as have tokens for one.
     """
 
@@ -44,7 +44,7 @@ class LayerDistanceOptions:
     stack: str | None = None
     protect: Sequence[int] = ()
     largest: int | None = None
-    memory_budget: int = BUDGET
+    memory_budget: int | None = None
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,10 +55,10 @@ class LayerDistanceOptions:
         """
         for name in self.distances:
             Distance.parse(name)
-        if self.largest and LINEAR_FIT not in self.distances:
-            raise UserError(
-                f"largest is {self.largest}, but only {LINEAR_FIT} has it; leave it out."
-            )
+        for name in ("largest", "memory_budget"):
+            value = getattr(self, name)
+            if value is not None and LINEAR_FIT not in self.distances:
+                raise UserError(f"{name} is {value}, but only {LINEAR_FIT} has it; leave it out.")
 
 
 def _measure(dense: Checkpoint, texts: Texts | None, options: LayerDistanceOptions) -> Scores:
@@ -67,7 +67,8 @@ def _measure(dense: Checkpoint, texts: Texts | None, options: LayerDistanceOptio
     reader = Reader.of(dense.model, dense.family)
     batches = texts.batches(reader.device, options.batch_size)
     removing = _removing(reader, batches, wanted, options)
-    found = measure(reader, batches, wanted, options.largest, options.memory_budget)
+    budget = options.memory_budget or BUDGET
+    found = measure(reader, batches, wanted, options.largest, budget)
     if removing is None:
         return Scores(distances=found)
     paths = layer_paths(dense.model, dense.family)

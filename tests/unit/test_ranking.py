@@ -70,6 +70,7 @@ def test_an_order_needs_to_know_its_stack() -> None:
     [
         ({"distances": ("near",)}, 'unknown distance "near"'),
         ({"largest": 2}, "largest is 2, but only linear_fit has it"),
+        ({"memory_budget": 9}, "memory_budget is 9, but only linear_fit has it"),
     ],
 )
 def test_options_without_a_meaning(settings: dict[str, Any], message: str) -> None:
