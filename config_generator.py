@@ -4,8 +4,8 @@
 ./config_generator.py
 ./config_generator.py -m model/t5-small.pth -o conf.json --attention 0.25 0.5 --linear 0.3 0.5
 ./config_generator.py --attention 0.25 0.5 --ffn 0.25 0.5
-./config_generator.py --scores distances.npz --drop-layers 1 3 5
-./config_generator.py --scores distances.npz --drop-layers 3 5 --attention 0.25 0.25
+./config_generator.py --scores scores.npz --drop-layers 1 3 5
+./config_generator.py --scores scores.npz --drop-layers 3 5 --attention 0.25 0.25
 """
 
 from composable.commands.config_generator import main

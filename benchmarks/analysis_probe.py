@@ -43,15 +43,18 @@ def main(model: Path, texts: Path, repetitions: int, samples: int, max_length: i
     settings = {"max_length": max_length, "limit": samples}
 
     def ours(*metrics: str) -> Any:
-        return depth.analyse(dense.model, lines, dense.tokenizer, metrics=metrics, **settings)
+        return depth.analyse(dense.model, lines, dense.tokenizer, distances=metrics, **settings)
 
     def loop(metric: str) -> Any:
         return one_by_one(dense, lines, metric, max_length)
 
     found = ours(*SEVEN)
     difference = max(
-        float(abs(found.of(None, name).values - loop(name)).max(where=~_unused(found), initial=0))
+        float(
+            abs(found.blocks(None, name).values - loop(name)).max(where=~_unused(found), initial=0)
+        )
         for name in ("bi_score", "angular_all", "angular_last")
+        for ours_by_name in (found.blocks(None, name).values,)
     )
     sides: dict[str, Callable[[], float]] = {"one": lambda: clocked(lambda: ours("angular_last"))}
     sides["seven"] = lambda: clocked(lambda: ours(*SEVEN))
@@ -80,7 +83,7 @@ def clocked(call: Callable[[], Any]) -> float:
 def _unused(found: Any) -> Any:
     import numpy as np
 
-    return np.isnan(found.of().values)
+    return np.isnan(found.blocks().values)
 
 
 def one_by_one(dense: Any, texts: list[str], metric: str, max_length: int) -> Any:

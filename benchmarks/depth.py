@@ -13,9 +13,10 @@ from benchmarks.real_chains import Chain, _Follower, chains, package
 from benchmarks.runs import Artifact, Out, Run
 from benchmarks.spread import number
 from composable.formats import scores_file
+from composable.formats.scores import Scores
 from composable.ranking import layer_choice
 
-METRICS = (
+DISTANCES = (
     "angular_all", "bi_score", "angular_last", "relative_magnitude", "euclidean_last",
     "linear_approximation_last", "linear_fit",
 )  # fmt: skip
@@ -30,7 +31,7 @@ STEPS = ("--steps", "200", "--batch-size", "2")
 HEALS = {"lora": ("--heal", "lora", "--lr", "1e-3")}
 #: Of the language model; perplexities differ by 0.1 % from those in float32.
 EVALUATION = ("--dtype", "bfloat16")
-DISTANCES, TEXTS = "distances.npz", "texts.txt"
+SCORES, TEXTS = "scores.npz", "texts.txt"
 
 
 @dataclass
@@ -66,16 +67,16 @@ class Stack:
     dense: Artifact
     name: str
     layers: list[str]
-    scores: scores_file.Scores
+    scores: Scores
     reading: tuple[str | Artifact, ...]
     calibrating: tuple[str, ...] = ()
 
     def choose(self, rule: str, count: int) -> Cut:
-        """Choose by a metric's best block, or by a policy."""
-        policy, metric = ("block", rule) if rule in METRICS else (rule, MAIN)
+        """Choose by a distance's best block, or by a policy."""
+        policy, distance = ("block", rule) if rule in DISTANCES else (rule, MAIN)
         if policy in ("deepest", "iterative"):
-            metric = None
-        choice = layer_choice.Choice(policy, self.scores, self.name, metric)
+            distance = None
+        choice = layer_choice.Choice(policy, self.scores, self.name, distance)
         return Cut(rule, tuple(choice.layers(count, len(self.layers))))
 
     def entries(self, cut: Cut) -> Configuration:
@@ -124,15 +125,19 @@ class Stack:
 
 
 def rank(
-    context: Context, dense: Artifact, stack: str, metrics: Sequence[str], *options: str | Artifact
-) -> tuple[scores_file.Scores, Run]:
+    context: Context,
+    dense: Artifact,
+    stack: str,
+    distances: Sequence[str],
+    *options: str | Artifact,
+) -> tuple[Scores, Run]:
     """Run rank_importance.py."""
     run = context.runner.run(
-        "rank_importance.py", "-m", dense, "-o", Out(DISTANCES), "--metric", *metrics,
+        "rank_importance.py", "-m", dense, "-o", Out(SCORES), "--distance", *distances,
         *(("--stack", stack) if "--iterative" in options else ()), "--device", context.device,
         *options,
     )  # fmt: skip
-    return scores_file.load(run.output(DISTANCES).path), run
+    return scores_file.load(run.output(SCORES).path), run
 
 
 def layers_of(context: Context, dense: Artifact) -> list[str]:
@@ -160,7 +165,7 @@ class Language:
         ).output("test.txt")  # fmt: skip
         self.counts = COUNTS if not context.is_quick else (1, 2)
         scores, self.ranking = rank(
-            context, dense, "decoder", METRICS, "--calibration-data", texts, "--largest",
+            context, dense, "decoder", DISTANCES, "--calibration-data", texts, "--largest",
             str(max(self.counts)), "--iterative", str(max(self.counts)),
         )  # fmt: skip
         inner = Context(runner, "", self.folder, context.device, context.dtype)
@@ -172,7 +177,7 @@ class Language:
 
     def cuts(self) -> dict[tuple[str, int], Cut]:
         """All rules at all counts."""
-        rules = (*METRICS, "singles", "iterative", "deepest")
+        rules = (*DISTANCES, "singles", "iterative", "deepest")
         found = {(r, n): self.stack.choose(r, n) for r in rules for n in self.counts}
         maps = {
             ("linear map", n): Cut("linear map", found[MAIN, n].layers, True) for n in self.counts
@@ -203,14 +208,14 @@ class Other:
     Attributes:
         title: of its part of the table.
         stack: "encoder" or "decoder".
-        metric: that chooses.
+        distance: that chooses.
         counts: how many layers go.
         steps: options of the healing.
     """
 
     title: str
     stack: str
-    metric: str
+    distance: str
     counts: tuple[int, ...]
     steps: tuple[str, ...] = ("--steps", "200")
 
@@ -247,7 +252,7 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
     found = []
     for other in OTHERS[family]:
         samples = ("--calibration-data", data, "--calibration-samples", str(context.few(256, 16)))
-        scores, _ = rank(context, dense, other.stack, (other.metric,), *samples)
+        scores, _ = rank(context, dense, other.stack, (other.distance,), *samples)
         mine = [name for name in names if family != "T5" or name.startswith(other.stack)]
         inner = Context(context.runner, "", data, context.device, context.dtype)
         stack = Stack(inner, dense, other.stack, mine, scores, ("--data", data, *few))
@@ -255,7 +260,7 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
         main = report["main"]
         rows = [["0", "", "", _score(report, main), ""]]
         for count in other.counts:
-            for rule in (other.metric, "deepest"):
+            for rule in (other.distance, "deepest"):
                 cut = stack.choose(rule, count)
                 steps = ("--steps", "2", "--limit", "32") if context.is_quick else other.steps
                 run = stack.heal(cut, data, *steps)

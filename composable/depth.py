@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -9,18 +10,17 @@ import torch
 from torch import Tensor
 
 from composable import families
-from composable.calibration.batching import Texts
-from composable.calibration.layer_states import Batch, Reader
+from composable.calibration.batching import GivenBatches, Texts
 from composable.errors import ConfigError, UserError
-from composable.formats.scores_file import Scores
-from composable.linalg.state_distances import Metric
-from composable.models import surgery
+from composable.formats.scores import Scores
+from composable.models import in_memory, surgery
 from composable.models.checkpoint import Checkpoint
 from composable.models.export import record
 from composable.models.structure import Edit, ordered
-from composable.ranking import layer_choice, layer_distance
+from composable.ranking import block_table as tables
+from composable.ranking.base import origin_of
 from composable.ranking.layer_choice import Choice
-from composable.ranking.layer_distance import scores_of
+from composable.ranking.layer_distance import LAYER_DISTANCE, LayerDistanceOptions
 from composable.tasks.plain_texts import PlainTexts
 from composable.tasks.samples import with_positions
 
@@ -32,7 +32,7 @@ def analyse(
     dataset: Iterable[str | Mapping[str, Any]],
     tokenizer: Any = None,
     *,
-    metrics: Sequence[str] | str = ("angular_all",),
+    distances: Sequence[str] | str = ("angular_all",),
     key: str = "text",
     limit: int | None = None,
     max_length: int | None = None,
@@ -46,41 +46,43 @@ def analyse(
         dataset: texts, or mappings with a text under `key`; a stream is read to `limit` and no
             further. Without a tokenizer: batches, as the model takes them, padded on either side.
         tokenizer: of the model; decoders get their padding where it says, others on the right.
-        metrics: names, see `methods.layer_distance`; the first is the main one.
+        distances: names, see `linalg.state_distances`; the first is the main one.
         key: of the text.
         limit: the first so many samples (without a tokenizer: batches).
         max_length: tokens of a sample at most; by default 1,024, or fewer if the model has fewer
             positions.
         batch_size: samples of a batch; by default as many as are 2,048 tokens.
-        largest: most layers of a block, for the metric linear_fit.
+        largest: most layers of a block, for the distance linear_fit.
 
     Returns:
         Scores of every stack that the samples pass; of plain texts, the encoder's alone where there
-        are two.
+        are two. They carry the fingerprint of the model, for which all of its weights are hashed.
 
     Raises:
-        UserError: unknown family or metric, no samples, a sample without tokens or text.
+        UserError: unknown family or distance, no samples, a sample without tokens or text.
     """
-    family = families.of(model)
+    families.of(model)
     for name, value in (("limit", limit), ("max_length", max_length), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; expected a number from 1.")
     if isinstance(dataset, str | Mapping):
         what = "one text" if isinstance(dataset, str) else "a dict, perhaps of splits"
         raise UserError(f"the calibration set is {what}; expected an iterable of samples.")
-    names = [metrics] if isinstance(metrics, str) else metrics
-    wanted = [Metric.parse(name) for name in names]
+    names = (distances,) if isinstance(distances, str) else tuple(distances)
+    options = LayerDistanceOptions(names, largest=largest, batch_size=batch_size)
     some = list(islice(dataset, limit))
     if not some:
         raise UserError("the calibration set is empty; give at least one sample.")
+    dense = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
+    texts: Texts
     if tokenizer is None:
-        batches: list[Batch] = [_batch(item, model) for item in some]
+        texts = GivenBatches([_batch(item, model) for item in some])
     else:
-        texts = [_text(item, key) for item in some]
-        made = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
-        batches = list(Texts(made, PlainTexts.of(texts)).batches(rows=batch_size))
-    found = layer_distance.measure(Reader.of(model, family), batches, wanted, largest)
-    return scores_of(found, getattr(model.config, "name_or_path", ""))
+        lines = [_text(item, key) for item in some]
+        texts = Texts(dense, PlainTexts.of(lines))
+    found = LAYER_DISTANCE.measure(dense, texts, options)
+    origin = origin_of(LAYER_DISTANCE, in_memory.describe(model), texts, options)
+    return replace(found, origin=origin)
 
 
 def _text(item: Any, key: str) -> str:
@@ -91,7 +93,7 @@ def _text(item: Any, key: str) -> str:
     return text
 
 
-def _batch(item: Any, model: Any) -> Batch:
+def _batch(item: Any, model: Any) -> dict[str, Tensor]:
     """Complete a batch: a mask where there is none, positions where it is padded on the left."""
     if not isinstance(item, Mapping) or not all(isinstance(x, Tensor) for x in item.values()):
         raise UserError("samples are no batches of tensors; give a tokenizer with texts.")
@@ -100,7 +102,7 @@ def _batch(item: Any, model: Any) -> Batch:
         batch = {name: tensor[None] for name, tensor in batch.items()}
     if "input_ids" in batch and "attention_mask" not in batch:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    return with_positions(batch, model)
+    return dict(with_positions(batch, model))
 
 
 def best_cut(
@@ -108,13 +110,13 @@ def best_cut(
     count: int,
     *,
     stack: str | None = None,
-    metric: str | None = None,
+    distance: str | None = None,
     policy: str = "block",
     protected: Collection[int] = (),
 ) -> list[int]:
     """Return the numbers of `count` layers that may go, see `layer_choice.Choice`."""
-    choice = Choice(policy, scores, stack, metric, protected)
-    return choice.layers(count, scores.of(stack).layers)
+    choice = Choice(policy, scores, stack, distance, protected)
+    return choice.layers(count, scores.blocks(stack).layers)
 
 
 def block_table(
@@ -122,12 +124,10 @@ def block_table(
     threshold: float | None = None,
     *,
     stack: str | None = None,
-    metric: str | None = None,
+    distance: str | None = None,
 ) -> str:
     """Return the best block of every size as a Markdown table, up to a distance of `threshold`."""
-    return layer_choice.as_markdown(
-        list(layer_choice.block_table(scores.of(stack, metric), threshold))
-    )
+    return tables.as_markdown(list(tables.block_table(scores.blocks(stack, distance), threshold)))
 
 
 def cut(
@@ -141,7 +141,8 @@ def cut(
         model: of transformers, of a supported family.
         layers: numbers in the model as it is now.
         stack: "encoder" or "decoder", where it has both.
-        scores: by which the layers were chosen; metric and score of a block are kept in the config.
+        scores: by which the layers were chosen; the config keeps the distance, and the score of a
+            block.
 
     Returns:
         The same model. Its config says under "depth_pruning" which layers of the original are gone.
@@ -168,9 +169,9 @@ def cut(
     surgery.apply_structure(model, family, edits)
     why: dict[str, Any] = {}
     if scores is not None and gone:
-        used = scores.of(name)
+        used = scores.blocks(name)
         is_block = gone[-1] - gone[0] == len(gone) - 1
-        why["metric"] = used.metric
+        why["distance"] = used.distance
         why |= {"score": float(used.values[len(gone) - 1, gone[0]])} if is_block else {}
     record(model.config, name, gone, len(present), why)
     for key, value in model.config.to_dict().items():

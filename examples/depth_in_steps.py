@@ -28,18 +28,18 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
     from composable.models import export
     from composable.reports import importance_plot
 
-    # 1. measure two metrics in one pass, and keep them
+    # 1. measure two distances in one pass, and keep them
     tokenizer = AutoTokenizer.from_pretrained(model)
     dense = AutoModelForCausalLM.from_pretrained(model)
     lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    metrics = ("angular_all", "bi_score")
-    found = depth.analyse(dense, lines, tokenizer, metrics=metrics, limit=256, max_length=256)
-    scores_file.save(output / "distances.npz", found)
+    names = ("angular_all", "bi_score")
+    found = depth.analyse(dense, lines, tokenizer, distances=names, limit=256, max_length=256)
+    scores_file.save(output / "scores.npz", found)
 
     # 2. at any later time: read them, look at them
-    scores = scores_file.load(output / "distances.npz")
-    importance_plot.write(output / "distances.png", [scores.of()], title=model)
-    click.echo(depth.block_table(scores, threshold=0.3, metric="bi_score"), err=True)
+    scores = scores_file.load(output / "scores.npz")
+    importance_plot.write(output / "scores.png", [scores.blocks()], title=model)
+    click.echo(depth.block_table(scores, threshold=0.3, distance="bi_score"), err=True)
 
     # 3. cut; each model from the dense one
     removed = {}

@@ -33,6 +33,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def name(self) -> str:
+        """What was read; "" of texts and batches that were given from Python."""
+        return self.corpus.name if self.corpus else ""
+
     @functools.cached_property
     def identity(self) -> str:
         """SHA-256 of every sample as the model sees it, see `identity_of`; 64 hex digits."""
@@ -56,3 +61,35 @@ class Texts:
             size = CPU_TOKENS if torch.device(device).type == "cpu" else BATCH_TOKENS
             chosen = list(length_batches(self.dataset.lengths, size))
         return [self._collate([self.dataset[index] for index in indices]) for indices in chosen]
+
+
+class GivenBatches(Texts):
+    """Batches of tensors that somebody else made; they stay as they are.
+
+    Args:
+        batches: as the model takes them.
+    """
+
+    def __init__(self, batches: list[dict[str, Tensor]]):
+        self.corpus = None
+        self.dataset = batches
+
+    def __len__(self) -> int:
+        return sum(len(next(iter(batch.values()))) for batch in self.dataset)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """As of other texts; batches of other sizes, or padded on another side, are others."""
+        return identity_of(
+            [
+                {name: (t.float() if t.is_floating_point() else t).detach().cpu()
+                 for name, t in batch.items()}
+                for batch in self.dataset
+            ]
+        )  # fmt: skip
+
+    def batches(
+        self, device: torch.device | str = "cpu", rows: int | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Return the batches."""
+        return list(self.dataset)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from composable import devices, tasks
 from composable.calibration import layer_states
 from composable.calibration.batching import Texts
-from composable.calibration.layer_states import Batch, Pair
+from composable.calibration.layer_states import Pair
 from composable.calibration.obtain import Calibration, obtain
 from composable.errors import UserError
 from composable.formats.calibration_file import SPLITS
@@ -115,14 +115,14 @@ def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
     return place[0], (first, last + 1)
 
 
-def calibration_texts(
+def calibration_set(
     dense: Checkpoint,
     calibration_data: str | None,
     key: str,
     calibration_samples: int,
     max_length: int | None,
 ) -> Texts:
-    """Read a calibration set: a file of plain texts, or the training split of the model's task.
+    """Read a calibration set and tokenise it: plain texts, or the training split of the task.
 
     Args:
         dense: whose tokenizer, and whose task.
@@ -140,34 +140,8 @@ def calibration_texts(
     if max_length:
         dense.info["max_length"] = max_length
     if dense.tokenizer is not None and is_plain(calibration_data):
+        if len(dense.family.stacks) > 1:
+            log.info("plain texts have no targets: the decoder is not measured.")
         return Texts(dense, read_texts(Path(str(calibration_data)), key, calibration_samples))
     refuse_unknown(calibration_data)
     return _split_texts(dense, calibration_data, calibration_samples, SPLITS[:1])[0]
-
-
-def batches(
-    dense: Checkpoint, batch_size: int | None, device: str, **options: Any
-) -> tuple[list[Batch], dict[str, Any]]:
-    """Read a calibration set, and make batches of it.
-
-    Args:
-        dense: whose tokenizer, and whose task.
-        batch_size: texts of a batch.
-        device: for the size of batches.
-        options: of `calibration_texts`.
-
-    Returns:
-        Batches, and what the report says of them.
-    """
-    texts = calibration_texts(dense, **options)
-    found: list[Batch] = list(texts.batches(device, batch_size))
-    missing = sorted(
-        set(dense.family.stacks) - set(dense.family.valid_tokens(dense.model, found[0]))
-    )
-    if missing:
-        log.info("plain texts have no targets: the %s is not measured.", missing[0])
-    corpus = texts.corpus
-    return found, {
-        "calibration_data": {"name": corpus.name, "sha256": corpus.sha256},
-        "samples": len(texts),
-    }

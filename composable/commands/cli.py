@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from composable.errors import UserError
+from composable.errors import ConfigError, UserError
 
 log = logging.getLogger("composable")
 Function = Callable[..., Any]
@@ -251,15 +252,38 @@ def device_option(function: Function) -> Function:
     return click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")(function)
 
 
+def parse_numbers(text: str, flag: str) -> list[int]:
+    """Read numbers of layers, separated by commas; each once, ascending.
+
+    Raises:
+        ConfigError: something else than a number stands between two commas.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"{flag} {text}: expected numbers of layers from 0, such as 3,4,5.")
+    return sorted({int(part) for part in parts})
+
+
+def given_options() -> dict[str, str]:
+    """Name of every option that the command line gives a value -> its flag."""
+    context = click.get_current_context()
+    return {
+        str(option.name): option.opts[-1]
+        for option in context.command.params
+        if isinstance(option, click.Option)
+        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    }
+
+
 def choice_options(function: Function) -> Function:
-    """Add the options that say which scores count: --stack --metric --reference-offset."""
+    """Add the options that say which distances count: --stack --distance --reference-offset."""
     for option in (
         click.option(
             "--reference-offset",
             is_flag=True,
             help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
         ),
-        click.option("--metric", help="Of the scores.  [default: the first of the file]"),
+        click.option("--distance", help="Of the scores.  [default: the first of the file]"),
         click.option(
             "--stack",
             type=click.Choice(["encoder", "decoder"]),

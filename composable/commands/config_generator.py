@@ -50,7 +50,7 @@ def chosen_rates(
     }
 
 
-def refuse_lonely(options: dict[str, Any]) -> None:
+def refuse_unused_choices(options: dict[str, Any]) -> None:
     """Refuse options that say which layers go where none are to go.
 
     Raises:
@@ -120,7 +120,7 @@ def refuse_lonely(options: dict[str, Any]) -> None:
     "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
     "--iterative found; deepest: the last but the very last, without scores.",
 )
-@cli.path_option("--scores", default=None, text="Distances that rank_importance.py wrote.")
+@cli.path_option("--scores", default=None, text="Scores that rank_importance.py wrote.")
 @cli.choice_options
 @click.option("--protect", default="", help="Layers that must stay, e.g. 0,29.")
 @click.option(
@@ -156,9 +156,11 @@ def main(
     given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
     if drop_layers and layers:
         raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
-    flag, cuts = ("--layers", layers) if layers else ("--drop-layers", drop_layers)
+    flag = "--layers" if layers else "--drop-layers"
+    cuts = [cli.parse_numbers(text, "--layers") for text in layers] or drop_layers
     if not cuts:
-        refuse_lonely(choice)
+        refuse_unused_choices(choice)
+    choice["protect"] = cli.parse_numbers(choice["protect"], "--protect")
     rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
     files.check_writable(output)
     from composable import families

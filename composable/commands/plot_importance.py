@@ -8,7 +8,7 @@ from composable.commands import cli
 
 
 @cli.command()
-@click.argument("scores", type=click.Path(path_type=Path), default=Path("distances.npz"))
+@click.argument("scores", type=click.Path(path_type=Path), default=Path("scores.npz"))
 @cli.path_option("-o", "--output", default=None, text="PNG to write.  [default: SCORES.png]")
 @cli.choice_options
 @click.option("--raw", is_flag=True, help="Colours of the distances, not of each row's range.")
@@ -17,7 +17,7 @@ def main(
     scores: Path,
     output: Path | None,
     stack: str | None,
-    metric: str | None,
+    distance: str | None,
     reference_offset: bool,
     raw: bool,
     title: str | None,
@@ -32,13 +32,11 @@ def main(
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
     found = scores_file.load(scores)
-    stacks = [stack] if stack else list(dict.fromkeys(one.stack for one in found.distances))
+    stacks = [stack] if stack else found.stacks or [""]
+    tables = [found.blocks(name, distance) for name in stacks]
     files.check_writable(output)
+    source = found.origin.model if found.origin else ""
     importance_plot.write(
-        output,
-        [found.of(name, metric) for name in stacks],
-        title=found.model if title is None else title,
-        raw=raw,
-        offset=reference_offset,
+        output, tables, title=source if title is None else title, raw=raw, offset=reference_offset
     )
-    return {"wrote": str(output), "stacks": stacks, "metric": found.of(stacks[0], metric).metric}
+    return {"wrote": str(output), "stacks": stacks, "distance": tables[0].distance}

@@ -39,6 +39,12 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
     help="Where several query heads read one key/value head: equally many leave every group, or "
     "whole groups leave with their key/value head.",
 )
+@cli.path_option(
+    "--scores",
+    default=None,
+    text="Scores that rank_importance.py wrote: the heads and neurons of the highest importance "
+    "stay at plain rates that no other option decides (method ranked).",
+)
 @cli.calibration_options
 @cli.device_option
 def main(
@@ -50,6 +56,7 @@ def main(
     mask: str | None,
     heads: str | None,
     gqa: str,
+    scores: Path | None,
     **options: Any,
 ) -> dict[str, object]:
     """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
@@ -66,6 +73,8 @@ def main(
     from composable.variants import compose, pruning
 
     preferred = _preferred(preferred, mask, HEADS[heads] if heads else None)
+    if scores:
+        preferred = tuple(dict.fromkeys((*preferred, methods.RANKED.name)))
     files.check_writable(output, test_model)
     dense = checkpoint.load(model)
     dense.require_dense(model, "pruning")
@@ -73,20 +82,21 @@ def main(
     scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
     needs, facts, inputs, states = pruning.needs(dense, scheme, preferred), {}, None, None
     texts: tuple[Any, ...] = ()
+    importance, measured = _importance(scores, dense.fingerprint, needs)
     if "inputs" in needs:
         calibration, texts = collect.calibrate(dense, held_out=False, **options)
         inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
     if "states" in needs:
         blocks = pruning.blocks_of(scheme)
         states = collect.block_moments(dense, blocks, texts=texts, **options)
-    sources = pruning.Sources(inputs, states)
+    sources = pruning.Sources(inputs, states, importance)
     variants = pruning.make_variants(
         dense, scheme, preferred, sources, whole_groups=gqa == "whole-groups"
     )
     if test_model:
         # made before anything is written
         test = compose.compose(dense, compose.that_fit(dense, variants))
-    origin = {"preferred": list(preferred), "source": dense.info["source"]}
+    origin = {"preferred": list(preferred), "source": dense.info["source"], **measured}
     bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
     report: dict[str, object] = {
         "wrote": str(output),
@@ -116,3 +126,24 @@ def _preferred(preferred: tuple[str, ...], *chosen: str | None) -> tuple[str, ..
                     f"{answers[kind]} and {name} are both asked for {kind}s; name one of them."
                 )
     return names
+
+
+def _importance(scores: Path | None, fingerprint: str, needs: Any) -> tuple[Any, dict[str, Any]]:
+    """Read a file of scores: a function from a module to its importance, and what to remember."""
+    import torch
+
+    from composable.errors import UserError
+    from composable.formats import scores_file
+
+    if scores is None:
+        return None, {}
+    if "scores" not in needs:
+        raise UserError(
+            f"--scores {scores}: other options or methods decide on every attention and ffn of the "
+            "scheme, or it has none; leave it out."
+        )
+    found = scores_file.load(scores)
+    found.require_model(fingerprint, scores)
+    origin = found.origin
+    remembered = {"method": origin.method, "options": dict(origin.options)} if origin else {}
+    return lambda module: torch.from_numpy(found.importance(module)), {"scores": remembered}

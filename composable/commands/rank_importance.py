@@ -1,27 +1,37 @@
-"""Measure how much every block of layers changes its input, on a calibration set."""
+"""Measure what matters in a model, once: heads, neurons, layers, by a method of choice."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
 from composable.commands import cli
+from composable.errors import ConfigError
+
+#: Options of every ranker, of those that read texts, and of the tables of blocks.
+ALWAYS = ("model", "method", "output", "device", "verbose", "quiet", "debug")
+OF_TEXTS = ("calibration_data", "key", "calibration_samples", "max_length")
+OF_BLOCKS = ("threshold", "reference_offset")
 
 
 @cli.command()
 @cli.model_option("model/t5-small.pth")
 @click.option(
-    "--method", type=click.Choice(["layer_distance"]), default="layer_distance", help="Of scoring."
+    "--method",
+    default="layer_distance",
+    help="What is measured. layer_distance: how much every block of layers changes its input; l1: "
+    "heads and neurons by the size of their weights; random: these at random, as a control.",
 )
 @click.option(
-    "--metric",
-    "metrics",
+    "--distance",
+    "distances",
     multiple=True,
     default=("angular_all",),
     metavar="NAME..",
-    help="angular_all, angular_last, angular_token:I, bi_score, relative_magnitude, "
-    "relative_residual, euclidean_last, linear_approximation_last (both also token:I), linear_fit; "
-    "several are measured in one pass.",
+    help="Of layer_distance: angular_all, angular_last, angular_token:I, bi_score, "
+    "relative_magnitude, relative_residual, euclidean_last, linear_approximation_last (both also "
+    "token:I), linear_fit; several are measured in one pass.",
 )
 @click.option(
     "--calibration-data",
@@ -42,7 +52,7 @@ from composable.commands import cli
     type=click.IntRange(min=1),
     help="Samples of a batch.  [default: as many as are 2,048 tokens]",
 )
-@cli.path_option("-o", "--output", default="distances.npz", text="File to write.")
+@cli.path_option("-o", "--output", default="scores.npz", text="File to write.")
 @click.option("--threshold", type=float, help="List blocks up to this score only.")
 @click.option(
     "--reference-offset",
@@ -52,7 +62,7 @@ from composable.commands import cli
 @click.option(
     "--iterative",
     type=click.IntRange(min=1),
-    help="Also let so many layers go one by one, by the first metric, measuring again each time.",
+    help="Also let so many layers go one by one, by the first distance, measuring again each time.",
 )
 @click.option(
     "--stack",
@@ -68,57 +78,95 @@ from composable.commands import cli
 @click.option(
     "--memory-budget",
     type=cli.BYTES,
-    default="2G",
-    help="Memory for the moments of linear_fit; what does not fit takes more passes.",
+    help="Memory for the moments of linear_fit; what does not fit takes more passes.  "
+    "[default: 2G]",
 )
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, help="Of random.")
 @cli.device_option
 def main(
     model: Path,
     method: str,
-    metrics: tuple[str, ...],
     output: Path,
     threshold: float | None,
     reference_offset: bool,
-    iterative: int | None,
-    stack: str | None,
     protect: str,
-    largest: int | None,
-    memory_budget: int,
+    memory_budget: int | None,
     device: str,
-    **texts: Any,
+    calibration_data: str | None,
+    key: str,
+    calibration_samples: int,
+    max_length: int | None,
+    **settings: Any,
 ) -> dict[str, object]:
-    """Measure how much every block of layers changes its input, on a calibration set.
+    """Measure what matters in a model, and write it as scores.
 
-    The smaller the distance between what enters a block and what leaves it, the less is lost with
-    the block. config_generator.py --scores chooses layers by the file, plot_importance.py draws it.
+    config_generator.py --scores chooses layers by their distances, which plot_importance.py draws:
+    the smaller the distance between what enters a block and what leaves it, the less is lost with
+    the block. prune.py --scores keeps the heads and neurons of the highest importance.
     """
-    from composable import devices, files
-    from composable.calibration import collect, layer_states
+    from composable import devices, files, ranking
+    from composable.calibration import collect
     from composable.formats import scores_file
-    from composable.linalg.state_distances import Metric
     from composable.models import checkpoint
-    from composable.ranking import layer_choice, layer_distance
+    from composable.ranking import base
 
-    wanted = [Metric.parse(name) for name in dict.fromkeys(metrics)]
+    ranker = ranking.by_name(method)
+    settings |= {
+        "protect": cli.parse_numbers(protect, "--protect"),
+        "memory_budget": memory_budget,
+    }
+    options = _options(ranker, settings)
     files.check_writable(output)
     dense = checkpoint.load(model)
     dense.require_dense(model, "rank_importance.py")
-    device = devices.select_device(device)
-    dense.model.float().to(device)
-    batches, facts = collect.batches(dense, device=device, **texts)
-    reader = layer_states.Reader.of(dense.model, dense.family)
-    protected = layer_choice.parse_numbers(protect, "--protect")
-    removing = layer_distance.removing(reader, batches, wanted[0], stack, iterative, protected)
-    found = layer_distance.measure(reader, batches, wanted, largest, memory_budget)
-    scores = layer_distance.scores_of(found, dense.info["source"], dense.fingerprint)
-    if removing:
-        scores.removals.append(layer_distance.removal(removing, batches))
+    dense.model.float().to(devices.select_device(device))  # type: ignore[arg-type]
+    reading = (calibration_data, key, calibration_samples, max_length)
+    texts = collect.calibration_set(dense, *reading) if ranker.reads_texts else None
+    scores = base.rank(ranker, dense, texts, options)
     scores_file.save(output, scores)
     return {
         "wrote": str(output),
         "method": method,
-        **facts,
-        "tokens": {one.stack: one.tokens for one in found},
-        "blocks": layer_choice.tables(scores, threshold, reference_offset),
-        "removal": {one.stack: one.order for one in scores.removals},
+        **_read(scores),
+        **_tables(scores, threshold, reference_offset),
     }
+
+
+def _read(scores: Any) -> dict[str, object]:
+    """Say which texts were read, if any were."""
+    read = scores.origin.texts
+    if read is None:
+        return {}
+    return {
+        "calibration_data": {"name": read.name, "sha256": read.sha256},
+        "samples": read.samples,
+        "tokens": read.tokens,
+    }
+
+
+def _tables(scores: Any, threshold: float | None, offset: bool) -> dict[str, object]:
+    """Say what was measured; the best blocks of layers are logged as tables."""
+    from composable.ranking import block_table
+
+    found: dict[str, object] = {}
+    if scores.units:
+        found["units"] = {name: len(one.importance) for name, one in scores.units.items()}
+    if scores.distances:
+        found["blocks"] = block_table.tables(scores, threshold, offset)
+        found["removal"] = [order.modules for order in scores.orders]
+    return found
+
+
+def _options(ranker: Any, settings: dict[str, Any]) -> Any:
+    """Make the options of a ranker; refuse what it does not look at.
+
+    Raises:
+        ConfigError: an option is given that is not of this ranker.
+    """
+    own = {field.name for field in dataclasses.fields(ranker.options)}
+    known = {*ALWAYS, *own, *(OF_TEXTS if ranker.reads_texts else ())}
+    known |= {*OF_BLOCKS} if "distances" in own else set()
+    for name, flag in cli.given_options().items():
+        if name not in known:
+            raise ConfigError(f"{flag}: is no option of the method {ranker.name}; leave it out.")
+    return ranker.options(**{name: value for name, value in settings.items() if name in own})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Rate = float
 WHOLE_OR_NOTHING = ("layer",)
-#: Ways to choose the layers that go, see `distances.Choice`; the first is the default.
+#: Ways to choose the layers that go, see `ranking.layer_choice.Choice`; the first is the default.
 POLICIES = ("block", "singles", "deepest", "iterative")
 
 

@@ -17,7 +17,7 @@ from composable.errors import ShapeError, UserError
 CHUNK = 256
 EPSILON = 1e-6
 LAST = -1
-#: Measured by `layer_states.fit_errors`, not from inner products.
+#: Measured by a fit in `ranking.layer_distance`, not from inner products.
 LINEAR_FIT = "linear_fit"
 _ALL = {
     "angular_all": "angular",
@@ -37,7 +37,7 @@ KNOWN = (
 
 
 @dataclass(frozen=True)
-class Metric:
+class Distance:
     """A distance between the states a before and b after a block of layers.
 
     Attributes:
@@ -51,8 +51,8 @@ class Metric:
     token: int | None
 
     @classmethod
-    def parse(cls, name: str) -> "Metric":
-        """Read the name of a metric.
+    def parse(cls, name: str) -> "Distance":
+        """Read the name of a distance.
 
         Raises:
             UserError: unknown; the message lists the known ones.
@@ -61,7 +61,7 @@ class Metric:
             return cls(name, _ALL[name], None)
         match = _TOKEN.fullmatch(name)
         if match is None:
-            raise UserError(f'unknown metric "{name}"; known are {", ".join(KNOWN)}.')
+            raise UserError(f'unknown distance "{name}"; known are {", ".join(KNOWN)}.')
         return cls(name, match[1], LAST if match[2] is None else int(match[2]))
 
 
@@ -119,12 +119,12 @@ FORMULAS = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Which tokens of a batch the metrics look at.
+    """Which tokens of a batch the distances look at.
 
     Attributes:
         index: (tokens,) positions in the flattened batch.
         weight: (tokens,) float64, one over the real tokens of the token's sample.
-        places: token of a metric -> which of `index` are that token of some sample.
+        places: token of a distance -> which of `index` are that token of some sample.
         samples: in the batch.
         is_all: whether all real tokens are among them, not those of `places` alone.
     """
@@ -136,12 +136,12 @@ class Tokens:
     is_all: bool
 
     @classmethod
-    def of(cls, mask: Tensor, metrics: Sequence[Metric]) -> "Tokens":
-        """Find the tokens that `metrics` need.
+    def of(cls, mask: Tensor, distances: Sequence[Distance]) -> "Tokens":
+        """Find the tokens that `distances` need.
 
         Args:
             mask: (batch, length), True where a token is real; padding on either side.
-            metrics: what will be measured.
+            distances: what will be measured.
 
         Raises:
             UserError: a sample has no real token.
@@ -151,11 +151,11 @@ class Tokens:
             raise UserError("a sample of the calibration set has no token; leave empty ones out.")
         rows, columns = mask.nonzero(as_tuple=True)
         number = (mask.long().cumsum(1) - 1)[rows, columns]  # of a real token within its sample
-        wanted = {metric.token for metric in metrics if metric.token is not None}
+        wanted = {distance.token for distance in distances if distance.token is not None}
         is_place = {
             token: number == (lengths[rows] - 1 if token == LAST else token) for token in wanted
         }
-        is_all = any(metric.token is None for metric in metrics)
+        is_all = any(distance.token is None for distance in distances)
         kept = torch.ones_like(rows, dtype=torch.bool)
         if not is_all:
             kept = torch.stack(list(is_place.values())).any(0)
@@ -169,21 +169,21 @@ class Sums:
     """Distances of all blocks of a stack, added up over samples, each of weight 1.
 
     Attributes:
-        metrics: what is measured; not `LINEAR_FIT`.
+        distances: what is measured; not `LINEAR_FIT`.
         layers: of the stack.
-        totals: (metrics, layers + 1, layers + 1), float64, from a state to a state.
-        counts: samples that each metric could be taken of; shorter ones have no i-th token.
+        totals: (distances, layers + 1, layers + 1), float64, from a state to a state.
+        counts: samples that each distance could be taken of; shorter ones have no i-th token.
     """
 
-    metrics: Sequence[Metric]
+    distances: Sequence[Distance]
     layers: int
     totals: Tensor = field(init=False)
     counts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         size = self.layers + 1
-        self.totals = torch.zeros(len(self.metrics), size, size, dtype=torch.float64)
-        self.counts = [0] * len(self.metrics)
+        self.totals = torch.zeros(len(self.distances), size, size, dtype=torch.float64)
+        self.counts = [0] * len(self.distances)
 
     def add(self, states: Sequence[Tensor], tokens: Tokens) -> None:
         """Add a batch.
@@ -198,25 +198,25 @@ class Sums:
         if len(states) != self.layers + 1:
             raise ShapeError(f"{len(states)} states, {self.layers + 1} were expected.")
         for place, index in tokens.places.items():
-            chosen = [i for i, metric in enumerate(self.metrics) if metric.token == place]
+            chosen = [i for i, distance in enumerate(self.distances) if distance.token == place]
             for part in index.split(CHUNK):
                 gram = _gram(states, part)
                 for i in chosen:
-                    self.totals[i] += FORMULAS[self.metrics[i].formula](gram).sum(0).cpu()
+                    self.totals[i] += FORMULAS[self.distances[i].formula](gram).sum(0).cpu()
             for i in chosen:
                 self.counts[i] += len(index)
-        chosen = [i for i, metric in enumerate(self.metrics) if metric.token is None]
+        chosen = [i for i, distance in enumerate(self.distances) if distance.token is None]
         for part in torch.arange(len(tokens.index) if chosen else 0).split(CHUNK):
             gram = _gram(states, part)
             weight = tokens.weight[part.to(tokens.weight.device)].to(gram.device)
             for i in chosen:
-                values = FORMULAS[self.metrics[i].formula](gram)
+                values = FORMULAS[self.distances[i].formula](gram)
                 self.totals[i] += torch.einsum("n,nab->ab", weight, values).cpu()
         for i in chosen:
             self.counts[i] += tokens.samples
 
     def results(self) -> list[Tensor]:
-        """Return the mean distance of every block by each metric, see `by_block`."""
+        """Return the mean distance of every block by each distance, see `by_block`."""
         return [
             by_block(total / count if count else torch.full_like(total, torch.nan))
             for total, count in zip(self.totals, self.counts, strict=True)

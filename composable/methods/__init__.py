@@ -9,6 +9,7 @@ from composable.methods.l1 import L1
 from composable.methods.linear_map import LINEAR_MAP
 from composable.methods.neuron_l1 import NEURON_L1
 from composable.methods.obs import OBS
+from composable.methods.ranked import RANKED
 from composable.methods.sparsegpt import SPARSEGPT
 from composable.methods.wanda import WANDA
 
@@ -16,12 +17,13 @@ METHODS: tuple[Method, ...] = (
     *(L1, WANDA, OBS, SPARSEGPT, ALPS),
     *(HEAD_L1, HEAD_GRAM),
     NEURON_L1,
+    RANKED,
     LINEAR_MAP,
 )
 #: The method for a plain rate, by kind of module.
 DEFAULTS = {"linear": L1, "attention": HEAD_L1, "ffn": NEURON_L1}
 
-__all__ = ["DEFAULTS", "METHODS", "Evidence", "Method", "Pruned", "by_name", "for_kind"]
+__all__ = ["DEFAULTS", "METHODS", "RANKED", "Evidence", "Method", "Pruned", "by_name", "for_kind"]
 
 
 def by_name(name: str) -> Method:

@@ -38,10 +38,14 @@ def head_importance(q: Tensor, k: Tensor, v: Tensor, heads: int, groups: int = 0
     return own + (shared * groups / heads).repeat_interleave(heads // groups)  # type: ignore[operator,union-attr]
 
 
-def _prune(attention: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
+def importance_of(attention: nn.Module, module: Module) -> Tensor:
+    """Rank the heads of an attention, see `head_importance`."""
     q, k, v = (attention.get_parameter(f"{module.part(role)}.weight") for role in "qkv")
-    importance = head_importance(q, k, v, module.units, module.groups)
-    return Pruned(kept_units=kept_heads(importance, module, rate))
+    return head_importance(q, k, v, module.units, module.groups)
+
+
+def _prune(attention: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
+    return Pruned(kept_units=kept_heads(importance_of(attention, module), module, rate))
 
 
 HEAD_L1 = Method(

@@ -25,12 +25,16 @@ def neuron_importance(incoming: Sequence[Tensor], outgoing: Tensor) -> Tensor:
     return rows.sum(0) + outgoing.detach().double().abs().sum(0)
 
 
-def _prune(ffn: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
+def importance_of(ffn: nn.Module, module: Module) -> Tensor:
+    """Rank the neurons of an ffn, see `neuron_importance`."""
     incoming = [
         ffn.get_parameter(f"{child}.weight") for role, child in module.parts if role != "down"
     ]
-    importance = neuron_importance(incoming, ffn.get_parameter(f"{module.part('down')}.weight"))
-    return Pruned(kept_units=kept_units(importance, rate))
+    return neuron_importance(incoming, ffn.get_parameter(f"{module.part('down')}.weight"))
+
+
+def _prune(ffn: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
+    return Pruned(kept_units=kept_units(importance_of(ffn, module), rate))
 
 
 NEURON_L1 = Method(

@@ -6,7 +6,7 @@ import json
 import pickle
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,18 @@ def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         64 hexadecimal digits. The hash runs over the canonical JSON of the config, then, for each
         name in sorted order, the JSON list [name, dtype, shape] and the raw little-endian bytes.
     """
+    return fingerprint_of_stream(config, unique_tensors(tensors))
+
+
+def fingerprint_of_stream(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash a model as `fingerprint_of` does, of which one tensor at a time is in memory.
+
+    Args:
+        config: as stored in the model file.
+        tensors: names and tensors in the order of the names, tied ones once.
+    """
     total = hashlib.sha256(files.canonical_json(dict(config)).encode())
-    for name, tensor in unique_tensors(tensors):
+    for name, tensor in tensors:
         total.update(files.canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
         total.update(_bytes_of(tensor))
     return total.hexdigest()

@@ -1,6 +1,6 @@
 """What a model costs: parameters, zeros, multiply-accumulates (the formula is in docs/costs.md)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,7 @@ def macs(
             "or more, and one of them above 0."
         )
     by_module = {
-        module.name: _linear_macs(model, module, lengths, nonzero) + _score_macs(module, lengths)
+        module.name: int(_module_macs(model, module, lengths, nonzero))
         for module in family.modules(model)
         if module.kind in ("attention", "ffn")
     }
@@ -115,6 +115,40 @@ def macs(
             count = layer.weight.count_nonzero() if nonzero else layer.weight.numel()
             by_module[module.name] = int(count) * lengths[module.stack]
     return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
+
+
+def macs_per_unit(
+    model: "nn.Module", family: "Family", lengths: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Count the multiply-accumulates that leave with one unit of a module, in one forward pass.
+
+    Args:
+        model: dense; on the meta device as well.
+        family: names its modules.
+        lengths: stack -> tokens of a sequence, also on average; others have the lengths of `macs`.
+
+    Returns:
+        Name of every module -> MACs of a head, a neuron, a weight of a linear, or a whole layer;
+        those of a key/value head are shared by the query heads that read it.
+    """
+    usual = {"encoder": SOURCE_LENGTH, "decoder": TARGET_LENGTH}
+    tokens = {**usual, **(lengths or {})}
+    modules = family.modules(model)
+    wholes = {
+        module.name: _module_macs(model, module, tokens)
+        for module in modules
+        if module.kind in ("attention", "ffn")
+    }
+    found: dict[str, float] = {}
+    for module in modules:
+        if module.kind == "linear":
+            found[module.name] = tokens[module.stack]
+        elif module.kind == "layer":
+            inside = f"{module.name}."
+            found[module.name] = sum(n for name, n in wholes.items() if name.startswith(inside))
+        else:
+            found[module.name] = wholes[module.name] / max(1, module.units)
+    return found
 
 
 def report(
@@ -158,22 +192,18 @@ def _stored(model: "nn.Module") -> Iterator["nn.Parameter"]:
         yield weight
 
 
-def _linear_macs(
-    model: "nn.Module", module: "Module", lengths: dict[str, int], nonzero: bool
-) -> int:
-    """MACs of the linears of one module: weights times the tokens that pass them."""
+def _module_macs(
+    model: "nn.Module", module: "Module", lengths: Mapping[str, float], nonzero: bool = False
+) -> float:
+    """MACs of one attention or ffn: weights times the tokens that pass them, scores, context."""
     holder = model.get_submodule(module.holder)
-    total = 0
+    total = 0.0
     for role, child in module.parts:
         weight = holder.get_parameter(f"{child}.weight")
         weights = weight.count_nonzero() if nonzero else weight.numel()
         stack = "encoder" if module.is_cross and role in ("k", "v") else module.stack
         total += int(weights) * lengths[stack]
-    return total
-
-
-def _score_macs(module: "Module", lengths: dict[str, int]) -> int:
-    """MACs of scores (queries by keys) and context (scores by values) of one attention."""
     queries = lengths[module.stack]
     keys = lengths["encoder"] if module.is_cross else queries
-    return 2 * module.units * module.head_size * queries * keys
+    # queries by keys, and scores by values
+    return total + 2 * module.units * module.head_size * queries * keys

@@ -1,10 +1,8 @@
 """Which layers go: by distances between layer states, by a policy and a number."""
 
-import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +10,9 @@ from numpy.typing import NDArray
 from composable.errors import ConfigError, UserError
 from composable.formats import scores_file
 from composable.formats.config import POLICIES, Configuration, Entry
-from composable.formats.scores_file import Distances, Scores
+from composable.formats.scores import BlockDistances, Scores
 from composable.methods.linear_map import LINEAR_MAP
 from composable.models.checkpoint import Checkpoint
-from composable.ranking import layer_choice
-
-log = logging.getLogger("composable")
 
 
 def starts(values: NDArray[np.float64], size: int, protected: Collection[int] = ()) -> list[int]:
@@ -31,7 +26,7 @@ def starts(values: NDArray[np.float64], size: int, protected: Collection[int] = 
 
 
 def best_block(
-    distances: Distances, size: int, protected: Collection[int] = (), offset: bool = False
+    distances: BlockDistances, size: int, protected: Collection[int] = (), offset: bool = False
 ) -> tuple[int, float]:
     """Find the block of `size` layers that changes its input least.
 
@@ -66,25 +61,6 @@ def best_block(
     return first, float(row[first])
 
 
-def block_table(
-    distances: Distances, threshold: float | None = None, offset: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Yield the best block of every size, where its distance is at most `threshold`."""
-    for size in range(1, distances.layers):
-        if np.isnan(distances.values[size - 1 + offset]).all():
-            continue
-        first, score = best_block(distances, size, offset=offset)
-        if threshold is None or score <= threshold:
-            yield {"block_size": size, "first": first, "last": first + size - 1, "score": score}
-
-
-def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write a block table as Markdown."""
-    lines = ["| Block size | Removed layers | Score (avg dist) |", "|---|---|---|"]
-    lines += [f"| {r['block_size']} | {r['first']}-{r['last']} | {r['score']:.3f} |" for r in rows]
-    return "\n".join(lines) + "\n"
-
-
 @dataclass(frozen=True)
 class Choice:
     """Which layers of a stack go.
@@ -95,7 +71,7 @@ class Choice:
             very last (the simple heuristic of Gromov et al.); "iterative": in the order measured.
         scores: for all policies but "deepest".
         stack: whose layers; None where there is one alone.
-        metric: of the scores; None: the first of the file.
+        distance: of the scores; None: the first of the file.
         protected: layers that must stay.
         offset: see `best_block`.
     """
@@ -103,7 +79,7 @@ class Choice:
     policy: str = "block"
     scores: Scores | None = None
     stack: str | None = None
-    metric: str | None = None
+    distance: str | None = None
     protected: Collection[int] = ()
     offset: bool = False
 
@@ -141,9 +117,9 @@ class Choice:
             raise ConfigError(f"policy {self.policy}: unknown; known are {', '.join(POLICIES)}.")
         check_protected(self.protected, total)
         if self.offset and self.policy != "block":
-            raise ConfigError(f"--reference-offset: not for the policy {self.policy}, only block.")
-        if self.metric and self.policy == "deepest":
-            raise ConfigError(f"--metric {self.metric}: the policy deepest looks at no scores.")
+            raise ConfigError(f"offset: not for the policy {self.policy}, only for block.")
+        if self.distance and self.policy == "deepest":
+            raise ConfigError(f"distance {self.distance}: the policy deepest looks at no scores.")
 
     def _order(self, total: int) -> list[int]:
         """Layers that may go, the first to go first."""
@@ -154,26 +130,29 @@ class Choice:
             first = starts(found.values, 1, self.protected)
             return sorted(first, key=found.values[0].item)
         assert self.scores is not None
-        removal = self.scores.removal(found.stack)
-        if self.metric not in (None, removal.metric):
+        order = self.scores.order_of_layers(found.stack)
+        if self.distance not in (None, order.distance):
             raise ConfigError(
-                f"--metric {self.metric}: the order of removal was measured by {removal.metric}."
+                f"distance {self.distance}: the order of removal was measured by {order.distance}."
             )
-        if set(self.protected) != set(removal.protected):
+        gone, protected = (
+            [int(name.rpartition(".")[2]) for name in names]
+            for names in (order.modules, order.protected)
+        )
+        if set(self.protected) != set(protected):
             raise ConfigError(
-                f"--protect {_listed(self.protected)}: the order of removal was measured with "
-                f"{_listed(removal.protected)} protected; rank_importance.py --iterative has "
-                "--protect, too."
+                f"protected layers {_listed(self.protected)}: the order of removal was measured "
+                f"with {_listed(protected)} protected; measure it with the same ones."
             )
-        return removal.order
+        return gone
 
-    def _distances(self, total: int) -> Distances:
+    def _distances(self, total: int) -> BlockDistances:
         if self.scores is None:
-            raise UserError(
-                f"the policy {self.policy} needs --scores, a file of rank_importance.py."
-            )
-        # the order of removal may be by another metric than the first
-        found = self.scores.of(self.stack, None if self.policy == "iterative" else self.metric)
+            raise UserError(f"the policy {self.policy} needs scores, a file of rank_importance.py.")
+        # the order of removal may be by another distance than the first
+        found = self.scores.blocks(
+            self.stack, None if self.policy == "iterative" else self.distance
+        )
         if found.layers != total:
             raise ConfigError(
                 f"the scores are of {found.layers} layers, the {self.stack or 'model'} has "
@@ -186,56 +165,37 @@ def check_protected(protected: Collection[int], total: int) -> None:
     """Refuse layers that do not exist.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: one of them does not exist.
     """
     if unknown := [layer for layer in protected if not 0 <= layer < total]:
-        raise ConfigError(f"--protect {unknown[0]}: expected layers from 0 to {total - 1}.")
+        raise ConfigError(f"protected layer {unknown[0]}: expected 0 to {total - 1}.")
 
 
 def _listed(layers: Collection[int]) -> str:
     return ",".join(map(str, sorted(layers))) or "none"
 
 
-#: Tables of more blocks go to the report alone.
-SHOWN = 16
-
-
-def tables(scores: Scores, threshold: float | None, offset: bool) -> dict[str, Any]:
-    """Return the best blocks by stack and metric, and log them as tables."""
-    found: dict[str, Any] = {}
-    for one in scores.distances:
-        rows = list(layer_choice.block_table(one, threshold, offset))
-        found.setdefault(one.stack, {})[one.metric] = rows
-        more = f"... {len(rows) - SHOWN} more in the report\n" if len(rows) > SHOWN else ""
-        log.info(
-            "%s, %s, %d samples:\n%s%s",
-            *(one.stack, one.metric, one.samples),
-            *(layer_choice.as_markdown(rows[:SHOWN]), more),
-        )
-    return found
-
-
 def configurations(
     dense: Checkpoint,
-    cuts: Sequence[int | str],
+    cuts: Sequence[int | Sequence[int]],
     policy: str,
     scores: Path | None,
     stack: str | None,
-    metric: str | None,
+    distance: str | None,
     reference_offset: bool,
-    protect: str,
+    protect: Collection[int],
     linear_map: bool,
 ) -> list[Configuration]:
     """Choose layers as the options of config_generator.py say.
 
     Args:
         dense: the model.
-        cuts: for every configuration how many layers go, or their numbers ("3,4").
-        policy: see `layer_choice.Choice`, as for the options below.
+        cuts: for every configuration how many layers go, or their numbers.
+        policy: see `Choice`, as for the options below.
         scores: file.
         stack: whose layers, where there are two.
-        metric: of the scores.
-        reference_offset: see `layer_choice.best_block`.
+        distance: of the scores.
+        reference_offset: see `best_block`.
         protect: numbers of layers that stay.
         linear_map: whether a linear map comes in the place of every run of layers.
 
@@ -244,49 +204,38 @@ def configurations(
 
     Raises:
         ConfigError: so many cannot go, or not those.
-        UserError: the scores do not have what is needed.
+        UserError: the scores do not have what is needed, or are of another model.
     """
-    modules = dense.family.modules(dense.model)
+    name, names = _layers(dense, stack)
+    found = scores_file.load(scores) if scores else None
+    if found and scores:
+        found.require_model(dense.fingerprint, scores)
+    check_protected(protect, len(names))
+    choice = Choice(policy, found, name, distance, protect, reference_offset)
+    chosen = [
+        choice.layers(one, len(names)) if isinstance(one, int) else sorted(set(one)) for one in cuts
+    ]
+    for layer in {layer for layers in chosen for layer in layers}:
+        if layer >= len(names) or layer in protect:
+            raise ConfigError(
+                f"layer {layer}: expected one of the {name}'s layers 0 to {len(names) - 1} that is "
+                "not protected."
+            )
+    return [layer_entries(names, layers, linear_map) for layers in chosen]
+
+
+def _layers(dense: Checkpoint, stack: str | None) -> tuple[str, list[str]]:
+    """Find the stack that is meant, and the names of its layers."""
     names: dict[str, list[str]] = {}
-    for module in modules:
+    for module in dense.family.modules(dense.model):
         if module.kind == "layer":
             names.setdefault(module.stack, []).append(module.name)
     if stack is None and len(names) > 1:
-        raise ConfigError(f"the model has {' and '.join(names)}; say which with --stack.")
+        raise ConfigError(f"the model has {' and '.join(names)}; name one of them as the stack.")
     if stack is not None and stack not in names:
-        raise ConfigError(f"--stack {stack}: this model has only {' and '.join(names)}.")
+        raise ConfigError(f"stack {stack}: this model has only {' and '.join(names)}.")
     name = stack or next(iter(names))
-    found = scores_file.load(scores) if scores else None
-    if found and found.fingerprint not in ("", dense.fingerprint):
-        raise ConfigError(f"{scores}: measured on another model; run rank_importance.py on this.")
-    protected = parse_numbers(protect, "--protect")
-    check_protected(protected, len(names[name]))
-    choice = Choice(policy, found, name, metric, protected, reference_offset)
-    chosen = [
-        choice.layers(one, len(names[name]))
-        if isinstance(one, int)
-        else parse_numbers(one, "--layers")
-        for one in cuts
-    ]
-    for layer in {layer for layers in chosen for layer in layers}:
-        if layer >= len(names[name]) or layer in protected:
-            raise ConfigError(
-                f"--layers {layer}: expected one of the {name}'s layers 0 to "
-                f"{len(names[name]) - 1} that is not protected."
-            )
-    return [layer_entries(names[name], layers, linear_map) for layers in chosen]
-
-
-def parse_numbers(text: str, where: str) -> list[int]:
-    """Read numbers of layers, separated by commas; each once, ascending.
-
-    Raises:
-        ConfigError: they are none.
-    """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"{where} {text}: expected numbers of layers from 0, such as 3,4,5.")
-    return sorted({int(part) for part in parts})
+    return name, names[name]
 
 
 def layer_entries(

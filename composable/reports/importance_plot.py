@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from composable.files import atomic_write
-from composable.formats.scores_file import Distances
+from composable.formats.scores import BlockDistances
 from composable.ranking.layer_choice import best_block
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ MARK = "#D55E00"
 
 
 def write(
-    path: Path, found: Sequence[Distances], title: str = "", raw: bool = False, offset: bool = False
+    path: Path,
+    found: Sequence[BlockDistances],
+    title: str = "",
+    raw: bool = False,
+    offset: bool = False,
 ) -> None:
     """Draw every stack in a row of its own, into a PNG file, whole or not at all."""
     picture = png(found, title, raw, offset)
@@ -31,7 +35,7 @@ def write(
 
 
 def png(
-    found: Sequence[Distances], title: str = "", raw: bool = False, offset: bool = False
+    found: Sequence[BlockDistances], title: str = "", raw: bool = False, offset: bool = False
 ) -> bytes:
     """Draw distances.
 
@@ -73,7 +77,9 @@ def by_row(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-def _draw_blocks(figure: "Figure", axes: "Axes", one: Distances, raw: bool, offset: bool) -> None:
+def _draw_blocks(
+    figure: "Figure", axes: "Axes", one: BlockDistances, raw: bool, offset: bool
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     layers = one.layers
@@ -96,13 +102,13 @@ def _draw_blocks(figure: "Figure", axes: "Axes", one: Distances, raw: bool, offs
     axes.set_ylabel("Layers in the block")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(" ".join(filter(None, (one.metric, one.stack))), fontsize=10)
+    axes.set_title(" ".join(filter(None, (one.distance, one.stack))), fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     label = "Distance" if raw else "Distance, each row from its least to its most"
     figure.colorbar(picture, ax=axes, label=label)
 
 
-def _draw_layers(figure: "Figure", axes: "Axes", one: Distances) -> None:
+def _draw_layers(figure: "Figure", axes: "Axes", one: BlockDistances) -> None:
     from matplotlib.ticker import MaxNLocator
 
     column = one.values[0][:, None]

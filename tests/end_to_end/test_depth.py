@@ -11,10 +11,11 @@ import transformers
 
 from composable.errors import MismatchError
 from composable.formats import scores_file
+from composable.formats.scores import BlockDistances, Scores
 from composable.models import checkpoint, export
 from composable.models.structure import Edit, removed_layers
 from composable.ranking import layer_choice
-from tests import tiny, tiny_tasks
+from tests import tiny, tiny_scores, tiny_tasks
 from tests.end_to_end.conftest import Ended
 from tests.end_to_end.conftest import call as call_in
 
@@ -56,18 +57,18 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     stack = ["--stack", "decoder"] if layout == "t5" else []
     report = ok(
         tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data,
-        "--metric", "bi_score", "angular_token:0", "--iterative", 2, *stack,
+        "--distance", "bi_score", "angular_token:0", "--iterative", 2, *stack,
     )  # fmt: skip
     names = {"t5": ["encoder", "decoder"]}.get(layout) or list(report["blocks"])
     assert list(report["blocks"]) == names
     assert set(report["blocks"][names[-1]]) == {"bi_score", "angular_token:0"}
     ok(tmp_path, "plot_importance.py")
-    assert (tmp_path / "distances.png").read_bytes()[:4] == b"\x89PNG"
-    choose = ("config_generator.py", "-m", model, "--scores", "distances.npz", *stack)
+    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    choose = ("config_generator.py", "-m", model, "--scores", "scores.npz", *stack)
     ok(tmp_path, *choose, "--drop-layers", 1, 2, "--attention", 0.5, 0.25)
     ok(tmp_path, "prune_scheme_generator.py")
     ok(tmp_path, "prune.py", "-m", model)
-    scores = scores_file.load(tmp_path / "distances.npz").of(names[-1])
+    scores = scores_file.load(tmp_path / "scores.npz").blocks(names[-1])
     first, _ = layer_choice.best_block(scores, 2)
     ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
     composed = checkpoint.load(tmp_path / "composed.pth")
@@ -84,9 +85,10 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     composed = checkpoint.load(tmp_path / "composed.pth")
     report = ok(tmp_path, "export_model.py", "-m", "composed.pth", "-o", "folder")
     assert report["removed_layers"] == removed_layers(composed.structure, composed.family)
-    order = scores_file.load(tmp_path / "distances.npz").removal(names[-1]).order
+    order = scores_file.load(tmp_path / "scores.npz").order_of_layers(names[-1])
+    gone = sorted(int(name.rpartition(".")[2]) for name in order.modules)
     again = type(composed.model).from_pretrained(tmp_path / "folder").eval()
-    assert again.config.depth_pruning[names[-1]]["removed"] == sorted(order)
+    assert again.config.depth_pruning[names[-1]]["removed"] == gone
     batch = tiny.inputs(composed)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -111,9 +113,9 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("the man sits in the house\nthe red dog runs . a cat sleeps\n" * 3)
     rank = ("rank_importance.py", "-m", model, "--calibration-data", texts)
-    fit = ok(tmp_path, *rank, "--metric", "linear_fit", "--largest", 2, "--batch-size", 2)
+    fit = ok(tmp_path, *rank, "--distance", "linear_fit", "--largest", 2, "--batch-size", 2)
     assert [row["block_size"] for row in fit["blocks"]["decoder"]["linear_fit"]] == [1, 2]
-    choose = ("config_generator.py", "-m", model, "--scores", "distances.npz")
+    choose = ("config_generator.py", "-m", model, "--scores", "scores.npz")
     ok(tmp_path, *choose, "--drop-layers", 2, "--linear-map")
     (configuration,) = json.loads((tmp_path / "conf.json").read_text())
     ((name, entry),) = [(n, e) for n, e in configuration.items() if e]
@@ -200,19 +202,19 @@ def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--drop-layers", 1], "the policy block needs --scores"),
+        (["--drop-layers", 1], "the policy block needs scores"),
         (
             ["--drop-layers", 1, 2, "--attention", 0.5],
             "--attention has 1 rates and --drop-layers has 2",
         ),
         (["--layers", "1", "--drop-layers", 1], "both say which layers go"),
-        (["--layers", "9"], "--layers 9: expected one of the decoder's layers 0 to 3"),
+        (["--layers", "9"], "layer 9: expected one of the decoder's layers 0 to 3"),
         (["--layers", "1", "--protect", "1"], "that is not protected"),
         (["--layers", "x"], "--layers x: expected numbers of layers"),
         (["--layers", "0,1,2,3"], "all 4 decoder layers are at rate 1"),
         (
             ["--drop-layers", 1, "--stack", "encoder"],
-            "--stack encoder: this model has only decoder",
+            "stack encoder: this model has only decoder",
         ),
         (["--drop-layers", 1, "--scores", "none.npz"], "none.npz: No such file"),
         (["--drop-layers", 1, "--scores", "other.npz"], "other.npz: measured on another model"),
@@ -223,45 +225,50 @@ def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
         (["--scores", "short.npz"], "--scores needs --drop-layers N or --layers"),
         (["--policy", "singles"], "--policy needs --drop-layers N or --layers"),
         (["--linear-map", "--attention", 0.5], "--linear-map needs --drop-layers N"),
-        (["--layers", 1, "--protect", 7], "--protect 7: expected layers from 0 to 3"),
+        (["--layers", 1, "--protect", 7], "protected layer 7: expected 0 to 3"),
     ],
 )
 def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
     model, _ = made_of("opt", tmp_path)
     values = np.zeros((3, 3))
-    some = [scores_file.Distances("decoder", "x", values)]
-    scores_file.save(tmp_path / "other.npz", scores_file.Scores(some, fingerprint="ab"))
+    some = [BlockDistances("decoder", "x", np.where(np.tri(3)[::-1] > 0, values, np.nan), 1)]
+    origin = tiny_scores.origin(3, stack="decoder")
+    scores_file.save(tmp_path / "other.npz", Scores(origin, distances=some))
     np.savez(tmp_path / "short.npz", arr_0=values)
     ended = call(tmp_path, "config_generator.py", "-m", model, *args)
     assert ended.code == 1
-    assert message in ended.err
-    assert ended.err.count("\n") == 1
+    assert message in ended.err.splitlines()[-1]
+    lines = ended.err.count("\n")
+    assert lines == 1 + ended.err.count("short.npz: is of another program and does not say of whic")
     assert not (tmp_path / "conf.json").exists()
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--metric", "near"], 'unknown metric "near"; known are angular_all'),
+        (["--distance", "near"], 'unknown distance "near"; known are angular_all'),
         (["--calibration-data", "none"], "data none: no such file or folder"),
         (["--calibration-data", "empty.txt"], "empty.txt: no text in it"),
         (["--calibration-data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
         (["--calibration-data", "a.json"], "a.json: .json is not read here; give a text a line"),
-        (["--calibration-data", "data", "--protect", 1], "--stack and --protect need --iterative"),
+        (
+            ["--calibration-data", "data", "--protect", 1],
+            "stack and protect say which layers go",
+        ),
         (
             ["--calibration-data", "data", "--iterative", 1, "--protect", 9],
-            "--protect 9: expected layers from 0 to 3",
+            "protected layer 9: expected 0 to 3",
         ),
         (
             ["--calibration-data", "data", "--iterative", 1, "--stack", "encoder"],
-            "--stack encoder: only the decoder is measured here",
+            "stack encoder: only the decoder is measured here",
         ),
         (
             ["--calibration-data", "data", "--iterative", 4],
-            "--iterative 4 by angular_all: expected 1",
+            "iterative is 4, by angular_all: expected 1",
         ),
         (
-            ["--calibration-data", "data", "--metric", "angular_token:99"],
+            ["--calibration-data", "data", "--distance", "angular_token:99"],
             "no sample of the calibration",
         ),
         (["--calibration-data", "data", "--memory-budget", "x"], "--memory-budget x"),
@@ -275,18 +282,17 @@ def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
     ended = call(tmp_path, "rank_importance.py", "-m", model, *args)
     assert ended.code == 1
     assert message in ended.err.splitlines()[-1]
-    assert not (tmp_path / "distances.npz").exists()
+    assert not (tmp_path / "scores.npz").exists()
 
 
 def test_bad_pictures(tmp_path: Path) -> None:
     ended = call(tmp_path, "plot_importance.py")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
-    scores_file.save(
-        tmp_path / "a.npz", scores_file.Scores([scores_file.Distances("encoder", "x", np.eye(2))])
-    )
+    some = [BlockDistances("encoder", "x", np.array([[0.1, 0.2], [0.3, np.nan]]), 1)]
+    scores_file.save(tmp_path / "a.npz", Scores(tiny_scores.origin(2), distances=some))
     for args, message in (
         (["-o", "a.pdf"], "only .png can be written"),
-        (["--metric", "y"], 'no scores by "y"; the file has x'),
+        (["--distance", "y"], 'no scores by "y"; the file has x'),
         (["--stack", "decoder"], "no scores of the decoder"),
     ):
         ended = call(tmp_path, "plot_importance.py", "a.npz", *args)

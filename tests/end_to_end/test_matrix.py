@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from composable import tasks
+from composable import ranking, tasks
 from composable.calibration import collect, obtain
 from composable.calibration.batching import Texts
 from composable.formats import bundle
@@ -17,6 +17,8 @@ from composable.formats.bundle import Variant
 from composable.formats.config import Entry
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
+from composable.ranking import base
+from composable.ranking.unit_weights import RandomOptions
 from composable.training import train
 from composable.variants import compose, gradient, least_squares
 from composable.variants.attention_phase import Settings
@@ -107,7 +109,9 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     scheme = scheme_of(made)
     place = {"calibration_data": str(folder), "calibration_samples": 40, "device": "cpu"}
     states = collect.block_moments(made, blocks_of(scheme), **place)
-    variants = make_variants(made, scheme, sources=Sources(measured.inputs, states))
+    scores = base.rank(ranking.by_name("random"), made, None, RandomOptions())
+    sources = Sources(measured.inputs, states, lambda m: torch.from_numpy(scores.importance(m)))
+    variants = make_variants(made, scheme, sources=sources)
     assert {(v.kind, v.entry.method) for v in variants} >= {
         (kind, "remove" if method == support_table.REMOVAL else method)
         for kind, method in support_table.columns()

@@ -17,7 +17,7 @@ from accelerate import cpu_offload
 
 from composable import depth, families
 from composable.errors import ConfigError, UserError
-from composable.models import export
+from composable.models import export, in_memory
 from composable.tasks.samples import pad_texts
 from tests import tiny
 
@@ -42,23 +42,23 @@ def test_a_stream_is_read_to_its_limit_and_no_further() -> None:
     model, tokenizer = plain("llama"), tiny.tokenizer()
     scores = depth.analyse(model, stream(), tokenizer, key="content", limit=6, batch_size=4)
     assert len(taken) == 6
-    assert scores.of().samples == 6
+    assert scores.blocks().samples == 6
     texts = [SENTENCES[i % 4] for i in range(6)]
     other = depth.analyse(model, texts, tokenizer)
-    np.testing.assert_allclose(other.of().values, scores.of().values, atol=1e-6)
+    np.testing.assert_allclose(other.blocks().values, scores.blocks().values, atol=1e-6)
     rows = [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]]
     for is_left in (True, False):
         third = depth.analyse(model, [pad_texts(rows, 0, is_left)])
-        np.testing.assert_allclose(third.of().values, scores.of().values, atol=1e-5)
+        np.testing.assert_allclose(third.blocks().values, scores.blocks().values, atol=1e-5)
 
 
 def test_samples_of_a_tokenised_dataset() -> None:
     """As `datasets` gives them with set_format("torch"): without a batch dimension."""
     model, tokenizer = plain("llama"), tiny.tokenizer()
     rows = [{"input_ids": torch.tensor(tokenizer(text)["input_ids"])} for text in SENTENCES]
-    scores = depth.analyse(model, rows, metrics="bi_score")
-    other = depth.analyse(model, SENTENCES, tokenizer, metrics=["bi_score"])
-    np.testing.assert_allclose(scores.of().values, other.of().values, atol=1e-6)
+    scores = depth.analyse(model, rows, distances="bi_score")
+    other = depth.analyse(model, SENTENCES, tokenizer, distances=["bi_score"])
+    np.testing.assert_allclose(scores.blocks().values, other.blocks().values, atol=1e-6)
 
 
 def test_texts_are_cut_at_their_length() -> None:
@@ -66,9 +66,9 @@ def test_texts_are_cut_at_their_length() -> None:
     long = " ".join(SENTENCES * 20)
     a = depth.analyse(model, [long], tokenizer)  # 48 positions, so no more tokens
     b = depth.analyse(model, [" ".join(long.split()[:200])], tokenizer, max_length=48)
-    np.testing.assert_array_equal(a.of().values, b.of().values)
+    np.testing.assert_array_equal(a.blocks().values, b.blocks().values)
     c = depth.analyse(model, [long], tokenizer, max_length=4)
-    assert abs(a.of().values[0, 0] - c.of().values[0, 0]) > 1e-6
+    assert abs(a.blocks().values[0, 0] - c.blocks().values[0, 0]) > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_texts_are_cut_at_their_length() -> None:
         ([{"content": "a"}], {}, r'no text under the key "text" \(it has content\)'),
         ([{"text": 3}], {}, 'no text under the key "text"'),
         ([3], {}, r"no text .* \(it has int\)"),
-        (["a"], {"metrics": ["nearness"]}, 'unknown metric "nearness"'),
+        (["a"], {"distances": ["nearness"]}, 'unknown distance "nearness"'),
         (["a dog", ""], {}, "a text of the calibration set has no token"),
         (["a"], {"limit": -1}, "limit is -1; expected a number from 1"),
         (["a"], {"batch_size": 0}, "batch_size is 0; expected"),
         (["a"], {"max_length": 0}, "max_length is 0; expected"),
-        (["a"], {"metrics": ()}, "no metric was asked for"),
+        (["a"], {"distances": ()}, "no distance was asked for"),
         ("a dog", {}, "the calibration set is one text; expected an iterable"),
         ({"train": ["a"]}, {}, "the calibration set is a dict, perhaps of splits"),
     ],
@@ -104,7 +104,7 @@ def test_a_model_is_analysed_where_it_is() -> None:
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     again = depth.analyse(model, SENTENCES, tokenizer)
-    np.testing.assert_array_equal(again.of().values, scores.of().values)
+    np.testing.assert_array_equal(again.blocks().values, scores.blocks().values)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
@@ -120,10 +120,32 @@ def test_a_model_of_several_devices(tmp_path: Path) -> None:
     )
     assert {p.device.type for p in parted.parameters()} == {"cpu", "meta"}
     again = depth.analyse(parted, SENTENCES, tokenizer)
-    np.testing.assert_array_equal(again.of().values, scores.of().values)
+    np.testing.assert_array_equal(again.blocks().values, scores.blocks().values)
+    assert again.origin.fingerprint == scores.origin.fingerprint  # type: ignore[union-attr]
     batch = tiny.inputs(tiny.dense("llama"))
     wanted = outputs(depth.cut(model, [2]), batch)
     torch.testing.assert_close(outputs(depth.cut(parted, [2]), batch), wanted)
+
+
+@pytest.mark.parametrize("layout", PLAIN)
+def test_scores_are_of_the_model_file(layout: str, tmp_path: Path) -> None:
+    """The fingerprint is that of the file, wherever the weights are; the model stays as it is."""
+    model, made = plain(layout), tiny.dense(layout)
+    names = set(model.state_dict())
+    batch = {k: v for k, v in tiny.inputs(made).items() if k != "decoder_input_ids"}
+    origin = depth.analyse(model, [batch]).origin
+    assert origin is not None
+    assert (origin.fingerprint, set(model.state_dict())) == (made.fingerprint, names)
+    assert [(m.name, m.kind, m.units) for m in origin.modules if m.kind != "linear"] == [
+        (m.name, m.kind, 1 if m.kind == "layer" else m.units)
+        for m in made.family.modules(made.model) if m.kind != "linear"
+    ]  # fmt: skip
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert in_memory.describe(model).fingerprint == made.fingerprint
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    with torch.no_grad():
+        made.model.get_parameter(next(iter(dict(made.model.named_parameters())))).view(-1)[0] += 1
+    assert in_memory.describe(made.model).fingerprint != made.fingerprint
 
 
 def test_training_mode_is_put_back() -> None:
@@ -132,20 +154,20 @@ def test_training_mode_is_put_back() -> None:
     model.train()
     again = depth.analyse(model, SENTENCES, tokenizer)
     assert model.training
-    np.testing.assert_array_equal(again.of().values, scores.of().values)
+    np.testing.assert_array_equal(again.blocks().values, scores.blocks().values)
 
 
 def test_the_steps_of_the_original() -> None:
     model, tokenizer = plain("llama", num_hidden_layers=5), tiny.tokenizer()
-    scores = depth.analyse(model, SENTENCES, tokenizer, metrics=("bi_score", "angular_last"))
-    values = scores.of().values
+    scores = depth.analyse(model, SENTENCES, tokenizer, distances=("bi_score", "angular_last"))
+    values = scores.blocks().values
     first = int(np.nanargmin(values[1]))
     assert depth.best_cut(scores, 2) == [first, first + 1]
     table = depth.block_table(scores)
     assert f"| 2 | {first}-{first + 1} | {values[1, first]:.3f} |" in table
     assert len(depth.block_table(scores, threshold=-1.0).splitlines()) == 2
-    assert depth.best_cut(scores, 1, metric="angular_last") == [
-        int(np.nanargmin(scores.of(None, "angular_last").values[0]))
+    assert depth.best_cut(scores, 1, distance="angular_last") == [
+        int(np.nanargmin(scores.blocks(None, "angular_last").values[0]))
     ]
     assert depth.cut(model, depth.best_cut(scores, 2)) is model
     assert len(model.model.layers) == model.config.num_hidden_layers == 3
@@ -217,12 +239,12 @@ def test_a_second_cut_counts_in_the_original() -> None:
 
 def test_why_layers_went_is_kept() -> None:
     model, tokenizer = plain("llama", num_hidden_layers=5), tiny.tokenizer()
-    scores = depth.analyse(model, SENTENCES, tokenizer, metrics="bi_score")
+    scores = depth.analyse(model, SENTENCES, tokenizer, distances="bi_score")
     layers = depth.best_cut(scores, 2)
     depth.cut(model, layers, scores=scores)
     record = model.config.depth_pruning["decoder"]
-    assert record["metric"] == "bi_score"
-    assert record["score"] == scores.of().values[1, layers[0]]
+    assert record["distance"] == "bi_score"
+    assert record["score"] == scores.blocks().values[1, layers[0]]
     assert record["removed"] == layers
     singles = depth.best_cut(scores, 2, policy="singles", protected=[0])
     assert 0 not in singles
@@ -288,7 +310,7 @@ def test_the_examples_run(tmp_path: Path) -> None:
     assert config.depth_pruning["decoder"]["removed"] == report["removed"]
     report = run_example("depth_in_steps.py", *where, "-n", 1, 2, "-o", tmp_path / "steps")
     assert [path.name for path in sorted((tmp_path / "steps").iterdir())] == [
-        "distances.npz", "distances.png", "without_1", "without_2",
+        "scores.npz", "scores.png", "without_1", "without_2",
     ]  # fmt: skip
     for count, removed in report["removed"].items():
         folder = tmp_path / "steps" / f"without_{count}"

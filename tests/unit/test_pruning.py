@@ -225,7 +225,7 @@ def test_the_dense_model_stays_as_it_is() -> None:
         (
             {A: [Entry(0.5, "l1")]},
             f'"{A}" at rate 0.5: l1 does not prune modules of kind attention '
-            "(methods that do: head_l1, head_gram)",
+            "(methods that do: head_l1, head_gram, ranked)",
         ),
         ({WI: [Entry(0.3, "head_l1")]}, "head_l1 does not prune modules of kind linear"),
         ({A: [pair(0.25, 0.3, None, "head_l1")]}, f'"{A}.o" at rate 0.3: head_l1 does not prune'),

@@ -7,15 +7,19 @@ import pytest
 import torch
 
 from composable.calibration import collect
-from composable.calibration.layer_states import Reader
+from composable.calibration.batching import GivenBatches
+from composable.commands import cli
 from composable.errors import ConfigError, ShapeError, UserError
 from composable.formats import config
 from composable.formats.config import Entry
-from composable.linalg.state_distances import Metric, Sums, Tokens
+from composable.linalg.state_distances import Distance, Sums, Tokens
 from composable.models import surgery
 from composable.models.structure import Edit
-from composable.ranking import layer_choice, layer_distance
-from composable.ranking.layer_distance import measure
+from composable.ranking import layer_choice
+from composable.ranking.layer_distance import (
+    LAYER_DISTANCE,
+    LayerDistanceOptions,
+)
 from tests import tiny
 
 
@@ -35,34 +39,53 @@ def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str
 
 @pytest.mark.parametrize("text", ["1;2", "a", "-1", "1.5", "1 2"])
 def test_numbers_of_layers(text: str) -> None:
-    assert layer_choice.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
+    assert cli.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
     with pytest.raises(ConfigError, match=f"--layers {text}: expected numbers of layers from 0"):
-        layer_choice.parse_numbers(text, "--layers")
+        cli.parse_numbers(text, "--layers")
 
 
 def test_a_task_without_lengths(tmp_path: Path) -> None:
     made = tiny.dense("vit")
     with pytest.raises(UserError, match="max_length is 5: not for image_classification; leave it"):
-        collect.calibration_texts(made, str(tmp_path), "text", 4, max_length=5)
+        collect.calibration_set(made, str(tmp_path), "text", 4, 5)
 
 
 def test_an_order_needs_to_know_its_stack() -> None:
     made = tiny.dense("t5")
-    reader, batches = Reader.of(made.model, made.family), [tiny.inputs(made)]
-    with pytest.raises(UserError, match="the model has encoder and decoder; say which with --st"):
-        layer_distance.removing(reader, batches, Metric.parse("bi_score"), None, 1, ())
-    found = layer_distance.removing(reader, batches, Metric.parse("bi_score"), "decoder", 1, ())
-    assert found is not None
-    assert found.stack == "decoder"
+    texts = GivenBatches([tiny.inputs(made)])
+    with pytest.raises(UserError, match="has encoder and decoder; name one of them as the stack"):
+        LAYER_DISTANCE.measure(made, texts, LayerDistanceOptions(iterative=1))
+    options = LayerDistanceOptions(iterative=1, stack="decoder", protect=[1])
+    (order,) = LAYER_DISTANCE.measure(made, texts, options).orders
+    assert (order.modules, order.protected) == (["decoder.block.0"], ["decoder.block.1"])
+    for wrong, message in (
+        (LayerDistanceOptions(stack="decoder"), "stack and protect say which layers go one by one"),
+        (LayerDistanceOptions(iterative=1, stack="decoder", protect=[2]), "protected layer 2: exp"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LAYER_DISTANCE.measure(made, texts, wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distances": ("near",)}, 'unknown distance "near"'),
+        ({"largest": 2}, "largest is 2, but only linear_fit has it"),
+        ({"memory_budget": 9}, "memory_budget is 9, but only linear_fit has it"),
+    ],
+)
+def test_options_without_a_meaning(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LayerDistanceOptions(**settings)
 
 
 def test_a_cut_needs_to_know_its_stack() -> None:
     settings: Any = {
-        "policy": "deepest", "scores": None, "metric": None, "reference_offset": False,
-        "protect": "", "linear_map": False,
+        "policy": "deepest", "scores": None, "distance": None, "reference_offset": False,
+        "protect": (), "linear_map": False,
     }  # fmt: skip
     made = tiny.dense("t5")
-    with pytest.raises(ConfigError, match="the model has encoder and decoder; say which with --s"):
+    with pytest.raises(ConfigError, match="has encoder and decoder; name one of them as the stack"):
         layer_choice.configurations(made, [1], stack=None, **settings)
     (found,) = layer_choice.configurations(made, [1], stack="decoder", **settings)
     assert found == {"decoder.block.0": Entry(1.0)}
@@ -72,15 +95,16 @@ def test_states_that_are_not_finite() -> None:
     made = tiny.dense("llama")
     with torch.no_grad():
         made.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    texts = GivenBatches([tiny.inputs(made)])
     with pytest.raises(UserError, match="bi_score: distances between decoder states are not fini"):
-        measure(Reader.of(made.model, made.family), [tiny.inputs(made)], [Metric.parse("bi_score")])
+        LAYER_DISTANCE.measure(made, texts, LayerDistanceOptions(["bi_score"]))
 
 
 def test_states_of_another_stack() -> None:
-    metrics = [Metric.parse("bi_score")]
-    tokens = Tokens.of(torch.ones(1, 2).bool(), metrics)
+    distances = [Distance.parse("bi_score")]
+    tokens = Tokens.of(torch.ones(1, 2).bool(), distances)
     with pytest.raises(ShapeError, match="2 states, 4 were expected"):
-        Sums(metrics, 3).add([torch.ones(2, 5)] * 2, tokens)
+        Sums(distances, 3).add([torch.ones(2, 5)] * 2, tokens)
 
 
 def test_unknown_layers_leave_the_model_as_it_is() -> None:

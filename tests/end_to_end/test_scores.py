@@ -1,0 +1,171 @@
+"""Scores from script to script: measured once, then what goes by them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from composable import ranking
+from composable.formats import bundle, scores_file
+from composable.formats.scores import Scores, UnitImportance
+from composable.models import checkpoint
+from composable.ranking.base import Ranker
+from tests import tiny
+from tests.end_to_end.test_depth import call, made_of, ok
+
+
+def variants(folder: Path, *args: Any) -> dict[tuple[str, float], Any]:
+    """Prune, and read what came of it: module and rate -> variant."""
+    ok(folder, "prune.py", "-m", "dense.pth", "-o", "m.npy", *args)
+    found = bundle.open_bundle(folder / "m.npy").load_all()
+    return {(v.module, v.entry.rate): v for v in found}
+
+
+def scheme(folder: Path, *args: Any) -> None:
+    ok(folder, "config_generator.py", "-m", "dense.pth", *args)
+    ok(folder, "prune_scheme_generator.py")
+
+
+@pytest.mark.parametrize("layout", ["opt", "llama_gqa"])
+def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
+    made_of(layout, tmp_path)
+    report = ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "l1")
+    assert set(report) == {"wrote", "method", "units", "seconds"}
+    scheme(tmp_path, "--attention", 0.5, 0.25, "--ffn", 0.5, 0.25, "--linear", 0.3, 0)
+    for gqa in ("per-group", "whole-groups"):
+        plain = variants(tmp_path, "--gqa", gqa)
+        scored = variants(tmp_path, "--gqa", gqa, "--scores", "scores.npz")
+        assert plain.keys() == scored.keys()
+        for key, one in scored.items():
+            assert one.kept_units == plain[key].kept_units
+            assert one.entry.method == {"linear": "l1"}.get(one.kind, "ranked")
+    mixed = variants(tmp_path, "--heads", "l1", "--scores", "scores.npz")
+    assert {(v.kind, v.entry.method) for v in mixed.values()} == {
+        ("attention", "head_l1"), ("ffn", "ranked"),
+    }  # fmt: skip
+    seen = []
+    for seed in (1, 1, 2):
+        rank = ("rank_importance.py", "-m", "dense.pth", "--method", "random", "--seed", seed)
+        ok(tmp_path, *rank, "-o", f"{seed}.npz")
+        found = variants(tmp_path, "--scores", f"{seed}.npz")
+        seen.append([v.kept_units for v in found.values()])
+    assert seen[0] == seen[1] != seen[2]
+    options = bundle.open_bundle(tmp_path / "m.npy").options
+    assert options["scores"] == {"method": "random", "options": {"seed": 2}}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--scores", "none.npz"], "none.npz: No such file"),
+        (["--scores", "other.npz"], "other.npz: measured on another model"),
+        (["--scores", "memory.npz"], "the scores hold no importance of the units of"),
+        (["--scores", "one.npz"], "but that of 1 others; measure it with rank_importance.py"),
+        (["--scores", "l1.npz", "--heads", "l1", "--method", "neuron_l1"],
+         "--scores l1.npz: other options or methods decide on every attention and ffn"),
+        (["--method", "ranked"], "method ranked needs a file of scores, and there is none"),
+    ],
+)  # fmt: skip
+def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: str) -> None:
+    made_of("opt", tmp_path)
+    scheme(tmp_path, "--attention", 0.5, "--ffn", 0.5)
+    ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "l1", "-o", "l1.npz")
+    found = scores_file.load(tmp_path / "l1.npz")
+    assert found.origin is not None
+    other = dataclasses.replace(found.origin, fingerprint="00" * 32)
+    scores_file.save(tmp_path / "other.npz", Scores(other, found.units))
+    first = dict([next(iter(found.units.items()))])
+    scores_file.save(tmp_path / "one.npz", Scores(found.origin, first))
+    np.savez(tmp_path / "memory.npz", arr_0=np.zeros((4, 4)))
+    ended = call(tmp_path, "prune.py", "-m", "dense.pth", *args)
+    assert ended.code == 1
+    assert message in ended.err.splitlines()[-1]
+    assert not (tmp_path / "modules.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--method", "near"], 'unknown method "near" of measuring importance'),
+        (["--method", "l1", "--seed", 1], "--seed: is no option of the method l1; leave it out"),
+        (["--method", "random", "--distance", "bi_score"], "--distance: is no option of the"),
+        (["--method", "l1", "--calibration-data", "data"], "--calibration-data: is no option"),
+        (["--method", "random", "--threshold", 0.5], "--threshold: is no option of the method ran"),
+        (["--seed", 1], "--seed: is no option of the method layer_distance"),
+    ],
+)
+def test_options_of_other_rankers(tmp_path: Path, args: list[Any], message: str) -> None:
+    made_of("opt", tmp_path)
+    ended = call(tmp_path, "rank_importance.py", "-m", "dense.pth", *args)
+    assert ended.code == 1
+    assert message in ended.err.splitlines()[-1]
+    assert not (tmp_path / "scores.npz").exists()
+
+
+def test_scores_without_distances(tmp_path: Path) -> None:
+    made_of("opt", tmp_path)
+    ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "l1")
+    choose = ("config_generator.py", "-m", "dense.pth", "--scores", "scores.npz")
+    for script in ([*choose, "--drop-layers", 1], ["plot_importance.py"]):
+        ended = call(tmp_path, *script)
+        assert ended.code == 1
+        assert "the scores (of l1) hold no distances of blocks of layers" in ended.err
+
+
+def test_depth_scores_are_those_of_the_file(tmp_path: Path) -> None:
+    """What Python measures on a folder, config_generator.py takes for the file made of it."""
+    from composable import depth
+
+    tiny.build("gpt2").save_pretrained(tmp_path / "hf")
+    tiny.tokenizer().save_pretrained(tmp_path / "hf")
+    ok(tmp_path, "download_model.py", "-m", "hf", "-o", "dense.pth")
+    model = checkpoint.transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    found = depth.analyse(model, ["a dog runs", "the man sits"], tiny.tokenizer())
+    scores_file.save(tmp_path / "scores.npz", found)
+    choose = ("config_generator.py", "-m", "dense.pth", "--scores", "scores.npz")
+    ok(tmp_path, *choose, "--drop-layers", 1)
+    model.transformer.h[0].mlp.c_fc.weight.data[0, 0] += 1
+    found = depth.analyse(model, ["a dog runs", "the man sits"], tiny.tokenizer())
+    scores_file.save(tmp_path / "scores.npz", found)
+    ended = call(tmp_path, *choose, "--drop-layers", 1)
+    assert ended.code == 1
+    assert "scores.npz: measured on another model" in ended.err
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """Of the ranker below; its flag is there already, for another ranker."""
+
+    batch_size: int | None = None
+
+
+def _by_length(made: Any, texts: Any, options: InputOptions) -> Scores:
+    """Rank units by their number times the tokens of the longest text: no sense, but of texts."""
+    longest = max(batch["input_ids"].shape[1] for batch in texts.batches(rows=options.batch_size))
+    return Scores(
+        units={
+            m.name: UnitImportance(np.arange(m.units) * float(longest))
+            for m in made.family.modules(made.model) if m.kind == "ffn"
+        }
+    )  # fmt: skip
+
+
+def test_a_ranker_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = Ranker("by_length", "nobody", _by_length, InputOptions, reads_texts=True)
+    monkeypatch.setattr(ranking, "RANKERS", (*ranking.RANKERS, ranker))
+    _, data = made_of("opt", tmp_path)
+    report = ok(
+        tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "by_length",
+        "--calibration-data", data, "--batch-size", 2,
+    )  # fmt: skip
+    assert report["samples"] > 2
+    scores = scores_file.load(tmp_path / "scores.npz")
+    assert scores.origin is not None
+    assert scores.origin.options == {"batch_size": 2}
+    scheme(tmp_path, "--ffn", 0.5)
+    found = variants(tmp_path, "--scores", "scores.npz")
+    for variant in found.values():
+        units = len(scores.importance(variant.module))
+        assert variant.kept_units == list(range(units // 2, units))
