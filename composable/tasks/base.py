@@ -75,7 +75,7 @@ class Task(ABC):
             UserError: the task has no classes, or not so many.
         """
         if labels is not None:
-            raise UserError(f"--labels {labels}: {self.name} has no classes; leave it out.")
+            raise UserError(f"labels {labels}: {self.name} has no classes; leave it out.")
         return None
 
     def knows(self, config: Any) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Task(ABC):
         """Read one split: train, valid or test.
 
         Args:
-            data: the `--data` option; None takes the default.
+            data: a folder or file, or a name that the task knows; None takes the default.
             default: what the model file asks for.
             split: train, valid or test.
             limit: take the first so many samples only.

@@ -97,7 +97,7 @@ def _fetch(name: str) -> bytes:
     """Download NAME.gz into memory (2 MB at most) and check it."""
     base = os.environ.get("COMPOSABLE_MULTI30K_URL") or multi30k.URL
     url = f"{base.rstrip('/')}/{name}.gz"
-    way_out = "use --data embedded, or --data FOLDER with a copy of Multi30K."
+    way_out = "use the data embedded, or a folder with a copy of Multi30K."
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             content: bytes = response.read()

@@ -63,7 +63,7 @@ def locate(
     find: Callable[[Path, str], Path | None],
     wanted: str,
 ) -> tuple[str, list[Source]]:
-    """Turn the `--data` option into the places a split can be read from.
+    """Find the places a split can be read from.
 
     Args:
         data: a folder, or a single file.
@@ -82,17 +82,16 @@ def locate(
     name = data or default
     if name is None:
         raise UserError(
-            f"no data: the model file names none, and --data (of prune.py --calibration-data) is "
-            f"missing; expected {wanted}."
+            f"no data: the model file names none; give data (prune.py: calibration_data): {wanted}."
         )
     path = Path(name)
     if not path.exists():
-        raise UserError(f"--data {name}: no such file or folder; expected {wanted}.")
+        raise UserError(f"data {name}: no such file or folder; expected {wanted}.")
     is_single = path.is_file() or (path / "state.json").is_file()
     found = {"valid": path} if is_single else {each: find(path, each) for each in NAMES}
     places = sources(split, found)
     if not places:
-        raise UserError(f"--data {name}: no {split} split; expected {wanted}.")
+        raise UserError(f"data {name}: no {split} split; expected {wanted}.")
     return name, places
 
 

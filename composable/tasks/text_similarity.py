@@ -55,13 +55,13 @@ class TextSimilarity(Task):
     def outputs(self, labels: int | None) -> int | None:
         """Return the one output a head gets."""
         if labels not in (None, 1):
-            raise UserError(f"--labels {labels}: {self.name} has one output; leave it out.")
+            raise UserError(f"labels {labels}: {self.name} has one output; leave it out.")
         return 1
 
     def read(
         self, data: str | None, default: str | None, split: str, limit: int | None
     ) -> LabelledTexts:
-        """Read a split of `--data`, see `labelled_texts.read`; every label must be a number."""
+        """Read a split, see `labelled_texts.read`; every label must be a number."""
         corpus = labelled_texts.read(data, default, split, limit, labelled_texts.SCORES)
         for number, label in enumerate(corpus.labels, 1):
             if not _is_number(label):

@@ -302,7 +302,7 @@ def tune(
     """
     if options.dtype == "float16":
         # its loss scaler skips the step of all variants for an overflow in one of them
-        raise UserError("--dtype float16 would couple the variants; use bfloat16 or float32.")
+        raise UserError("dtype float16 would couple the variants; use bfloat16 or float32.")
     pupils = [variant for variant in variants if variant.learns]
     if not pupils:
         return Result(variants, None)

@@ -242,7 +242,7 @@ def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
     ("args", "message"),
     [
         (["--metric", "near"], 'unknown metric "near"; known are angular_all'),
-        (["--calibration-data", "none"], "--data none: no such file or folder"),
+        (["--calibration-data", "none"], "data none: no such file or folder"),
         (["--calibration-data", "empty.txt"], "empty.txt: no text in it"),
         (["--calibration-data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
         (["--calibration-data", "a.json"], "a.json: .json is not read here; give a text a line"),

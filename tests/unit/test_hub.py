@@ -228,7 +228,7 @@ def test_fetch_interrupted(server: HubServer, tmp_path: Path) -> None:
 
 def test_fetch_absent_file(server: HubServer, tmp_path: Path) -> None:
     (server.plain / "train.en.gz").unlink()
-    with pytest.raises(UserError, match="answered 404; use --data embedded"):
+    with pytest.raises(UserError, match="answered 404; use the data embedded"):
         multi30k.fetch_multi30k(tmp_path / "data")
 
 
@@ -237,7 +237,7 @@ def test_fetch_without_network(
     small_table: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("COMPOSABLE_MULTI30K_URL", url.format(port=free_port()))
-    with pytest.raises(UserError, match=r"no network to .* use --data embedded"):
+    with pytest.raises(UserError, match=r"no network to .* use the data embedded"):
         multi30k.fetch_multi30k(tmp_path / "data")
 
 

@@ -242,9 +242,9 @@ def test_refused_with_one_line(
 
 
 def test_no_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--data nowhere: no such file or folder; expected a file"):
+    with pytest.raises(UserError, match="data nowhere: no such file or folder; expected a file"):
         read("nowhere")
-    with pytest.raises(UserError, match="no data: the model file names none, and --data"):
+    with pytest.raises(UserError, match="no data: the model file names none; give data"):
         labelled_texts.read(None, None, "test", None, CLASSES)
     (tmp_path / "x.tsv").write_bytes(b"\xff\n")
     with pytest.raises(FormatError, match=r"x\.tsv: cannot be read as text"):

@@ -164,7 +164,7 @@ def test_windows_have_to_fit_the_model(window: int, tmp_path: Path) -> None:
     made = tiny_tasks.checkpoint("language_modeling")
     (tmp_path / "x.txt").write_text("a the man")
     with pytest.raises(
-        UserError, match=rf"--window {window}: expected 2 or more, and at most the 64 positions"
+        UserError, match=rf"window {window}: expected 2 or more, and at most the 64 positions"
     ):
         LANGUAGE_MODELING.evaluate(made, read(tmp_path / "x.txt"), SETTINGS | {"window": window})
 

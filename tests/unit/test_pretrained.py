@@ -93,7 +93,7 @@ def test_names_of_classes_are_kept(tmp_path: Path) -> None:
         ("bert", {"task": "mining"}, 'unknown task "mining"; known are translation, text_class'),
         ("bert", {"task": "translation"}, "BERT has encoder layers, with which translation is not"),
         ("bert", {"task": "language_modeling"}, "with which language_modeling is not done here"),
-        ("llama", {"labels": 2}, "--labels 2: language_modeling has no classes"),
+        ("llama", {"labels": 2}, "labels 2: language_modeling has no classes"),
         ("bert", {"task": "text_similarity", "labels": 2}, "text_similarity has one output"),
         ("bert", {"prefix": "x: "}, "--prefix 'x: ': a text_classification model has none"),
     ],
