@@ -85,7 +85,7 @@ def _read_rows(path: Path) -> list[list[str]]:
         met = met if len(met) <= 120 else met[:117] + "..."
         raise FormatError(
             f'{path}: the header is "{met}", expected "{",".join(COLUMNS)}"; give a CSV that a '
-            "fine-tuning script wrote with --stats."
+            "fine-tuning script wrote as its stats."
         )
     return rows[1:]
 

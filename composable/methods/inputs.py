@@ -29,7 +29,7 @@ def moments(linear: nn.Module, module: Module, method: str, inputs: Gram | None)
     if inputs is None:
         raise UserError(
             f'"{module.name}": method {method} needs the statistics of the inputs, and there are '
-            "none; give --calibration, or use a method that reads weights alone."
+            "none; measure them on calibration texts, or use a method that reads weights alone."
         )
     columns = linear.get_parameter("weight").shape[1]
     if len(inputs.total) != columns:

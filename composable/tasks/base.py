@@ -98,7 +98,7 @@ class Task(ABC):
         """Read one split: train, valid or test.
 
         Args:
-            data: the `--data` option; None takes the default.
+            data: a folder or file, or a name that the task knows; None takes the default.
             default: what the model file asks for.
             split: train, valid or test.
             limit: take the first so many samples only.

@@ -45,7 +45,7 @@ class ImageClassification(Classification):
     has_length = False
 
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Images:
-        """Read a split of `--data`, see `images.read`."""
+        """Read a split, see `images.read`."""
         return images.read(data, default, split, limit)
 
     def dataset(self, corpus: Images, checkpoint: Any, is_sorted: bool = False) -> Pixels:

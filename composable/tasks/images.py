@@ -48,7 +48,7 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     """Read a split.
 
     Args:
-        data: the `--data` option.
+        data: a folder or file.
         default: what the model file asks for.
         split: train, valid or test; see `splits.sources` for what is missing.
         limit: the first so many images; those of a folder come from each class in turn.

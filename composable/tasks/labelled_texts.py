@@ -96,7 +96,7 @@ def read(
     """Read a split.
 
     Args:
-        data: the `--data` option.
+        data: a folder or file.
         default: what the model file asks for.
         split: train, valid or test; see `splits.sources` for what is missing.
         limit: the first so many samples.

@@ -59,7 +59,7 @@ def read_stream(data: str | None, default: str | None, split: str, limit: int | 
     in the file, one directly after the other; nothing is put between them, taken off or replaced.
 
     Args:
-        data: the `--data` option.
+        data: a folder or file.
         default: what the model file asks for.
         split: train, valid or test. Without a train file the first 90 % of the lines of the valid
             file are train and the others valid, and the same of the train file where there is none
@@ -125,7 +125,7 @@ class LanguageModeling(Task):
     stacks = (("decoder",),)
 
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Stream:
-        """Read a split of `--data`, see `read_stream`."""
+        """Read a split, see `read_stream`."""
         return read_stream(data, default, split, limit)
 
     def dataset(

@@ -67,7 +67,7 @@ def collator(checkpoint: "Checkpoint") -> Callable[[list[Any]], Mapping[str, Ten
 
 
 def is_plain(data: str | None) -> bool:
-    """Tell whether `--calibration-data` is a file of plain texts, not the data of a task."""
+    """Tell whether it is a file of plain texts, not the data of a task."""
     return data is not None and Path(data).is_file() and _ending(data) in ENDINGS
 
 
@@ -80,7 +80,7 @@ def refuse_unknown(data: str | None) -> None:
     if data is not None and Path(data).is_file() and _ending(data) in OTHERS:
         raise FormatError(
             f"{data}: {_ending(data)} is not read here; give a text a line ({ENDINGS[0]}), or an "
-            "object a line (.jsonl, with key)."
+            "object a line (.jsonl)."
         )
 
 
@@ -119,6 +119,7 @@ def _value(path: Path, number: int, line: str, key: str) -> str:
     if not isinstance(found, str):
         keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise FormatError(
-            f'{path}: line {number} has no text under the key "{key}" (has {keys}); give its key.'
+            f'{path}: line {number} has no text under the key "{key}" (has {keys}); give '
+            "another key."
         )
     return found

@@ -81,7 +81,7 @@ class QuestionAnswering(Task):
     def read(
         self, data: str | None, default: str | None, split: str, limit: int | None
     ) -> Questions:
-        """Read a split of `--data`, see `squad.read`."""
+        """Read a split, see `squad.read`."""
         return squad.read(data, default, split, limit)
 
     def dataset(self, corpus: Questions, checkpoint: Any, is_sorted: bool = False) -> Samples:

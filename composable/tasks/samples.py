@@ -252,7 +252,7 @@ def finite(loss: float) -> float:
     if not np.isfinite(loss):
         raise UserError(
             f"the model's loss is {loss}, a finite number was expected; its weights give no "
-            "usable outputs with this dtype."
+            "usable outputs in this dtype."
         )
     return loss
 

@@ -63,7 +63,7 @@ def locate(
     find: Callable[[Path, str], Path | None],
     wanted: str,
 ) -> tuple[str, list[Source]]:
-    """Turn the `--data` option into the places a split can be read from.
+    """Find the places a split can be read from.
 
     Args:
         data: a folder, or a single file.

@@ -71,7 +71,7 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     """Read a split.
 
     Args:
-        data: the `--data` option.
+        data: a folder or file.
         default: what the model file asks for.
         split: train, valid or test; see `splits.sources` for what is missing. What is held out is
             every tenth paragraph.

@@ -94,7 +94,7 @@ class TextClassification(Classification):
     def read(
         self, data: str | None, default: str | None, split: str, limit: int | None
     ) -> LabelledTexts:
-        """Read a split of `--data`, see `labelled_texts.read`."""
+        """Read a split, see `labelled_texts.read`."""
         return labelled_texts.read(data, default, split, limit, labelled_texts.CLASSES)
 
     def dataset(self, corpus: LabelledTexts, checkpoint: Any, is_sorted: bool = False) -> Samples:

@@ -61,7 +61,7 @@ class TextSimilarity(Task):
     def read(
         self, data: str | None, default: str | None, split: str, limit: int | None
     ) -> LabelledTexts:
-        """Read a split of `--data`, see `labelled_texts.read`; every label must be a number."""
+        """Read a split, see `labelled_texts.read`; every label must be a number."""
         corpus = labelled_texts.read(data, default, split, limit, labelled_texts.SCORES)
         for number, label in enumerate(corpus.labels, 1):
             if not _is_number(label):

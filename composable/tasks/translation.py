@@ -49,7 +49,7 @@ class Corpus:
 
 
 def corpus_folder(data: str | None, default: str | None = None) -> Path:
-    """Turn the `--data` option into a folder.
+    """Find the folder of the data.
 
     Args:
         data: `embedded`, `multi30k` (downloaded to data/multi30k when absent) or a folder.
@@ -227,7 +227,7 @@ class Translation(Task):
         return {"languages": ["en", "de"]}
 
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Corpus:
-        """Read a split of `--data`, see `corpus_folder` and `read_corpus`."""
+        """Read a split, see `corpus_folder` and `read_corpus`."""
         corpus = read_corpus(corpus_folder(data, default), split, limit)
         is_embedded = (data or default) == "embedded"
         return dataclasses.replace(corpus, name="embedded") if is_embedded else corpus

@@ -131,8 +131,7 @@ class EarlyStop(TrainerCallback):
         losses = [row["validation_loss"] for row in rows]
         if losses and not math.isfinite(losses[-1]):
             raise UserError(
-                f"validation loss became {losses[-1]} in epoch {rows[-1]['epoch']}; "
-                "use a lower --lr."
+                f"validation loss became {losses[-1]} in epoch {rows[-1]['epoch']}; use a lower lr."
             )
         if self.patience and losses and len(losses) - 1 - best_of(losses) >= self.patience:
             control.should_training_stop = True

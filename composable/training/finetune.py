@@ -38,7 +38,7 @@ def tune_model(
         stats: CSV to write.
         training: settings.
         label: name of the run.
-        data: the `--data` option.
+        data: see `tasks.base.Task.read`.
         limit: pairs of each split.
         heal: which weights learn; None: all.
 

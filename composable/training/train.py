@@ -264,7 +264,7 @@ class Trainer(transformers.Trainer):
         if lost:
             raise UserError(
                 f"{self.args.output_dir}: a checkpoint does not fit the model ({lost[0]}); delete "
-                "the folder, or use --no-resume."
+                "the folder, or start without resume."
             )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -274,7 +274,7 @@ class Trainer(transformers.Trainer):
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.args.output_dir}: a checkpoint could not be written ({reason}); check the "
-                "space left and the permissions, or choose another --checkpoint-dir."
+                "space left and the permissions, or choose another checkpoint_dir."
             ) from error
 
 
@@ -375,11 +375,9 @@ def data_of(model: Checkpoint, corpora: tuple[Any, Any]) -> tuple[Any, Any, Call
 def _arguments(options: Options, folder: Path, keeps_best: bool) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batch_size % world:
-        raise UserError(
-            f"--batch-size {options.batch_size} does not divide among {world} processes."
-        )
+        raise UserError(f"batch_size {options.batch_size} does not divide among {world} processes.")
     if options.dtype == "float16" and options.device == "cpu":  # accelerate would stay at float32
-        raise UserError("--dtype float16 trains on a GPU only; use bfloat16 or float32 on the CPU.")
+        raise UserError("dtype float16 trains on a GPU only; use bfloat16 or float32 on the CPU.")
     if options.report_to == "tensorboard":
         place = options.checkpoint_dir / "runs" / folder.name
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(place))

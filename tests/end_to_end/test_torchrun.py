@@ -121,7 +121,7 @@ def test_batch_that_does_not_divide_is_one_clear_line(folder: Path) -> None:
     ended = torchrun(folder, MODEL, *RUNS["model"][1].split(), "--batch-size", 7, "-o", "none.pth")
     lines = {line for line in ended.err.splitlines() if line.startswith("Error: ")}
     assert ended.code == 1
-    assert lines == {"Error: --batch-size 7 does not divide among 2 processes."}
+    assert lines == {"Error: batch_size 7 does not divide among 2 processes."}
     assert ended.out == ""
     assert not (folder / "none.pth").exists()
 

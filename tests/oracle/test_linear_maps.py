@@ -207,7 +207,7 @@ def test_variants_of_blocks_are_made_by_a_scheme() -> None:
     assert report == (
         f"{names[1]} to {names[2]}", variant.stats["error_after"] if variant.tensors else None,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="--method linear_map: is for entries that name it"):
+    with pytest.raises(ConfigError, match="method linear_map: is for entries that name it"):
         make_variants(
             made, scheme, ("linear_map",), sources=Sources(states=lambda block: states[block])
         )

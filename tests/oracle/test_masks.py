@@ -473,7 +473,9 @@ def test_inputs_that_do_not_fit_are_refused(method: methods.Method) -> None:
     part, module = linear(weights(4, 32)), MODULE
     if method.kinds != ("linear",):
         part, module = attention() if "attention" in method.kinds else feed_forward()
-    with pytest.raises(UserError, match=f'"{module.name}": method {method.name} needs .*--calibra'):
+    with pytest.raises(
+        UserError, match=f'"{module.name}": method {method.name} needs .*calibration'
+    ):
         method.prune(part, module, 0.5, Evidence())
     with pytest.raises(ShapeError, match=f'"{module.name}": .* 31 inputs, .* 32 columns; calibrat'):
         method.prune(part, module, 0.5, Evidence(gram(correlated(31, 50, 0))))

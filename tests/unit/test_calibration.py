@@ -301,6 +301,7 @@ def test_too_little_text_is_said(
     few = (texts("train", 5, 1), CORPORA[1])
     tokens = min(tokens_of(few[0]).values())
     assert tokens < 4 * 48
+    caplog.set_level(logging.WARNING, logger="composable")
     measure(dense, read(dense, few), tmp_path / "c.npy", PLENTY)
     warning = next(r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     assert f"only {tokens} tokens for the 48 inputs of " in warning

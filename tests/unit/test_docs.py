@@ -1,6 +1,7 @@
 """The docs against the code: captions, commands, links, support table, levels of imports."""
 
 import ast
+import graphlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -156,6 +157,29 @@ def test_imports_point_one_way() -> None:
             if target in (folder, ""):
                 continue
             assert known[target] < known[folder], f"{own} imports {name}"
+
+
+def test_no_circle() -> None:
+    graph = {
+        dotted(path): set(imports(path)) - {dotted(path), ""} for path in PACKAGE.rglob("*.py")
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_every_folder_has_a_caption() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in PACKAGE.rglob("*.py") if path.parent.name != "commands"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_only_commands_know_of_flags(path: Path) -> None:
+    for word in code_words(path):
+        assert word not in ("click", "argv"), f"{path.name} imports {word}"
+        assert not re.search(r"(?<![\w-])--[a-z]", word), f"{path.name}: {word!r} names a flag"
 
 
 def test_only_families_know_a_family() -> None:

@@ -526,12 +526,12 @@ def test_batch_that_does_not_divide(
     corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"^--batch-size 8 does not divide among 3 processes\.$"):
+    with pytest.raises(UserError, match=r"^batch_size 8 does not divide among 3 processes\.$"):
         tune(corpora, tmp_path)
 
 
 def test_float16_on_the_cpu(corpora: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--dtype float16 trains on a GPU only; use bfloat16"):
+    with pytest.raises(UserError, match=r"^dtype float16 trains on a GPU only; use bfloat16"):
         tune(corpora, tmp_path, dtype="float16")
 
 
