@@ -5,16 +5,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from composable import families
 from composable.errors import FormatError, UserError
+from composable.tasks.base import Loaded
 from composable.tasks.samples import Samples, most_tokens, pad_texts, pad_token, with_positions
 from composable.tasks.splits import Corpus, read_text
-
-if TYPE_CHECKING:
-    from composable.models.checkpoint import Checkpoint
 
 #: Tokens of a text at most, if nothing else is said.
 LONGEST = 1024
@@ -39,7 +38,7 @@ class PlainTexts(Corpus):
         return cls(name, "train", file, digest, list(texts))
 
 
-def dataset(corpus: PlainTexts, checkpoint: "Checkpoint") -> Samples:
+def dataset(corpus: PlainTexts, checkpoint: Loaded) -> Samples:
     """Tokenise texts, with the special tokens of the tokenizer.
 
     Args:
@@ -56,12 +55,11 @@ def dataset(corpus: PlainTexts, checkpoint: "Checkpoint") -> Samples:
     return Samples([{"input_ids": ids} for ids in found["input_ids"]])
 
 
-def collator(checkpoint: "Checkpoint") -> Callable[[list[Any]], Mapping[str, Tensor]]:
+def collator(checkpoint: Loaded) -> Callable[[list[Any]], Mapping[str, Tensor]]:
     """Return what pads a list of samples, on the side that the tokenizer of a decoder names."""
     # an encoder sees the same whichever side is padded; its positions count from the left
-    is_left = checkpoint.tokenizer.padding_side == "left" and checkpoint.family.stacks == (
-        "decoder",
-    )
+    is_decoder = families.of(checkpoint.model).stacks == ("decoder",)
+    is_left = is_decoder and checkpoint.tokenizer.padding_side == "left"
     pad = pad_token(checkpoint)
     return lambda items: with_positions(pad_texts(items, pad, is_left), checkpoint.model)
 

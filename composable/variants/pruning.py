@@ -133,8 +133,8 @@ def _check_preferred(preferred: Iterable[str]) -> None:
     for name in preferred:
         if methods.by_name(name).replaces:
             raise ConfigError(
-                f"method {name}: is for entries that name it; config_generator.py writes them, with a "
-                "linear map in the place of layers."
+                f"method {name}: is for entries that name it; config_generator.py writes them, "
+                "with a linear map in the place of layers."
             )
 
 
