@@ -24,7 +24,8 @@ from composable.models.structure import Edit
 from composable.reports.summary import read_evaluation
 from composable.training import callbacks
 from tests import tiny
-from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
+from tests.end_to_end.conftest import Ended, Workshop, call, files_in, save_model
+from tests.paths import ROOT
 
 #: A command of every script that works: each case below changes one thing in it. {out} is the
 #: folder that must stay empty.
@@ -555,7 +556,6 @@ def test_our_own_mistakes_keep_their_traceback(
     ("script", "changes", "code", "needle"),
     [
         ("compose_model.py", {"-n": "7"}, 1, "no configuration 7"),
-        ("model_level_finetuning.py", {"-m": "{composed}"}, 1, "is a composed model"),
         ("prune_scheme_generator.py", {"-x": "1"}, 2, "(see prune_scheme_generator.py --help)"),
     ],
 )

@@ -18,7 +18,8 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.structure import Edit
 from composable.training import callbacks
 from tests import tiny
-from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
+from tests.end_to_end.conftest import Ended, Workshop, call, files_in, save_model
+from tests.paths import ROOT
 
 #: The chain of the README: every script with no argument at all, and what it writes.
 CHAIN = {
@@ -270,20 +271,11 @@ def test_scripts_are_executable(tmp_path: Path) -> None:
 def test_stdout_and_stderr_of_a_process(tmp_path: Path, workshop: Workshop) -> None:
     """The report is alone on stdout even if a library prints; -q leaves stderr empty."""
     args = ["-m", workshop.model, "-p", workshop.modules, "--epochs", 2, "--device", "cpu"]
-    loud = run_executable("block_level_finetuning.py", *args, cwd=tmp_path)
-    assert loud.returncode == 0, loud.stderr
-    assert json.loads(loud.stdout)["wrote"] == "modules_finetuned.npy"
-    assert "calibration: " in loud.stderr
-    assert "6/6" in loud.stderr
-    assert "Warning" not in loud.stderr
-    assert "[transformers]" not in loud.stderr
-    first = (tmp_path / "modules_finetuned.npy").read_bytes()
     quiet = run_executable("block_level_finetuning.py", "-q", *args, cwd=tmp_path)
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert json.loads(quiet.stdout).keys() == json.loads(loud.stdout).keys()
-    # another process, the same bytes; this one, too
-    assert (tmp_path / "modules_finetuned.npy").read_bytes() == first
-    assert workshop.finetuned.read_bytes() == first
+    assert json.loads(quiet.stdout)["wrote"] == "modules_finetuned.npy"
+    # the bytes that this process made
+    assert (tmp_path / "modules_finetuned.npy").read_bytes() == workshop.finetuned.read_bytes()
 
 
 # --- the same command twice ----------------------------------------------------------------------

@@ -23,7 +23,7 @@ from composable.ranking import layer_choice
 from composable.ranking.layer_distance import Removing, measure
 from composable.tasks.samples import pad_texts
 from tests import tiny
-from tests.unit.test_pretrained import package_file
+from tests.unit.models.test_pretrained import package_file
 
 ORACLE = Path(__file__).parents[3] / "shared" / "oracles" / "depth"
 METRICS = (

@@ -11,8 +11,8 @@ import pytest
 
 from composable import families, methods, tasks
 from composable.families.base import KINDS
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "composable"
 REMEDY = "run python docs/make_commands.py"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

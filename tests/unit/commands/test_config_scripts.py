@@ -1,7 +1,6 @@
 """config_generator.py and prune_scheme_generator.py: reports, exit codes, what goes where."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ from composable.formats import config
 from composable.formats.config import Entry
 from composable.models import checkpoint
 from tests import tiny
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 WI = "encoder.block.0.layer.1.DenseReluDense.wi"
 
@@ -176,20 +175,6 @@ def test_nothing_to_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 # --- as users call them --------------------------------------------------------------------------
-
-
-def test_scripts_alone_with_their_defaults(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/t5-small.pth").write_bytes(model.read_bytes())
-    for script, wrote in [
-        ("config_generator.py", "conf.json"),
-        ("prune_scheme_generator.py", "conf_prune.json"),
-    ]:
-        assert os.access(ROOT / script, os.X_OK)
-        done = run_alone(script, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout)["wrote"] == wrote
-        assert (tmp_path / wrote).exists()
 
 
 #: What else is refused is in test_config.py.

@@ -109,9 +109,9 @@ def test_data_of_translation_is_not_taken(folder: Path, task: str) -> None:
     for data in ("embedded", "multi30k"):
         result = run(evaluate.main, "-m", folder / f"{task}.pth", "--data", data)
         assert result.exit_code == 1
-        assert f"--data {data}: no such file or folder; expected a " in result.stderr
+        assert f"data {data}: no such file or folder; expected a " in result.stderr
     result = run(evaluate.main, "-m", folder / f"{task}.pth")
-    assert "--data (of prune.py --calibration-data) is missing; expected a " in result.stderr
+    assert "no data: the model file names none, and neither data nor " in result.stderr
     assert result.stderr.count("\n") == 1
 
 
