@@ -404,6 +404,10 @@ BAD_MERGES = [
         'and its part "e.block.4" (rate 1)',
     ),
     ({FFN: Entry(1), WO: Entry(0.5)}, f'"{FFN}" (rate 1) and its part "{WO}" (rate 0.5)'),
+    (  # its linears lie in the layer itself
+        {"bert.encoder.layer.3.ffn": Entry(1), "bert.encoder.layer.3.output.dense": Entry(0.5)},
+        '.ffn" (rate 1) and its part "bert.encoder.layer.3.output.dense" (rate 0.5)',
+    ),
     ({FFN: Entry(0.5), WO: Entry(1)}, f'"{FFN}" (rate 0.5) and its part "{WO}" (rate 1)'),
     (
         {LAYER: Entry(1), ATTENTION: Entry(0.5), OUT: Entry(0.5)},
