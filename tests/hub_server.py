@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """A hub on loopback: the Hugging Face routes the client asks for, and plain files under /multi30k.
 
-python tests/hub_server.py --t5-small PORT_FILE   # serves random weights as google-t5/t5-small;
+python -m tests.hub_server --t5-small PORT_FILE   # serves random weights as google-t5/t5-small;
                                                   # HF_ENDPOINT=http://127.0.0.1:$(cat PORT_FILE)
 """
 
@@ -10,7 +9,6 @@ import contextlib
 import gzip
 import hashlib
 import json
-import os
 import re
 import signal
 import sys
@@ -21,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.paths import SHARED
 
 TOKENIZER = "data/tokenizers/t5-tokenizer.json.gz"
 
@@ -258,21 +258,14 @@ def write_t5_tokenizer(folder: Path, shared: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def shared_folder() -> Path:
-    """Where the shared data is: COMPOSABLE_SHARED, else beside the repository."""
-    beside = Path(__file__).resolve().parents[1].parent / "shared"
-    return Path(os.environ.get("COMPOSABLE_SHARED") or beside).resolve()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a T5-small-shaped model on 127.0.0.1.")
     parser.add_argument("--t5-small", metavar="PORT_FILE", type=Path, required=True)
     port_file = parser.parse_args().t5_small
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder is removed
-    shared = shared_folder()
     with tempfile.TemporaryDirectory() as name:
-        make_t5_small(Path(name), shared)
-        with HubServer({"google-t5/t5-small": Path(name)}, shared / "data" / "multi30k") as hub:
+        make_t5_small(Path(name), SHARED)
+        with HubServer({"google-t5/t5-small": Path(name)}, SHARED / "data" / "multi30k") as hub:
             unfinished = port_file.with_name(port_file.name + ".tmp")
             unfinished.write_text(f"{hub.port}\n")
             unfinished.replace(port_file)

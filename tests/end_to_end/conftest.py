@@ -20,8 +20,8 @@ import transformers
 from composable.models import checkpoint
 from tests import tiny
 from tests.end_to_end.forked import Ended
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 #: The warnings that Python shows by itself; pytest would swallow them.
 SHOWN = [("default", UserWarning), ("default", FutureWarning), ("default", RuntimeWarning)]
 

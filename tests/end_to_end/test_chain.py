@@ -18,7 +18,8 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.structure import Edit
 from composable.training import callbacks
 from tests import tiny
-from tests.end_to_end.conftest import ROOT, Ended, Workshop, call, files_in, save_model
+from tests.end_to_end.conftest import Ended, Workshop, call, files_in, save_model
+from tests.paths import ROOT
 
 #: The chain of the README: every script with no argument at all, and what it writes.
 CHAIN = {
@@ -232,41 +233,16 @@ def test_baseline_takes_dense_and_composed_models(
 
 # --- as users call them --------------------------------------------------------------------------
 
-OPTIONS = {
-    "download_model.py": "-m --model -o --revision",
-    "config_generator.py": "-m -o --attention --linear -n",
-    "prune_scheme_generator.py": "-i -o",
-    "prune.py": "-m -c -o -p --method",
-    "compose_model.py": "-m -p -c -n -o",
-    "baseline_finetuning.py": "-m -o --stats",
-    "block_level_finetuning.py": "-m -p -o --stats",
-    "model_level_finetuning.py": "-m -p -c -n -o --stats",
-    "evaluate.py": "-m -o --data --split --num-beams --batch-tokens --output-translations",
-    "plot_loss.py": "-o",
-}
-SHARED = "-h --help -v -q --debug"
-TRAINING = (
-    "--epochs --batch-size --lr --early-stop --seed --device --dtype --data --limit --resume "
-    "--no-resume --checkpoint-dir --report-to"
-)
-DEFAULTS = {
-    "download_model.py": "google-t5/t5-small model/t5-small.pth",
-    "prune.py": "model/t5-small.pth conf_prune.json modules.npy",
-    "compose_model.py": "model/t5-small.pth modules.npy conf.json model/composed.pth",
-    "block_level_finetuning.py": "model/t5-small.pth modules.npy modules_finetuned.npy",
-}
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 
-@pytest.mark.parametrize("script", OPTIONS)
-def test_help_names_every_option(tmp_path: Path, script: str) -> None:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help(tmp_path: Path, script: str) -> None:
+    """What it says is compared with docs/commands.md by test_docs.py."""
     run = call(script, "-h", cwd=tmp_path)
     assert (run.code, run.err) == (0, "")
     assert run.out == call(script, "--help", cwd=tmp_path).out
-    words = run.out.replace(",", " ").replace("/", " ").split()
-    wanted = f"{OPTIONS[script]} {SHARED} {TRAINING if script in TRAININGS else ''}".split()
-    assert [option for option in wanted if option not in words] == []
-    shown = " ".join(run.out.split())
-    assert [text for text in DEFAULTS.get(script, "").split() if text not in shown] == []
+    assert run.out.startswith("Usage: ")
     assert files_in(tmp_path) == []
 
 
@@ -287,28 +263,19 @@ def test_scripts_are_executable(tmp_path: Path) -> None:
     run = run_executable("prune.py", "-h", cwd=tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
     assert "Usage: prune.py" in run.stdout
-    assert all(option in run.stdout for option in OPTIONS["prune.py"].split())
-    for script in OPTIONS:
+    for script in SCRIPTS:
         assert os.access(ROOT / script, os.X_OK), script
+        assert (ROOT / script).read_text().startswith("#!/usr/bin/env python3\n"), script
 
 
 def test_stdout_and_stderr_of_a_process(tmp_path: Path, workshop: Workshop) -> None:
     """The report is alone on stdout even if a library prints; -q leaves stderr empty."""
     args = ["-m", workshop.model, "-p", workshop.modules, "--epochs", 2, "--device", "cpu"]
-    loud = run_executable("block_level_finetuning.py", *args, cwd=tmp_path)
-    assert loud.returncode == 0, loud.stderr
-    assert json.loads(loud.stdout)["wrote"] == "modules_finetuned.npy"
-    assert "calibration: " in loud.stderr
-    assert "6/6" in loud.stderr
-    assert "Warning" not in loud.stderr
-    assert "[transformers]" not in loud.stderr
-    first = (tmp_path / "modules_finetuned.npy").read_bytes()
     quiet = run_executable("block_level_finetuning.py", "-q", *args, cwd=tmp_path)
     assert (quiet.returncode, quiet.stderr) == (0, "")
-    assert json.loads(quiet.stdout).keys() == json.loads(loud.stdout).keys()
-    # another process, the same bytes; this one, too
-    assert (tmp_path / "modules_finetuned.npy").read_bytes() == first
-    assert workshop.finetuned.read_bytes() == first
+    assert json.loads(quiet.stdout)["wrote"] == "modules_finetuned.npy"
+    # the bytes that this process made
+    assert (tmp_path / "modules_finetuned.npy").read_bytes() == workshop.finetuned.read_bytes()
 
 
 # --- the same command twice ----------------------------------------------------------------------

@@ -16,9 +16,11 @@ import torch
 
 from composable.models import checkpoint
 from tests import tiny
-from tests.hub_server import HubServer, shared_folder, write_t5_tokenizer
+from tests.end_to_end.conftest import call
+from tests.hub_server import HubServer, write_t5_tokenizer
+from tests.paths import ROOT, SHARED
 
-SCRIPT = Path(__file__).resolve().parents[2] / "download_model.py"
+SCRIPT = ROOT / "download_model.py"
 ID = "someone/tiny-t5"
 
 
@@ -119,11 +121,8 @@ def test_download_then_reuse_without_network(
     assert "model.safetensors" in fetched
     assert "pytorch_model.bin" not in fetched
 
-    again = output.with_name("again.pth")
-    options = ("-m", ID, "--prefix", "say: ")
-    report_of(download(tmp_path, nobody(), again, *options))
-    assert again.read_bytes() == output.read_bytes()
-    assert resolve(tmp_path, nobody(), ID, HF_HUB_OFFLINE="1")[1] == server.commit(ID)
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        assert resolve(tmp_path, nobody(), ID, **more)[1] == server.commit(ID)
 
 
 def test_second_run_fetches_no_file_again(server: HubServer, tmp_path: Path) -> None:
@@ -229,23 +228,9 @@ def test_repository_without_config(
 def test_local_folder_goes_before_the_hub(pretrained: Path, tmp_path: Path, output: Path) -> None:
     (tmp_path / "someone").mkdir()
     (tmp_path / ID).symlink_to(pretrained)
-    report = report_of(download(tmp_path, nobody(), output, "-m", ID))
+    report = call("download_model.py", "-m", ID, "-o", output, cwd=tmp_path).report
     assert (report["source"], report["revision"]) == (ID, None)
     assert report["fingerprint"] == checkpoint.load(output).fingerprint
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("empty", "empty: no config.json"),
-        ("a/b/c", "no such folder, and not a hub id"),
-        ("file.pth", "a file, a model folder was expected"),
-    ],
-)
-def test_wrong_local_model(tmp_path: Path, output: Path, model: str, message: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file.pth").write_bytes(b"PK")
-    assert_refused(download(tmp_path, nobody(), output, "-m", model), output, message)
 
 
 def test_unwritable_output_is_found_before_the_download(server: HubServer, tmp_path: Path) -> None:
@@ -260,11 +245,11 @@ def test_unwritable_output_is_found_before_the_download(server: HubServer, tmp_p
 
 
 def test_real_tokenizer_as_the_hub_serves_it(tmp_path: Path, output: Path) -> None:
-    if not shared_folder().is_dir():
-        pytest.skip(f"no shared data at {shared_folder()} (set COMPOSABLE_SHARED)")
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data at {SHARED} (set COMPOSABLE_SHARED)")
     folder = tmp_path / "t5"
     tiny.t5(vocab_size=32128).save_pretrained(folder)
-    write_t5_tokenizer(folder, shared_folder())
+    write_t5_tokenizer(folder, SHARED)
     with HubServer({"google-t5/t5-small": folder}) as running:
         report_of(download(tmp_path, running.url, output))  # the default model
     tokens = checkpoint.load(output).tokenizer("translate English to German:").input_ids

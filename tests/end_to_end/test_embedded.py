@@ -1,8 +1,6 @@
 """The embedded model is what its card and record say."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +9,9 @@ from safetensors import safe_open
 from composable import files
 from composable.models import pretrained
 from composable.tasks import metrics, translation, translation_decode
+from tests.paths import ROOT, SHARED
 
-FOLDER = Path(__file__).parents[2] / "assets" / "embedded"
-SHARED = Path(os.environ.get("COMPOSABLE_SHARED", "../shared"))
+FOLDER = ROOT / "assets" / "embedded"
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +21,7 @@ from composable.tasks import greedy, translation_decode
 from composable.tasks.greedy import is_plain
 from composable.tasks.translation_decode import length_batches, translate
 from tests import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -255,33 +252,6 @@ def test_defaults_agree_with_the_library() -> None:
     assert defaults["model"] == Path("model/finetuned.pth")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("-m", "none.pth"), 1, "none.pth: No such file"),
-        (("-m", "text.pth"), 1, "text.pth: not a model file"),
-        (("-m", "{model}", "--data", "nowhere"), 1, "nowhere"),
-        (("-m", "{model}", "--data", "{data}", "-o", "."), 1, "is a folder"),
-        (("-m", "{model}", "--split", "train"), 2, "'train' is not one of"),
-        (("-m", "{model}", "--num-beams", "0"), 2, "0 is not in the range"),
-        (("-m", "{model}", "--data", "{data}", "--device", "toaster"), 1, "toaster"),
-    ],
-)
-def test_bad_input_is_one_line(
-    folder: Path, tmp_path: Path, monkeypatch, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.pth").write_text("no model")
-    places = {"model": folder / "model.pth", "data": folder / "data"}
-    result = run(evaluate.main, *(argument.format(**places) for argument in arguments))
-    assert result.exit_code == code, result.output
-    assert message in result.stderr
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
-    assert os.listdir(tmp_path) == ["text.pth"]
-
-
 def test_as_a_process_stdout_is_json_and_stderr_the_progress(folder: Path) -> None:
     command = [sys.executable, str(ROOT / "evaluate.py"), "-m", "model.pth", "--data", "data"]
     result = subprocess.run(
@@ -289,14 +259,8 @@ def test_as_a_process_stdout_is_json_and_stderr_the_progress(folder: Path) -> No
     )
     assert json.loads(result.stdout)["sentences"] == 4
     assert "translate" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert "Warning" not in result.stderr
-
-
-@pytest.mark.parametrize("name", ["evaluate.py", "plot_loss.py", "report.py"])
-def test_scripts_can_be_executed(name: str) -> None:
-    assert (ROOT / name).stat().st_mode & stat.S_IXUSR
-    assert (ROOT / name).read_text().startswith("#!/usr/bin/env python3\n")
+    for unwanted in ("Traceback", "Warning", "[transformers]"):
+        assert unwanted not in result.stderr
 
 
 # ---- report.py

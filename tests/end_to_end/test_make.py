@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

@@ -24,8 +24,9 @@ from composable.variants import compose, gradient, least_squares
 from composable.variants.attention_phase import Settings
 from composable.variants.pruning import Sources, blocks_of, make_variants
 from tests import tiny, tiny_tasks
+from tests.paths import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(ROOT / "docs"))
 import support_table
 
 #: The layout of a family that goes through all of its tasks; the others through one.

@@ -13,9 +13,10 @@ import torch
 from composable.models import checkpoint
 from composable.tasks.language_modeling import LANGUAGE_MODELING
 from tests import tiny, tiny_tasks
-from tests.unit.test_pretrained import package_file
+from tests.end_to_end.conftest import call
+from tests.paths import ROOT
+from tests.unit.models.test_pretrained import package_file
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 3 * 2**30
 
 
@@ -60,18 +61,22 @@ def test_smollm2_is_pruned_and_composed_within_3_gb(tmp_path: Path, gqa: str) ->
 
 def test_bfloat16_goes_through_the_scripts(tmp_path: Path) -> None:
     """Weights stay in bfloat16, bundles are float32, scores are computed in what they state."""
+
+    def call_here(script: str, *args: Any) -> dict[str, Any]:
+        return call(script, *args, cwd=tmp_path).report
+
     tiny.build("llama_gqa").save_pretrained(tmp_path / "hf")
     tiny.tokenizer().save_pretrained(tmp_path / "hf")
     data = tiny_tasks.data("language_modeling", tmp_path / "data")
-    run(tmp_path, "download_model.py", "-m", "hf", "--dtype", "bfloat16", "-o", "dense.pth")
-    run(tmp_path, "config_generator.py", "-m", "dense.pth", "--attention", 0.5, "--linear", 0.5)
-    run(tmp_path, "prune_scheme_generator.py")
-    run(tmp_path, "prune.py", "-m", "dense.pth")
-    run(tmp_path, "compose_model.py", "-m", "dense.pth", "-n", 0, "-o", "composed.pth")
+    call_here("download_model.py", "-m", "hf", "--dtype", "bfloat16", "-o", "dense.pth")
+    call_here("config_generator.py", "-m", "dense.pth", "--attention", 0.5, "--linear", 0.5)
+    call_here("prune_scheme_generator.py")
+    call_here("prune.py", "-m", "dense.pth")
+    call_here("compose_model.py", "-m", "dense.pth", "-n", 0, "-o", "composed.pth")
     made = checkpoint.load(tmp_path / "composed.pth")
     assert {parameter.dtype for parameter in made.model.parameters()} == {torch.bfloat16}
     evaluating = ("evaluate.py", "-m", "composed.pth", "--data", data, "--dtype", "float32")
-    report, _ = run(tmp_path, *evaluating)
+    report = call_here(*evaluating)
     made.model.float()
     corpus = LANGUAGE_MODELING.read(str(data), None, "test", None)
     settings = {"device": "cpu", "dtype": "float32", "batch_tokens": 8192, "window": None}

@@ -16,7 +16,8 @@ import torch
 from composable.formats import bundle
 from composable.models import checkpoint
 from tests import tiny
-from tests.end_to_end.forked import ROOT, Ended, Server, environment
+from tests.end_to_end.forked import Ended, Server, environment
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.nightly  # two processes need 10 seconds to start
 MODEL, BLOCK = "model_level_finetuning.py", "block_level_finetuning.py"

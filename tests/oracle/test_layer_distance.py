@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,10 @@ from composable.ranking import layer_choice
 from composable.ranking.layer_distance import Removing, measure
 from composable.tasks.samples import pad_texts, with_positions
 from tests import tiny
-from tests.unit.test_pretrained import package_file
+from tests.paths import SHARED
+from tests.unit.models.test_pretrained import package_file
 
-ORACLE = Path(__file__).parents[3] / "shared" / "oracles" / "depth"
+ORACLE = SHARED / "oracles" / "depth"
 DISTANCES = (
     "angular_last", "angular_token:1", "angular_all", "bi_score", "relative_magnitude",
     "euclidean_last", "euclidean_token:0", "linear_approximation_last",

@@ -76,8 +76,13 @@ def by_hooks(made: Checkpoint, variant: Variant) -> Any:
     return model
 
 
-@pytest.mark.parametrize("layout", tiny.ALL)
-@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("layout", "first", "last"),
+    [
+        *((layout, *block) for layout in tiny.ALL for block in ((0, 1), (2, 3))),
+        *((layout, *block) for layout in ("t5", "bert", "gpt2") for block in ((1, 1), (1, 2))),
+    ],
+)
 def test_a_map_stands_for_its_block(layout: str, first: int, last: int, tmp_path: Path) -> None:
     made = made_of(layout)
     variant, batch = variant_of(made, first, last), tiny.inputs(made)

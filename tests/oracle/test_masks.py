@@ -25,7 +25,8 @@ from composable.models.surgery import units_to_remove
 from tests import tiny
 
 RIDGE = 1e-2
-LINEAR = ["wanda", "obs", "sparsegpt", "alps"]
+#: What ranks the weights of a linear by its inputs; a new method is tested, too.
+LINEAR = [m.name for m in methods.METHODS if "linear" in m.kinds and "inputs" in m.needs]
 RATES = [0.001, 0.05, 0.29, 1 / 3, 0.5, 0.75, 0.9, 0.999]
 ATTENTION = "decoder.block.1.layer.1.EncDecAttention"
 MODULE = Module("some.linear", "linear", "encoder", holder="some.linear")

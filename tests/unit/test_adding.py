@@ -9,9 +9,10 @@ import pytest
 from composable import families
 from tests import tiny
 from tests.oracle import test_families as oracle
-from tests.unit import test_families as unit
+from tests.paths import ROOT
+from tests.unit.families import test_families as unit
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
+PAGE = ROOT / "docs" / "adding.md"
 
 
 def block(name: str) -> str:

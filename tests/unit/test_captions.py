@@ -10,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "captions"
+from tests.paths import ROOT
+
+FOLDER = ROOT / "assets" / "captions"
 SPLITS = ("train", "val", "test")
 CAPTION_FILES = ("train_handwritten", "val", "test")
 

@@ -20,9 +20,10 @@ from composable.errors import ConfigError, UserError
 from composable.models import export, in_memory
 from composable.tasks.samples import pad_texts
 from tests import tiny
+from tests.paths import ROOT
 
 SENTENCES = ["the man runs", "a dog in the street .", "the red house", "a woman plays with a cat"]
-ROOT = Path(__file__).parents[2]
+
 PLAIN = [layout for layout in tiny.ALL if layout != "t5_gated"]
 
 

@@ -14,7 +14,7 @@ from composable.training import train
 def test_unknown_device(device: str) -> None:
     with pytest.raises(UserError, match=r"expected auto, cpu, cuda or cuda:N\.$") as caught:
         devices.select_device(device)
-    assert f"--device {device}:" in str(caught.value)
+    assert f"device {device}:" in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -22,7 +22,7 @@ def test_unknown_device(device: str) -> None:
 def test_no_such_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "x")  # so that the end of the test removes it
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    message = rf"^--device {device}: no CUDA device is available; use --device cpu\.$"
+    message = rf"^device {device}: no CUDA device is available; use cpu\.$"
     with pytest.raises(UserError, match=message):
         devices.select_device(device)
     assert devices.select_device("auto") == devices.select_device("cpu") == "cpu"

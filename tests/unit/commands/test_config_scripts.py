@@ -1,7 +1,6 @@
 """config_generator.py and prune_scheme_generator.py: reports, exit codes, what goes where."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ from composable.formats import config
 from composable.formats.config import Entry
 from composable.models import checkpoint
 from tests import tiny
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 ATTENTION = "encoder.block.0.layer.0.SelfAttention"
 WI = "encoder.block.0.layer.1.DenseReluDense.wi"
 
@@ -141,27 +140,6 @@ def test_bad_command_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_composed_model_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint.Checkpoint, "is_dense", False)
-    monkeypatch.setattr(checkpoint, "load", lambda path: tiny.checkpoint())
-    code, out, err = run(config_generator, capsys, "-m", "composed.pth", "-o", tmp_path / "c.json")
-    assert (code, out) == (1, "")
-    assert_one_line(err, "composed.pth", "composed model", "dense")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = tmp_path / "model.pth"
-    wrong.write_text("[]")
-    for path in (wrong, tmp_path / "missing.pth"):
-        code, out, err = run(config_generator, capsys, "-m", path, "-o", tmp_path / "conf.json")
-        assert (code, out) == (1, "")
-        assert_one_line(err, str(path))
-    assert list(tmp_path.iterdir()) == [wrong]
-
-
 # --- prune_scheme_generator ----------------------------------------------------------------------
 
 
@@ -199,28 +177,9 @@ def test_nothing_to_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 # --- as users call them --------------------------------------------------------------------------
 
 
-def test_scripts_alone_with_their_defaults(tmp_path: Path, model: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/t5-small.pth").write_bytes(model.read_bytes())
-    for script, wrote in [
-        ("config_generator.py", "conf.json"),
-        ("prune_scheme_generator.py", "conf_prune.json"),
-    ]:
-        assert os.access(ROOT / script, os.X_OK)
-        done = run_alone(script, cwd=tmp_path)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout)["wrote"] == wrote
-        assert (tmp_path / wrote).exists()
-
-
+#: What else is refused is in test_config.py.
 BAD_INPUT = [
-    ("[]", "[] holds no configuration"),
-    ("{}", "a list of configurations was expected"),
-    ('[{"a": 1.5}]', 'conf.json[0]: "a": rate 1.5'),
-    ('[{"a": NaN}]', "NaN"),
-    ('[{"a": 0.5, "a": 0.5}]', '"a" occurs twice'),
     ('[{}, {"a": 1, "a.b": 0.5}]', 'conf.json[1]: "a" (rate 1) and its part "a.b" (rate 0.5)'),
-    (f'[{{"{ATTENTION}": 1, "{ATTENTION}.o": 0.5}}]', "nothing is left"),
     ("\x89PNG", "not a JSON file"),
     (None, "conf.json: No such file"),
 ]
@@ -237,38 +196,6 @@ def test_bad_input_alone(tmp_path: Path, content: str | None, message: str) -> N
     assert (tmp_path / "conf_prune.json").read_text() == "older"
 
 
-def test_unwritable_output(tmp_path: Path) -> None:
-    (tmp_path / "conf.json").write_text("[{}]")
-    (tmp_path / "file").write_text("")
-    for output in (tmp_path, tmp_path / "file" / "conf_prune.json"):
-        done = run_alone("prune_scheme_generator.py", "-o", output, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert_one_line(done.stderr, str(tmp_path))
-
-
-def test_no_space_left(tmp_path: Path) -> None:
-    rows = [{f"encoder.{i}": 0.5 for i in range(2000)}]
-    (tmp_path / "conf.json").write_text(json.dumps(rows))
-    limited = (
-        "import resource, runpy, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
-        f"sys.argv = ['x']; runpy.run_path({str(ROOT / 'prune_scheme_generator.py')!r},"
-        " run_name='__main__')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", limited],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert_one_line(done.stderr, "conf_prune.json", "File too large")
-    assert [path.name for path in tmp_path.iterdir()] == ["conf.json"]
-
-
 @pytest.mark.parametrize("script", ["config_generator", "prune_scheme_generator"])
 def test_starts_without_torch(script: str) -> None:
     code = (
@@ -277,11 +204,3 @@ def test_starts_without_torch(script: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.mark.parametrize("script", ["config_generator.py", "prune_scheme_generator.py"])
-def test_help(tmp_path: Path, script: str) -> None:
-    done = run_alone(script, "-h", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "Usage: " in done.stdout
-    assert "conf.json" in done.stdout

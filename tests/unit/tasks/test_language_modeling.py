@@ -13,8 +13,9 @@ from composable.errors import FormatError, UserError
 from composable.tasks import language_modeling, samples
 from composable.tasks.language_modeling import LANGUAGE_MODELING, read_stream
 from tests import tiny_tasks
+from tests.paths import SHARED
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 SETTINGS = {"device": "cpu", "dtype": "float32"}
 
 

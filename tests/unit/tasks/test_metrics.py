@@ -13,6 +13,7 @@ import sacrebleu
 from composable.errors import MismatchError
 from composable.tasks import metrics
 from composable.tasks.base import Score
+from tests.paths import ROOT
 
 # 5 words each, the last one differs: 4/5 words, 3/4 pairs, 2/3 triples, 1/2 quadruples.
 HYPOTHESIS, REFERENCE = "ein hund rennt im gras", "ein hund rennt im schnee"
@@ -109,7 +110,7 @@ def test_torchtext_is_imported_quietly(tmp_path: Path) -> None:
     answer = subprocess.run(
         [sys.executable, "-W", "default", "-c", code],
         env=environment,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         check=True,
         text=True,

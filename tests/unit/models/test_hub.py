@@ -15,7 +15,8 @@ from composable import files
 from composable.errors import FormatError, UserError
 from composable.models import hub
 from composable.tasks import multi30k
-from tests.hub_server import HubServer, shared_folder
+from tests.hub_server import HubServer
+from tests.paths import SHARED
 
 TEXTS = {"train.en": b"a dog\na cat\n", "train.de": b"ein Hund\neine Katze\n"}
 
@@ -167,7 +168,7 @@ def test_embedded(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_table_equals_the_shared_data() -> None:
-    folder = shared_folder() / "data" / "multi30k"
+    folder = SHARED / "data" / "multi30k"
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder} (set COMPOSABLE_SHARED)")
     faults = {

@@ -14,8 +14,9 @@ from composable.errors import FormatError, UserError
 from composable.tasks import labelled_texts, splits, tables, text_classification, text_similarity
 from composable.tasks.labelled_texts import CLASSES, SCORES
 from composable.tasks.splits import Source
+from tests.paths import SHARED
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 
 
 def write(folder: Path, **contents: str | list[str]) -> Path:

@@ -111,7 +111,7 @@ def test_data_of_translation_is_not_taken(folder: Path, task: str) -> None:
         assert result.exit_code == 1
         assert f"data {data}: no such file or folder; expected a " in result.stderr
     result = run(evaluate.main, "-m", folder / f"{task}.pth")
-    assert "give data (prune.py: calibration_data): a " in result.stderr
+    assert "no data: the model file names none, and neither data nor " in result.stderr
     assert result.stderr.count("\n") == 1
 
 
