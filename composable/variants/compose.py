@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from composable import families
+from composable import families, methods
 from composable.errors import ShapeError
 from composable.formats import bundle
 from composable.formats.bundle import Variant
 from composable.formats.config import covered, merge_parts, pick, read_configurations
-from composable.methods import METHODS
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
 from composable.models.structure import (
@@ -109,8 +108,8 @@ def compose_files(
     dense = checkpoint.load(model)
     dense.require_dense(model, "composing")
     modules = {module.name: module for module in dense.family.modules(dense.model)}
-    methods = [method.name for method in METHODS]
-    wanted = pick(read_configurations(config, modules, methods), index, config)
+    names = [method.name for method in methods.METHODS]
+    wanted = pick(read_configurations(config, modules, names), index, config)
     merged = merge_parts(wanted, f"{config}[{index}]")
     readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
     variants = [reader.load(record) for reader, record in bundle.choose(readers, merged, index)]
