@@ -78,7 +78,7 @@ def caption(path: Path) -> str:
 
 
 def tree() -> str:
-    """Return a line for each script, file of the package, page, and script of assets/."""
+    """Return a line for each script, folder, file of the package, page, and script of assets/."""
     lines = [(f"{name}.py", caption(ROOT / f"{name}.py")) for name in scripts()]
     for folder in ("composable", "assets", "benchmarks", "docs"):
         lines += _folder(ROOT / folder, "")
@@ -87,11 +87,26 @@ def tree() -> str:
 
 
 def _folder(folder: Path, indent: str) -> list[tuple[str, str]]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".py", ".md"))
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    """A folder with its caption, its files, then its folders: those that others import first."""
+    package = folder / "__init__.py"
+    paths = sorted(path for path in folder.iterdir() if path != package)
+    own = [
+        (f"{indent}  {path.name}", caption(path)) for path in paths if path.suffix in (".py", ".md")
+    ]
+    levels = _levels()
+    folders = sorted(
+        (path for path in paths if path.is_dir()), key=lambda path: levels.get(path.name, 0)
+    )
     inner = [line for path in folders for line in _folder(path, f"{indent}  ")]
-    own = [(f"{indent}  {path.name}", caption(path)) for path in files]
-    return [(f"{indent}{folder.name}/", ""), *own, *inner] if own or inner else []
+    said = caption(package) if package.is_file() else ""
+    return [(f"{indent}{folder.name}/", said), *own, *inner] if own or inner else []
+
+
+def _levels() -> dict[str, int]:
+    """Folder of the package -> its level in docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = text.split("<!-- levels -->\n```text\n")[1].split("```")[0].splitlines()
+    return {name: int(number) for number, *names in map(str.split, lines) for name in names}
 
 
 def readme() -> str:

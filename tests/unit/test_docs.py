@@ -53,7 +53,8 @@ def test_tree_names_every_file_with_its_caption() -> None:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert docstring, f"{path} has no caption"
         caption = docstring.splitlines()[0]
-        assert re.search(rf"^ *{re.escape(path.name)} +{re.escape(caption)}$", tree, re.M), path
+        name = f"{path.parent.name}/" if path.name == "__init__.py" else path.name
+        assert re.search(rf"^ *{re.escape(name)} +{re.escape(caption)}$", tree, re.M), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
@@ -94,13 +95,6 @@ def test_the_model_types_are_listed() -> None:
     for family in families.FAMILIES:
         line = next(line for line in text.splitlines() if line.startswith(f"| {family.name} | `"))
         assert all(f"`{kind}`" in line for kind in family.model_types)
-
-
-def levels() -> dict[str, int]:
-    """File or folder of the package -> its level in docs/architecture.md."""
-    lines = between(ROOT / "docs" / "architecture.md", "levels").strip("`\n").splitlines()[1:]
-    numbered = [line.split() for line in lines]
-    return {name: int(number) for number, *names in numbered for name in names}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -144,11 +138,11 @@ def dotted(path: Path) -> str:
 
 def test_every_file_of_the_package_has_a_level() -> None:
     files = {dotted(path).partition(".")[0] for path in PACKAGE.rglob("*.py")} - {""}
-    assert files == levels().keys()
+    assert files == MAKER._levels().keys()
 
 
 def test_imports_point_one_way() -> None:
-    known = levels()
+    known = MAKER._levels()
     for path in PACKAGE.rglob("*.py"):
         own = dotted(path)
         folder = own.partition(".")[0]
