@@ -1,5 +1,6 @@
 """What all tests share: one thread, and a tiny corpus."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes too
@@ -21,6 +22,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """A command sets the level of the log; the next test must not find it so."""
+    log = logging.getLogger("composable")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
