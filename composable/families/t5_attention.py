@@ -13,7 +13,7 @@ class PrunedAttention:
 
     Block 0 computes the position bias for all heads of the dense model and every layer hands on
     what it was given, so the bias is sliced for the own use only. Cross-attentions have no bias;
-    a zero of one head broadcasts over any number. An attention without heads adds nothing but
+    zeros of one head broadcast over any number. An attention without heads adds nothing but
     still writes the cache, since generation reads the length of the text from layer 0.
 
     Attributes:
@@ -33,15 +33,17 @@ class PrunedAttention:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the attention on (batch, length, width); return output, full bias, weights."""
         is_cross = key_value_states is not None
-        if is_cross:
-            position_bias = hidden_states.new_zeros(1, 1, 1, 1)
+        if key_value_states is not None:
+            # not of size 1: kernels of GPUs that give gradients want a last dimension in memory
+            queries, keys = hidden_states.shape[1], key_value_states.shape[1]
+            position_bias = hidden_states.new_zeros(1, 1, queries, keys)
         elif position_bias is None:
             position_bias = self._full_bias(hidden_states, past_key_values)
         if self.kept_heads.numel() == 0:
             source = key_value_states if key_value_states is not None else hidden_states
             self._write_empty_cache(source, past_key_values, is_cross)
             return torch.zeros_like(hidden_states), position_bias, None
-        own = position_bias if is_cross else position_bias[:, self.kept_heads]
+        own = position_bias if is_cross else position_bias[:, self.kept_heads].contiguous()
         output, _, weights = super().forward(  # type: ignore[misc]
             hidden_states, mask, key_value_states, own, past_key_values, **kwargs
         )

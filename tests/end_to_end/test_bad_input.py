@@ -361,8 +361,18 @@ WRITES = [
 
 
 @pytest.mark.parametrize(("script", "option"), WRITES)
-def test_unwritable_output(script: str, option: str, places: dict[str, str], out: Path) -> None:
-    """A folder, and a file below a file (a read-only folder would not stop root)."""
+def test_unwritable_output(
+    script: str, option: str, places: dict[str, str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder, and a file below a file (a read-only folder would not stop root).
+
+    It is found before a model is read, so before hours of work.
+    """
+
+    def work(*_: Any) -> None:
+        raise AssertionError("the work began before the outputs were checked")
+
+    monkeypatch.setattr(checkpoint, "load", work)
     taken = out.parent / "taken.png"  # plot_loss.py wants this ending
     taken.mkdir()
     for path, named in ((taken, taken), (Path(places["text"], "x.png"), places["text"])):
