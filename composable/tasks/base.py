@@ -95,19 +95,20 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Any:
-        """Read one split: train, valid or test.
+        """Read one split.
 
         Args:
             data: a folder or file, or a name that the task knows; None takes the default.
             default: what the model file asks for.
-            split: train, valid or test.
+            split: train, valid or test; see `splits.sources` for what is missing.
             limit: take the first so many samples only.
 
         Returns:
             A corpus; its attributes `name`, `split` and `sha256` say what was read.
 
         Raises:
-            UserError: there is no such data, or it is not what it should be.
+            FormatError: it is not what it should be.
+            UserError: there is no such data.
         """
 
     @abstractmethod
@@ -202,17 +203,30 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
     return "|".join(f"{key}:{value}" for key, value in said.items())
 
 
-def described(corpus: Any, count: int) -> dict[str, Any]:
-    """Return what reports say of the data.
+def report(
+    corpus: Any, scores: dict[str, Score], loss: float, count: int, seconds: float, **more: Any
+) -> dict[str, Any]:
+    """Return a task's part of the report of an evaluation.
 
     Args:
         corpus: a `splits.Corpus`.
+        scores: by their keys in the report.
+        loss: mean over samples or tokens.
         count: samples.
+        seconds: that the model ran.
+        more: what else the task says.
     """
     return {
-        "name": corpus.name,
-        "split": corpus.split,
-        "file": corpus.file,
-        "count": count,
-        "sha256": corpus.sha256,
+        **{key: score.to_json() for key, score in scores.items()},
+        "loss": round(loss, 6),
+        "samples": count,
+        **more,
+        "samples_per_second": round(count / seconds, 2),
+        "data": {
+            "name": corpus.name,
+            "split": corpus.split,
+            "file": corpus.file,
+            "count": count,
+            "sha256": corpus.sha256,
+        },
     }

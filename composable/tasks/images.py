@@ -45,13 +45,7 @@ class Images(Corpus):
 
 
 def read(data: str | None, default: str | None, split: str, limit: int | None) -> Images:
-    """Read a split.
-
-    Args:
-        data: a folder or file.
-        default: what the model file asks for.
-        split: train, valid or test; see `splits.sources` for what is missing.
-        limit: the first so many images; those of a folder come from each class in turn.
+    """Read a split, see `Task.read`; the first images of a folder come from each class in turn.
 
     Raises:
         FormatError: an .npz has other arrays.
@@ -60,12 +54,8 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     name = data or default
     if name and Path(name).is_file():
         return _read_arrays(Path(name), split, limit)
-    name, places = splits.locate(data, default, split, _find, WANTED)
+    name, places = splits.locate(data, default, split, splits.NAMES, splits.folder_of, WANTED)
     return _read_folder(name, split, places[0], limit)
-
-
-def _find(folder: Path, split: str) -> Path | None:
-    return splits.folder_of(folder, splits.NAMES[split])
 
 
 def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Images:
