@@ -54,7 +54,7 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
     """Refuse options that say which layers go where none are to go.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: such an option is given.
     """
     for name, value in options.items():
         if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
@@ -100,7 +100,7 @@ def _rates(kind: str, text: str) -> Any:
     default=POLICIES[0],
     help="Which layers --drop-layers takes. block: neighbours that together change their input "
     "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
-    "--iterative found; deepest: the last but the very last, without scores.",
+    "--iterative found; deepest: the last, but never the very last, without scores.",
 )
 @cli.path_option("--scores", text="Scores that rank_importance.py wrote.")
 @cli.choice_options

@@ -75,7 +75,7 @@ OF_BLOCKS = ("threshold", "reference_offset")
     help="Memory for the moments of linear_fit; what does not fit takes more passes.  "
     "[default: 2G]",
 )
-@click.option("--seed", type=cli.SEED, default=42, help="Of random.")
+@click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
 @cli.device_option
 def main(
     model: Path,

@@ -11,7 +11,7 @@ STAGES = {"pruned": "pruned", "block": "+ module-level", "model": "+ model-level
 
 
 def stages_of(directory: Path, indices: list[int]) -> dict[str, str]:
-    """Columns of the table; the control experiment is one where it was run (make control)."""
+    """Columns of the table; one is of the control experiment, if it was run (make control)."""
     was_run = all((directory / f"eval_baseline_{index}.json").is_file() for index in indices)
     return ({"baseline": "control"} if was_run else {}) | STAGES
 

@@ -22,7 +22,7 @@ HEADER = (
 def rows_of(
     variants: Sequence["Variant"], seconds: Sequence[float], kept: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """Make one row per variant, in their order; what a removed module has not is None.
+    """Make one row per variant, in their order; None: a removed module has no such value.
 
     Args:
         variants: fine-tuned.

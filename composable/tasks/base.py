@@ -126,7 +126,7 @@ class Task(ABC):
 
     @abstractmethod
     def collator(self, checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Any]]:
-        """Return what pads a list of samples to a batch: an attention mask, and labels of -100."""
+        """Return what pads samples to a batch with an attention mask; labels of padding: -100."""
 
     @abstractmethod
     def functions(self, smoothing: float = 0.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -169,13 +169,9 @@ class Classification(Task):
         return labels
 
     def knows(self, config: Any) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"labels": class_labels(config)}
-
-
-def class_labels(config: Any) -> list[str]:
-    """Names of a classifier's outputs; "0", "1", ... where its config has none of its own."""
-    return [str(config.id2label[i]).removeprefix("LABEL_") for i in range(config.num_labels)]
+        """Return the names of the classes; "0", "1", ... where the config has none of its own."""
+        names = (str(config.id2label[i]) for i in range(config.num_labels))
+        return {"labels": [name.removeprefix("LABEL_") for name in names]}
 
 
 def signature(corpus: Any, count: int, **settings: Any) -> str:

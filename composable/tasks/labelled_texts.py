@@ -86,11 +86,7 @@ class LabelledTexts(Corpus):
 
 
 def read(
-    data: str | None,
-    default: str | None,
-    split: str,
-    limit: int | None,
-    layouts: Sequence[Layout],
+    data: str | None, default: str | None, split: str, limit: int | None, layouts: Sequence[Layout]
 ) -> LabelledTexts:
     """Read a split, see `Task.read`; `layouts` are those that the task knows.
 

@@ -72,7 +72,7 @@ def refuse_unknown(data: str | None) -> None:
     """Refuse files that a task would take for a text, but that hold something else.
 
     Raises:
-        FormatError: it is one.
+        FormatError: it is such a file.
     """
     if data is not None and Path(data).is_file() and _ending(data) in OTHERS:
         raise FormatError(

@@ -12,11 +12,7 @@ from composable.errors import FormatError, UserError
 
 Sample = TypeVar("Sample")
 #: What the file or folder of a split may be called, the first that exists is read.
-NAMES = {
-    "train": ("train",),
-    "valid": ("valid", "val", "dev", "validation"),
-    "test": ("test",),
-}
+NAMES = {"train": ("train",), "valid": ("valid", "val", "dev", "validation"), "test": ("test",)}
 #: Of so many samples one is held out for validation where no file is there for it.
 HELD_OUT = 10
 _PARTS = {"all": "", "train": "[9of10]", "valid": "[1of10]"}
@@ -45,7 +41,7 @@ class Source:
 
     Attributes:
         path: a file, or a folder with a folder for each class.
-        share: all of it; or "train" and "valid", which together are all of it.
+        share: "all" of it; or "train" or "valid", of which each sample is in one.
     """
 
     path: Path

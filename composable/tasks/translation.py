@@ -21,11 +21,7 @@ from composable.tasks.splits import first_of, read_bytes
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
-SPLITS = {
-    "train": ("train",),
-    "valid": ("val", "valid"),
-    "test": ("test_2016_flickr", "test"),
-}
+SPLITS = {"train": ("train",), "valid": ("val", "valid"), "test": ("test_2016_flickr", "test")}
 MAX_TOKENS = 256
 
 
@@ -148,7 +144,7 @@ class Collator:
     """Pad a list of pairs to a batch.
 
     The batch has input_ids and attention_mask (batch, source length), labels (batch, target
-    length) with -100 for padding, and decoder_input_ids, which the labels shifted right are.
+    length) with -100 for padding, and decoder_input_ids, the labels shifted right.
     """
 
     def __init__(self, pad_token_id: int, decoder_start_token_id: int):
