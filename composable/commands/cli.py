@@ -197,7 +197,7 @@ class _Positive(click.FloatRange):
 
 def path_option(*flags: str, default: str | None = None, text: str) -> Any:
     """Add an option that takes a path."""
-    return click.option(*flags, type=PATH, default=default, help=text)
+    return click.option(*flags, type=PATH, default=default and Path(default), help=text)
 
 
 def model_option(default: str, text: str = "Model file.") -> Any:
