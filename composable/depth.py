@@ -74,12 +74,11 @@ def analyse(
     if not some:
         raise UserError("the calibration set is empty; give at least one sample.")
     dense = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
-    texts: Texts
-    if tokenizer is None:
-        texts = GivenBatches([_batch(item, model) for item in some])
-    else:
-        lines = [_text(item, key) for item in some]
-        texts = Texts(dense, PlainTexts.of(lines))
+    texts = (
+        GivenBatches([_batch(item, model) for item in some])
+        if tokenizer is None
+        else Texts(dense, PlainTexts.of([_text(item, key) for item in some]))
+    )
     found = LAYER_DISTANCE.measure(dense, texts, options)
     origin = origin_of(LAYER_DISTANCE, in_memory.describe(model), texts, options)
     return replace(found, origin=origin)

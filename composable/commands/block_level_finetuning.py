@@ -16,7 +16,7 @@ log = logging.getLogger("composable")
 @cli.bundle_option("modules.npy")
 @cli.path_option("-o", "--output", default="modules_finetuned.npy", text="Bundle to write.")
 @cli.path_option("--stats", default="stats_block.csv", text="Losses per epoch, CSV.")
-@cli.path_option("--plot", default=None, text="Heat map of the errors, PNG.")
+@cli.path_option("--plot", text="Heat map of the errors, PNG.")
 @click.option(
     "--solver",
     type=click.Choice(["hybrid", "ls", "grad"]),

@@ -22,10 +22,48 @@ from composable.errors import ConfigError, UserError
 
 log = logging.getLogger("composable")
 Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**32 - 1)
 
 
-class FreeLengthCommand(click.Command):
-    """A command whose `multiple=True` options take several values: `--linear 0.3 0.5`."""
+def together(*options: Any) -> Decorator:
+    """Join decorators that add options into one; --help lists them in this order."""
+    return lambda function: functools.reduce(lambda f, option: option(f), options[::-1], function)
+
+
+def command() -> Callable[[Function], click.Command]:
+    """Make a script's main function a command.
+
+    The function returns the report (a dict), which is printed to stdout as one JSON object with
+    `seconds` added. A `UserError` or an `OSError` becomes one line on stderr and exit code 1, a
+    wrong command line exit code 2, Ctrl-C exit code 130; `--debug` shows the traceback.
+    """
+
+    def decorate(function: Function) -> click.Command:
+        @functools.wraps(function)
+        def run(verbose: bool, quiet: bool, debug: bool, **options: Any) -> None:
+            _set_up_logging(verbose, quiet)
+            started = time.perf_counter()
+            report = function(**options)
+            if report is not None and int(os.environ.get("RANK", "0")) == 0:
+                report["seconds"] = round(time.perf_counter() - started, 3)
+                click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+
+        declared = together(
+            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+            click.option("-q", "--quiet", is_flag=True, help="Log errors only, no progress bars."),
+            click.option("-v", "--verbose", is_flag=True, help="Show the libraries' remarks too."),
+        )
+        settings = {"help_option_names": ["-h", "--help"], "show_default": True}
+        return click.command(cls=_Command, context_settings=settings)(declared(run))
+
+    return decorate
+
+
+class _Command(click.Command):
+    """Options may have several values; what goes wrong becomes one line and an exit code."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before every further value, which is the form that click itself takes."""
@@ -48,40 +86,6 @@ class FreeLengthCommand(click.Command):
             spread.append(arg)
         return super().parse_args(ctx, spread)
 
-
-def command() -> Callable[[Function], click.Command]:
-    """Make a script's main function a command.
-
-    The function returns the report (a dict), which is printed to stdout as one JSON object with
-    `seconds` added. A `UserError` or an `OSError` becomes one line on stderr and exit code 1, a
-    wrong command line exit code 2, Ctrl-C exit code 130; `--debug` shows the traceback.
-    """
-
-    def decorate(function: Function) -> click.Command:
-        @functools.wraps(function)
-        def run(verbose: bool, quiet: bool, debug: bool, **options: Any) -> None:
-            _set_up_logging(verbose, quiet)
-            started = time.perf_counter()
-            report = function(**options)
-            if report is not None and int(os.environ.get("RANK", "0")) == 0:
-                report["seconds"] = round(time.perf_counter() - started, 3)
-                click.echo(json.dumps(report, indent=1, ensure_ascii=False))
-
-        for option in (
-            click.option("-v", "--verbose", is_flag=True, help="Show the libraries' remarks too."),
-            click.option("-q", "--quiet", is_flag=True, help="Log errors only, no progress bars."),
-            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-        ):
-            run = option(run)
-        settings = {"help_option_names": ["-h", "--help"], "show_default": True}
-        return click.command(cls=_ExitCodeCommand, context_settings=settings)(run)
-
-    return decorate
-
-
-class _ExitCodeCommand(FreeLengthCommand):
-    """Runs the command and turns what goes wrong into one line and an exit code."""
-
     def invoke(self, ctx: click.Context) -> Any:
         """Run; click itself would answer Ctrl-C with an empty line on stderr."""
         try:
@@ -94,54 +98,44 @@ class _ExitCodeCommand(FreeLengthCommand):
         parent: Any = super()
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
-        shows_traceback = "--debug" in (sys.argv if args is None else args)
-        code: int
         try:
             result = parent.main(args, *rest, standalone_mode=False, **more)
             code = result if isinstance(result, int) else 0  # --help returns 0
         except click.UsageError as error:
-            code = _fail(error.format_message() + f" (see {_name_of(error, self)} --help)", 2)
+            # the script as it was called; the command's own name is that of the function
+            name = error.ctx.command_path if error.ctx else self.name
+            code = _fail(f"{error.format_message()} (see {name} --help)", 2)
         except (click.Abort, KeyboardInterrupt):
             code = _fail(
                 "interrupted; run the same command again, a training goes on after its last epoch.",
                 130,
             )
-        except UserError as error:
-            code = _fail(str(error), 1, shows_traceback)
-        except OSError as error:
-            code = _fail(_os_message(error), 1, shows_traceback)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            code = _fail(
-                "out of memory; use smaller batches (see --help) or a smaller model.",
-                1,
-                shows_traceback,
-            )
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            message = _message(error)
+            if "--debug" in (sys.argv if args is None else args):
+                traceback.print_exc()
+            code = _fail(message, 1)
         sys.exit(code)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell, without importing torch, its two errors for a full GPU and a full machine."""
+def _message(error: Exception) -> str:
+    """Say what went wrong and what to do; raise again what no user can mend."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        said = error.strerror or error
+        return f"{name}{said}; check the path, its permissions and the space left."
+    # torch, which is not imported here, has two errors of its own: for a full GPU, a full machine
     is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return is_torch or isinstance(error, MemoryError)
+    if is_torch or isinstance(error, MemoryError):
+        return "out of memory; use smaller batches (see --help) or a smaller model."
+    raise error
 
 
-def _name_of(error: click.UsageError, command: click.Command) -> str | None:
-    """Name of the script as it was called; the command's own name is that of the function."""
-    return error.ctx.command_path if error.ctx else command.name
-
-
-def _fail(message: str, code: int, shows_traceback: bool = False) -> int:
-    if shows_traceback:
-        traceback.print_exc()
-    click.echo("Error: " + " ".join(str(message).split()), err=True)
+def _fail(message: str, code: int) -> int:
+    click.echo("Error: " + " ".join(message.split()), err=True)
     return code
-
-
-def _os_message(error: OSError) -> str:
-    name = f"{error.filename}: " if error.filename else ""
-    return f"{name}{error.strerror or error}; check the path, its permissions and the space left."
 
 
 def _is_number(text: str) -> bool:
@@ -189,67 +183,33 @@ class _Bytes(click.ParamType):
 BYTES = _Bytes()
 
 
-def model_option(default: str) -> Callable[[Function], Function]:
-    """Add -m/--model."""
-    return path_option("-m", "--model", default=default, text="Model file.")
+class _Positive(click.FloatRange):
+    """A finite number above 0; click's own range lets NaN and infinity pass."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
 
 
-def path_option(*flags: str, default: str | None, text: str) -> Any:
+def path_option(*flags: str, default: str | None = None, text: str) -> Any:
     """Add an option that takes a path."""
-    return click.option(*flags, type=click.Path(path_type=Path), default=default, help=text)
+    return click.option(*flags, type=PATH, default=default and Path(default), help=text)
 
 
-def bundle_option(default: str) -> Callable[[Function], Function]:
+def model_option(default: str, text: str = "Model file.") -> Any:
+    """Add -m/--model."""
+    return path_option("-m", "--model", default=default, text=text)
+
+
+def bundle_option(default: str) -> Decorator:
     """Add -p/--pruned, which may be given more than once."""
-    return click.option(
-        "-p",
-        "--pruned",
-        "bundles",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        default=(default,),
-        help="Bundle of variants; several meet in one model.",
-    )
-
-
-def configuration_options(function: Function) -> Function:
-    """Add -c/--config and -n/--index."""
-    index = click.option("-n", "--index", default=0, help="Which configuration, from 0.")
-    config = path_option("-c", "--config", default="conf.json", text="File of configurations.")
-    return config(index(function))
-
-
-_DTYPE = (
-    "Of autocast, not of files. auto: bfloat16 on a GPU that has it, and in trainings on a CPU "
-    "that has it, else float32."
-)
-
-
-def data_options(function: Function) -> Function:
-    """Add the options that say what is read and where it runs: --data --limit --device --dtype."""
-    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
-    for option in (
-        click.option("--dtype", type=dtypes, default="auto", help=_DTYPE),
-        click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
-        click.option(
-            "--limit",
-            type=click.IntRange(min=1),
-            help="Read so many samples (lines of a text) of each split only.",
-        ),
-        click.option(
-            "--data",
-            help="Folder or file with the data of the model's task; for translation also "
-            '"embedded" or "multi30k".  [default: what the model file says; for translation else '
-            "multi30k]",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def device_option(function: Function) -> Function:
-    """Add --device."""
-    return click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")(function)
+    text = "Bundle of variants; several meet in one model."
+    flags = ("-p", "--pruned", "bundles")
+    return click.option(*flags, type=PATH, multiple=True, default=(default,), help=text)
 
 
 def parse_numbers(text: str, flag: str) -> list[int]:
@@ -275,72 +235,90 @@ def given_options() -> dict[str, str]:
     }
 
 
-def choice_options(function: Function) -> Function:
-    """Add the options that say which distances count: --stack --distance --reference-offset."""
-    for option in (
-        click.option(
-            "--reference-offset",
-            is_flag=True,
-            help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
-        ),
-        click.option("--distance", help="Of the scores.  [default: the first of the file]"),
-        click.option(
-            "--stack",
-            type=click.Choice(["encoder", "decoder"]),
-            help="Whose layers, where a model has both.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def calibration_options(function: Function) -> Function:
-    """Add the options of the statistics of the modules' inputs: where they are, of which texts."""
-    for option in (
-        click.option(
-            "--memory-budget",
-            type=BYTES,
-            default="2G",
-            help="Memory for statistics and cached inputs; more modules than fit take more passes.",
-        ),
-        click.option(
-            "--calibration-samples",
-            type=click.IntRange(min=1),
-            default=4096,
-            help="How many of the training samples are measured.",
-        ),
-        click.option(
-            "--calibration-data",
-            help="As --data: whose training samples are measured.  [default: as for --data]",
-        ),
-        path_option(
-            "--calibration",
-            default="calibration.npy",
-            text="Statistics of the inputs; read if it exists, else measured and written.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-class _Positive(click.FloatRange):
-    """A finite number above 0; click's own range lets NaN and infinity pass."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
+configuration_options = together(
+    path_option("-c", "--config", default="conf.json", text="File of configurations."),
+    click.option("-n", "--index", default=0, help="Which configuration, from 0."),
+)
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+#: What is read and where it runs.
+data_options = together(
+    click.option(
+        "--data",
+        help="Folder or file with the data of the model's task; for translation also "
+        '"embedded" or "multi30k".  [default: what the model file says; for translation else '
+        "multi30k]",
+    ),
+    click.option(
+        "--limit", type=COUNT, help="Read so many samples (lines of a text) of each split only."
+    ),
+    device_option,
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        help="Of autocast, not of files. auto: bfloat16 on a GPU that has it, and in trainings on "
+        "a CPU that has it, else float32.",
+    ),
+)
+offset_option = click.option(
+    "--reference-offset",
+    is_flag=True,
+    help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
+)
+#: Which distances count.
+choice_options = together(
+    click.option(
+        "--stack",
+        type=click.Choice(["encoder", "decoder"]),
+        help="Whose layers, where a model has both.",
+    ),
+    click.option("--distance", help="Of the scores.  [default: the first of the file]"),
+    offset_option,
+)
+#: The statistics of the modules' inputs: where they are, of which texts.
+calibration_options = together(
+    path_option(
+        "--calibration",
+        default="calibration.npy",
+        text="Statistics of the inputs; read if it exists, else measured and written.",
+    ),
+    click.option(
+        "--calibration-data",
+        help="As --data: whose training samples are measured.  [default: as for --data]",
+    ),
+    click.option(
+        "--calibration-samples",
+        type=COUNT,
+        default=4096,
+        help="How many of the training samples are measured.",
+    ),
+    click.option(
+        "--memory-budget",
+        type=BYTES,
+        default="2G",
+        help="Memory for statistics and cached inputs; more modules than fit take more passes.",
+    ),
+)
+_whole_model_options = (
+    click.option(
+        "--steps",
+        type=click.IntRange(min=0),
+        default=0,
+        help="End after so many optimizer steps, with the whole schedule laid out over them; "
+        "0: --epochs says when.",
+    ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        help="Compile the model (torch.compile); takes minutes at the start, so it is worth it "
+        "for long trainings on a GPU only.",
+    ),
+)
 
 
 def training_options(
-    epochs: int | None,
-    lr: float | None,
-    early_stop: int,
-    is_whole_model: bool = False,
-) -> Callable[[Function], Function]:
+    epochs: int | None, lr: float | None, early_stop: int, is_whole_model: bool = False
+) -> Decorator:
     """Add the options of a training, with this script's defaults; they arrive as `training`.
 
     Args:
@@ -349,11 +327,11 @@ def training_options(
         early_stop: patience in epochs.
         is_whole_model: adds `--steps` and `--compile`.
     """
-    declared: tuple[Any, ...] = (
-        click.option("--epochs", type=click.IntRange(min=1), default=epochs, help="At most."),
+    declared = together(
+        click.option("--epochs", type=COUNT, default=epochs, help="At most."),
         click.option(
             "--batch-size",
-            type=click.IntRange(min=1),
+            type=COUNT,
             help="Samples per step, over all processes.  [default: the task's, 64 or, for windows "
             "of text, 8; of attentions a quarter]",
         ),
@@ -369,15 +347,12 @@ def training_options(
             default=early_stop,
             help="Epochs without improvement before it stops; 0: never.",
         ),
-        click.option(
-            "--seed", type=click.IntRange(0, 2**32 - 1), default=42, help="Of sampling and dropout."
-        ),
+        click.option("--seed", type=SEED, default=42, help="Of sampling and dropout."),
         click.option("--resume/--no-resume", default=True, help="Continue an interrupted run."),
-        click.option(
+        path_option(
             "--checkpoint-dir",
-            type=click.Path(path_type=Path),
-            default=Path("checkpoints"),
-            help="Where an unfinished run keeps its checkpoints.",
+            default="checkpoints",
+            text="Where an unfinished run keeps its checkpoints.",
         ),
         click.option(
             "--report-to",
@@ -391,24 +366,9 @@ def training_options(
             default=0,
             help="Processes that prepare batches; worth it beside a GPU.",
         ),
+        *(_whole_model_options if is_whole_model else ()),
+        data_options,
     )
-    of_whole_models = (
-        click.option(
-            "--steps",
-            type=click.IntRange(min=0),
-            default=0,
-            help="End after so many optimizer steps, with the whole schedule laid out over them; "
-            "0: --epochs says when.",
-        ),
-        click.option(
-            "--compile",
-            is_flag=True,
-            help="Compile the model (torch.compile); takes minutes at the start, so it is worth it "
-            "for long trainings on a GPU only.",
-        ),
-    )
-    if is_whole_model:
-        declared += of_whole_models
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
@@ -420,9 +380,6 @@ def training_options(
             shared = {"device": training.device, "dtype": training.dtype}
             return function(training=training, **shared, **options)
 
-        wrapped: Function = data_options(collect)
-        for option in reversed(declared):
-            wrapped = option(wrapped)
-        return wrapped
+        return declared(collect)
 
     return decorate

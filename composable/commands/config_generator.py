@@ -54,7 +54,7 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
     """Refuse options that say which layers go where none are to go.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: such an option is given.
     """
     for name, value in options.items():
         if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
@@ -62,42 +62,24 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
             raise ConfigError(f"{flag} needs --drop-layers N or --layers; add one of them.")
 
 
+def _rates(kind: str, text: str) -> Any:
+    return click.option(f"--{kind}", type=float, multiple=True, metavar="R..", help=text)
+
+
 @cli.command()
-@click.option(
-    "-m",
-    "--model",
-    type=click.Path(path_type=Path),
-    default=Path("model/t5-small.pth"),
-    help="The dense model.",
+@cli.path_option("-m", "--model", default="model/t5-small.pth", text="The dense model.")
+@cli.path_option("-o", "--output", default="conf.json", text="Configurations to write.")
+@_rates(
+    "attention",
+    "Fraction of heads to remove, one rate per configuration.  [default: 0.25 0.5 0.25]",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("conf.json"),
-    help="Configurations to write.",
+@_rates(
+    "linear", "Fraction of weights to remove, one rate per configuration.  [default: 0.3 0.3 0.5]"
 )
-@click.option(
-    "--attention",
-    type=float,
-    multiple=True,
-    metavar="R..",
-    help="Fraction of heads to remove, one rate per configuration.  [default: 0.25 0.5 0.25]",
-)
-@click.option(
-    "--linear",
-    type=float,
-    multiple=True,
-    metavar="R..",
-    help="Fraction of weights to remove, one rate per configuration.  [default: 0.3 0.3 0.5]",
-)
-@click.option(
-    "--ffn",
-    type=float,
-    multiple=True,
-    metavar="R..",
-    help="Fraction of neurons to remove, one rate per configuration; where it is above 0 the "
-    "linears of the ffns stay as they are.",
+@_rates(
+    "ffn",
+    "Fraction of neurons to remove, one rate per configuration; where it is above 0 the linears "
+    "of the ffns stay as they are.",
 )
 @click.option(
     "--drop-layers",
@@ -118,9 +100,9 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
     default=POLICIES[0],
     help="Which layers --drop-layers takes. block: neighbours that together change their input "
     "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
-    "--iterative found; deepest: the last but the very last, without scores.",
+    "--iterative found; deepest: the last, but never the very last, without scores.",
 )
-@cli.path_option("--scores", default=None, text="Scores that rank_importance.py wrote.")
+@cli.path_option("--scores", text="Scores that rank_importance.py wrote.")
 @cli.choice_options
 @click.option("--protect", default="", help="Layers that must stay, e.g. 0,29.")
 @click.option(
@@ -131,7 +113,7 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
 @click.option(
     "-n",
     "--number",
-    type=click.IntRange(min=1),
+    type=cli.COUNT,
     help="Number of configurations.  [default: as many as there are rates]",
 )
 def main(

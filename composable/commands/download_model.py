@@ -17,20 +17,14 @@ from composable.commands import cli
     default="google-t5/t5-small",
     help='Hub id (owner/name), local Hugging Face folder, .gguf file, or "embedded".',
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("model/t5-small.pth"),
-    help="Model file to write.",
-)
+@cli.path_option("-o", "--output", default="model/t5-small.pth", text="Model file to write.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.  [default: its main branch]")
 @click.option(
     "--prefix",
     help="Text that the model expects before a source sentence.  [default: the model's own]",
 )
 @click.option("--task", help="What the model is for.  [default: as its architecture says]")
-@click.option("--labels", type=click.IntRange(min=1), help="Classes of a fresh head.  [default: 2]")
+@click.option("--labels", type=cli.COUNT, help="Classes of a fresh head.  [default: 2]")
 @click.option(
     "--max-length",
     type=click.IntRange(min=2),

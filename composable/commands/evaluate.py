@@ -4,44 +4,37 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from composable.commands import cli
 
-POSITIVE = click.IntRange(min=1)
 #: Options that only some tasks have (`Task.options`).
 OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshold")
 
 
 @cli.command()
-@click.option(
-    "-m",
-    "--model",
-    type=click.Path(path_type=Path),
-    default=Path("model/finetuned.pth"),
-    help="Model file, dense or composed.",
+@cli.path_option(
+    "-m", "--model", default="model/finetuned.pth", text="Model file, dense or composed."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report here, too.")
+@cli.path_option("-o", "--output", text="Write the report here, too.")
 @click.option(
     "--split", type=click.Choice(["valid", "test"]), default="test", help="Which split is measured."
 )
 @click.option(
     "--batch-tokens",
-    type=POSITIVE,
+    type=cli.COUNT,
     default=8192,
     help="Tokens in a batch (of the source, in translation), at most.",
 )
-@click.option(
+@cli.path_option(
     "--output-predictions",
     "--output-translations",
     "predictions",
-    type=click.Path(path_type=Path),
-    help="Write the model's answer to each sample here, one a line, in the order of the data: a "
+    text="Write the model's answer to each sample here, one a line, in the order of the data: a "
     "translation, class, number, answer, or loss of a window.",
 )
-@click.option("--num-beams", type=POSITIVE, default=1, help="Translation: 1 is greedy.")
+@click.option("--num-beams", type=cli.COUNT, default=1, help="Translation: 1 is greedy.")
 @click.option(
-    "--max-length", type=POSITIVE, default=80, help="Translation: most tokens of a translation."
+    "--max-length", type=cli.COUNT, default=80, help="Translation: most tokens of a translation."
 )
 @click.option(
     "--window",
@@ -56,13 +49,13 @@ OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshol
 )
 @click.option(
     "--source-length",
-    type=POSITIVE,
+    type=cli.COUNT,
     default=32,
     help="Tokens, for the MACs. Other tasks than translation: by default the most that the model "
     "reads of a sample.",
 )
 @click.option(
-    "--target-length", type=POSITIVE, default=32, help="Translation: target tokens, for the MACs."
+    "--target-length", type=cli.COUNT, default=32, help="Translation: target tokens, for the MACs."
 )
 @cli.data_options
 def main(
@@ -110,14 +103,11 @@ def main(
 
 def _refuse_foreign(task: Any) -> None:
     """Refuse options that were given, and that the task of the model does not have."""
-    context = click.get_current_context()
-    for name in OF_TASKS:
-        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if is_given and name not in task.options:
+    for name, flag in cli.given_options().items():
+        if name in OF_TASKS and name not in task.options:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} has no meaning for {task.name}, the task of this "
-                "model; leave it out.",
-                context,
+                f"{flag} has no meaning for {task.name}, the task of this model; leave it out.",
+                click.get_current_context(),
             )
 
 
@@ -125,8 +115,7 @@ def _lengths(task: Any, loaded: Any, options: dict[str, Any]) -> tuple[int, int]
     """Source and target tokens for the MACs; a model with one stack has one kind of tokens."""
     if "target_length" in task.options:
         return options["source_length"], options["target_length"]
-    source = click.get_current_context().get_parameter_source("source_length")
-    is_given = source is ParameterSource.COMMANDLINE
+    is_given = "source_length" in cli.given_options()
     tokens = options["source_length"] if is_given else options["window"] or task.length(loaded)
     return (tokens, 0) if "encoder" in loaded.family.stacks else (0, tokens)
 

@@ -2,20 +2,12 @@
 
 from pathlib import Path
 
-import click
-
 from composable.commands import cli
 
 
 @cli.command()
 @cli.model_option("model/composed.pth")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("exported"),
-    help="Folder to write.",
-)
+@cli.path_option("-o", "--output", default="exported", text="Folder to write.")
 def main(model: Path, output: Path) -> dict[str, object]:
     """Write a dense model, or one that has lost whole layers or masked weights, as a folder.
 

@@ -22,7 +22,7 @@ from composable.commands import cli
     help="What learns: all weights; the layers beside those that are gone; or low-rank adapters of "
     "the ffns, merged at the end.",
 )
-@click.option("--rank", type=click.IntRange(min=1), default=64, help="Of the adapters of lora.")
+@click.option("--rank", type=cli.COUNT, default=64, help="Of the adapters of lora.")
 @cli.training_options(epochs=4, lr=None, early_stop=2, is_whole_model=True)
 def main(
     model: Path,

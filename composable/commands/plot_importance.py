@@ -8,8 +8,8 @@ from composable.commands import cli
 
 
 @cli.command()
-@click.argument("scores", type=click.Path(path_type=Path), default=Path("scores.npz"))
-@cli.path_option("-o", "--output", default=None, text="PNG to write.  [default: SCORES.png]")
+@click.argument("scores", type=cli.PATH, default=Path("scores.npz"))
+@cli.path_option("-o", "--output", text="PNG to write.  [default: SCORES.png]")
 @cli.choice_options
 @click.option("--raw", is_flag=True, help="Colours of the distances, not of each row's range.")
 @click.option("--title", help="Over the picture.  [default: the model's name]")
@@ -36,7 +36,6 @@ def main(
     tables = [found.blocks(name, distance) for name in stacks]
     files.check_writable(output)
     source = found.origin.model if found.origin else ""
-    importance_plot.write(
-        output, tables, title=source if title is None else title, raw=raw, offset=reference_offset
-    )
+    title = source if title is None else title
+    files.write_bytes(output, importance_plot.png(tables, title, raw, reference_offset))
     return {"wrote": str(output), "stacks": stacks, "distance": tables[0].distance}

@@ -8,14 +8,8 @@ from composable.commands import cli
 
 
 @cli.command()
-@click.argument("csvs", nargs=-1, type=click.Path(path_type=Path), metavar="[CSV]...")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("loss.png"),
-    help="Picture to write, a PNG.",
-)
+@click.argument("csvs", nargs=-1, type=cli.PATH, metavar="[CSV]...")
+@cli.path_option("-o", "--output", default="loss.png", text="Picture to write, a PNG.")
 def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
     """Draw validation (solid) and training loss (dashed) over epochs, one colour per CSV.
 
@@ -31,7 +25,7 @@ def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
     paths = csvs or (Path("stats_model.csv"),)
     curves = stats_file.read_all(paths)
     files.check_writable(output)
-    loss_plot.write_loss_plot(curves, output)
+    files.write_bytes(output, loss_plot.loss_png(curves))
     return {
         "wrote": str(output),
         "curves": [

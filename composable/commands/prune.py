@@ -14,16 +14,14 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
 @cli.model_option("model/t5-small.pth")
 @cli.path_option("-c", "--config", default="conf_prune.json", text="Which variants must exist.")
 @cli.path_option("-o", "--output", default="modules.npy", text="Bundle to write.")
-@cli.path_option("-p", "--test-model", default=None, text="Also compose a model of first variants.")
+@cli.path_option("-p", "--test-model", text="Also compose a model of first variants.")
 @click.option(
     "--mask",
     type=click.Choice(["l1", "wanda", "obs", "sparsegpt", "alps"]),
     help="Which weights go at plain rates.  [default: l1]",
 )
 @click.option(
-    "--heads",
-    type=click.Choice(list(HEADS)),
-    help="Which heads go at plain rates.  [default: l1]",
+    "--heads", type=click.Choice(list(HEADS)), help="Which heads go at plain rates.  [default: l1]"
 )
 @click.option(
     "--method",
@@ -41,7 +39,6 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
 )
 @cli.path_option(
     "--scores",
-    default=None,
     text="Scores that rank_importance.py wrote: the heads and neurons of the highest importance "
     "stay at plain rates that no other option decides (method ranked).",
 )

@@ -2,29 +2,14 @@
 
 from pathlib import Path
 
-import click
-
 from composable import files
 from composable.commands import cli
 from composable.formats import config
 
 
 @cli.command()
-@click.option(
-    "-i",
-    "--input",
-    "source",
-    type=click.Path(path_type=Path),
-    default=Path("conf.json"),
-    help="Configurations to read.",
-)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("conf_prune.json"),
-    help="Scheme to write.",
-)
+@cli.path_option("-i", "--input", "source", default="conf.json", text="Configurations to read.")
+@cli.path_option("-o", "--output", default="conf_prune.json", text="Scheme to write.")
 def main(source: Path, output: Path) -> dict[str, object]:
     """Write conf_prune.json: every variant that the configurations need, each once.
 

@@ -42,26 +42,22 @@ OF_BLOCKS = ("threshold", "reference_offset")
 @click.option("--key", default="text", help="Of the text in a line of .jsonl.")
 @click.option(
     "--calibration-samples",
-    type=click.IntRange(min=1),
+    type=cli.COUNT,
     default=256,
     help="The first so many samples; of a language model's folder, lines.",
 )
-@click.option("--max-length", type=click.IntRange(min=1), help="Tokens of a text at most.")
+@click.option("--max-length", type=cli.COUNT, help="Tokens of a text at most.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=cli.COUNT,
     help="Samples of a batch.  [default: as many as are 2,048 tokens]",
 )
 @cli.path_option("-o", "--output", default="scores.npz", text="File to write.")
 @click.option("--threshold", type=float, help="List blocks up to this score only.")
-@click.option(
-    "--reference-offset",
-    is_flag=True,
-    help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
-)
+@cli.offset_option
 @click.option(
     "--iterative",
-    type=click.IntRange(min=1),
+    type=cli.COUNT,
     help="Also let so many layers go one by one, by the first distance, measuring again each time.",
 )
 @click.option(
@@ -71,9 +67,7 @@ OF_BLOCKS = ("threshold", "reference_offset")
 )
 @click.option("--protect", default="", help="Layers that --iterative leaves, e.g. 0,29.")
 @click.option(
-    "--largest",
-    type=click.IntRange(min=1),
-    help="Most layers of a block by linear_fit.  [default: all]",
+    "--largest", type=cli.COUNT, help="Most layers of a block by linear_fit.  [default: all]"
 )
 @click.option(
     "--memory-budget",
@@ -81,7 +75,7 @@ OF_BLOCKS = ("threshold", "reference_offset")
     help="Memory for the moments of linear_fit; what does not fit takes more passes.  "
     "[default: 2G]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, help="Of random.")
+@click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
 @cli.device_option
 def main(
     model: Path,
@@ -108,13 +102,10 @@ def main(
     from composable.calibration import collect
     from composable.formats import scores_file
     from composable.models import checkpoint
-    from composable.ranking import base
+    from composable.ranking import base, block_table
 
     ranker = ranking.by_name(method)
-    settings |= {
-        "protect": cli.parse_numbers(protect, "--protect"),
-        "memory_budget": memory_budget,
-    }
+    settings |= {"protect": cli.parse_numbers(protect, "--protect"), "memory_budget": memory_budget}
     options = _options(ranker, settings)
     files.check_writable(output)
     dense = checkpoint.load(model)
@@ -124,37 +115,16 @@ def main(
     texts = collect.calibration_set(dense, *reading) if ranker.reads_texts else None
     scores = base.rank(ranker, dense, texts, options)
     scores_file.save(output, scores)
-    return {
-        "wrote": str(output),
-        "method": method,
-        **_read(scores),
-        **_tables(scores, threshold, reference_offset),
-    }
-
-
-def _read(scores: Any) -> dict[str, object]:
-    """Say which texts were read, if any were."""
-    read = scores.origin.texts
-    if read is None:
-        return {}
-    return {
-        "calibration_data": {"name": read.name, "sha256": read.sha256},
-        "samples": read.samples,
-        "tokens": read.tokens,
-    }
-
-
-def _tables(scores: Any, threshold: float | None, offset: bool) -> dict[str, object]:
-    """Say what was measured; the best blocks of layers are logged as tables."""
-    from composable.ranking import block_table
-
-    found: dict[str, object] = {}
+    report: dict[str, object] = {"wrote": str(output), "method": method}
+    if read := scores.origin and scores.origin.texts:
+        report["calibration_data"] = {"name": read.name, "sha256": read.sha256}
+        report |= {"samples": read.samples, "tokens": read.tokens}
     if scores.units:
-        found["units"] = {name: len(one.importance) for name, one in scores.units.items()}
+        report["units"] = {name: len(one.importance) for name, one in scores.units.items()}
     if scores.distances:
-        found["blocks"] = block_table.tables(scores, threshold, offset)
-        found["removal"] = [order.modules for order in scores.orders]
-    return found
+        report["blocks"] = block_table.tables(scores, threshold, reference_offset)
+        report["removal"] = [order.modules for order in scores.orders]
+    return report
 
 
 def _options(ranker: Any, settings: dict[str, Any]) -> Any:

@@ -3,35 +3,23 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from composable.files import atomic_write
 from composable.formats.scores import BlockDistances
 from composable.ranking.layer_choice import best_block
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-COLOURS = "viridis_r"  # small distances are light
+#: Small distances are light.
+_STYLE: dict[str, Any] = {
+    "origin": "lower", "cmap": "viridis_r", "aspect": "auto", "interpolation": "none",
+}  # fmt: skip
 MARK = "#D55E00"
-
-
-def write(
-    path: Path,
-    found: Sequence[BlockDistances],
-    title: str = "",
-    raw: bool = False,
-    offset: bool = False,
-) -> None:
-    """Draw every stack in a row of its own, into a PNG file, whole or not at all."""
-    picture = png(found, title, raw, offset)
-    with atomic_write(path) as file:
-        file.write(picture)
 
 
 def png(
@@ -40,7 +28,7 @@ def png(
     """Draw distances.
 
     Args:
-        found: one entry for each stack.
+        found: one entry for each stack, which gets a row of its own.
         title: over the picture.
         raw: colours of the distances themselves; else each row of blocks has its own range.
         offset: mark blocks by the row of blocks that are larger by one layer.
@@ -48,9 +36,6 @@ def png(
     Returns:
         A PNG; the same distances give the same bytes with the same matplotlib.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     largest = max(one.layers for one in found)
     size = min(10.0, max(5.0, 0.26 * largest))
     with matplotlib.rc_context({"font.size": 10}):
@@ -77,17 +62,10 @@ def by_row(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
-def _draw_blocks(
-    figure: "Figure", axes: "Axes", one: BlockDistances, raw: bool, offset: bool
-) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_blocks(figure: Figure, axes: Axes, one: BlockDistances, raw: bool, offset: bool) -> None:
     layers = one.layers
     shown = np.ma.masked_invalid(one.values if raw else by_row(one.values))
-    extent = (-0.5, layers - 0.5, 0.5, layers + 0.5)
-    picture = axes.imshow(
-        shown, origin="lower", extent=extent, cmap=COLOURS, aspect="auto", interpolation="none"
-    )
+    picture = axes.imshow(shown, extent=(-0.5, layers - 0.5, 0.5, layers + 0.5), **_STYLE)
     marks = [
         (best_block(one, size, offset=offset)[0], size)
         for size in range(1, layers)
@@ -95,7 +73,7 @@ def _draw_blocks(
     ]
     if marks:
         first, sizes = zip(*marks, strict=True)
-        label = "smallest distance of its size" if not offset else "block to remove"
+        label = "block to remove" if offset else "smallest distance of its size"
         axes.scatter(first, sizes, s=16, color=MARK, label=label)
         axes.legend(loc="upper right", frameon=False)
     axes.set_xlabel("First layer of the block")
@@ -108,13 +86,10 @@ def _draw_blocks(
     figure.colorbar(picture, ax=axes, label=label)
 
 
-def _draw_layers(figure: "Figure", axes: "Axes", one: BlockDistances) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_layers(figure: Figure, axes: Axes, one: BlockDistances) -> None:
     column = one.values[0][:, None]
     extent = (-0.5, 0.5, -0.5, one.layers - 0.5)
-    options: dict[str, Any] = {"cmap": COLOURS, "aspect": "auto", "interpolation": "none"}
-    picture = axes.imshow(np.ma.masked_invalid(column), origin="lower", extent=extent, **options)
+    picture = axes.imshow(np.ma.masked_invalid(column), extent=extent, **_STYLE)
     if not np.isnan(column).all():
         axes.scatter([0], [int(np.nanargmin(column))], s=16, color=MARK)
     axes.set_xticks([])

@@ -3,15 +3,15 @@
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from composable.files import atomic_write
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
 from composable.formats.stats_file import Curve
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 
 # Okabe and Ito's palette, without yellow (too light on white): told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,10 +24,6 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     Returns:
         A PNG; the same curves give the same bytes with the same matplotlib.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     with matplotlib.rc_context({"font.size": 10, "path.simplify": False}):
         handles = _legend(curves)
         columns = 2 if all(len(curve.label) < 40 for curve in curves) else 1
@@ -48,14 +44,7 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     return buffer.getvalue()
 
 
-def write_loss_plot(curves: Sequence[Curve], path: Path) -> None:
-    """Draw `curves` into a PNG file, whole or not at all."""
-    picture = loss_png(curves)
-    with atomic_write(path) as file:
-        file.write(picture)
-
-
-def _draw(axes: "Axes", curve: Curve, index: int) -> None:
+def _draw(axes: Axes, curve: Curve, index: int) -> None:
     style: dict[str, Any] = {"color": _color(index), "marker": _marker(index), "markersize": 4}
     axes.plot(curve.epochs, curve.validation, linestyle="-", linewidth=1.8, **style)
     axes.plot(curve.epochs, curve.training, linestyle="--", linewidth=1.2, alpha=0.8, **style)
@@ -63,8 +52,6 @@ def _draw(axes: "Axes", curve: Curve, index: int) -> None:
 
 def _legend(curves: Sequence[Curve]) -> list[Any]:
     """Explain colours by file and line styles once for all."""
-    from matplotlib.lines import Line2D
-
     files = [
         Line2D([], [], color=_color(i), marker=_marker(i), markersize=5, label=curve.label)
         for i, curve in enumerate(curves)

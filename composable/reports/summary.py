@@ -3,20 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from composable import files
+from composable.errors import FormatError, MismatchError
+from composable.formats.config import read_configurations
+
 STAGES = {"pruned": "pruned", "block": "+ module-level", "model": "+ model-level"}
 
 
 def stages_of(directory: Path, indices: list[int]) -> dict[str, str]:
-    """Columns of the table; the control experiment is one where it was run (make control)."""
+    """Columns of the table; one is of the control experiment, if it was run (make control)."""
     was_run = all((directory / f"eval_baseline_{index}.json").is_file() for index in indices)
     return ({"baseline": "control"} if was_run else {}) | STAGES
 
 
 def configurations(directory: Path) -> list[int]:
     """Numbers of the configurations in conf.json, or else of those that were evaluated."""
-    from composable.errors import FormatError
-    from composable.formats.config import read_configurations
-
     if (directory / "conf.json").is_file():  # a rerun with fewer may have left evaluations behind
         return list(range(len(read_configurations(directory / "conf.json"))))
     names = [path.stem.split("_") for path in directory.glob("eval_*_*.json")]
@@ -28,9 +29,6 @@ def configurations(directory: Path) -> list[int]:
 
 def read_evaluation(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
     """Read one evaluation and check that it can stand beside the dense one."""
-    from composable import files
-    from composable.errors import FormatError, MismatchError
-
     if not path.is_file():
         raise FormatError(f"{path}: missing; run evaluate.py -o {path} (or make pipeline) first.")
     report = files.read_json(path)
@@ -89,24 +87,9 @@ _COMPARABLE: dict[str, Any] = {
 
 def seconds_of(directory: Path, name: str) -> float | None:
     """Seconds that a step took, from the report that the pipeline kept of it, if it did."""
-    from composable import files
-
     path = directory / "json" / f"{name}.json"
     seconds = _at(files.read_json(path), "seconds") if path.is_file() else None
     return seconds if isinstance(seconds, int | float) else None
-
-
-def existing_plot(path: Path | None) -> Path | None:
-    """Return the path of a picture that has to be there.
-
-    Raises:
-        FormatError: it is missing.
-    """
-    from composable.errors import FormatError
-
-    if path and not path.is_file():
-        raise FormatError(f"{path}: missing; run plot_loss.py -o {path} first.")
-    return path
 
 
 def row_of(
@@ -158,7 +141,13 @@ def _lengths(dense: dict[str, Any]) -> str:
 
 
 def notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None) -> str:
-    """What the numbers are of."""
+    """Say what the numbers are of.
+
+    Raises:
+        FormatError: the picture of the losses is missing.
+    """
+    if plot and not plot.is_file():
+        raise FormatError(f"{plot}: missing; run plot_loss.py -o {plot} first.")
     data, main = dense["data"], main_score(dense)
     beams = dense["settings"].get("num_beams")
     lines = [

@@ -22,7 +22,7 @@ HEADER = (
 def rows_of(
     variants: Sequence["Variant"], seconds: Sequence[float], kept: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """Make one row per variant, in their order; what a removed module has not is None.
+    """Make one row per variant, in their order; None: a removed module has no such value.
 
     Args:
         variants: fine-tuned.
@@ -132,9 +132,7 @@ def errors_png(rows: list[dict[str, Any]]) -> bytes:
 
 def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the heat map, whole or not at all."""
-    picture = errors_png(rows)
-    with files.atomic_write(path) as file:
-        file.write(picture)
+    files.write_bytes(path, errors_png(rows))
 
 
 def _write_numbers(axes: Any, grid: list[list[float]], norm: Any) -> None:

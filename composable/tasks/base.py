@@ -95,19 +95,20 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Any:
-        """Read one split: train, valid or test.
+        """Read one split.
 
         Args:
             data: a folder or file, or a name that the task knows; None takes the default.
             default: what the model file asks for.
-            split: train, valid or test.
+            split: train, valid or test; see `splits.sources` for what is missing.
             limit: take the first so many samples only.
 
         Returns:
             A corpus; its attributes `name`, `split` and `sha256` say what was read.
 
         Raises:
-            UserError: there is no such data, or it is not what it should be.
+            FormatError: it is not what it should be.
+            UserError: there is no such data.
         """
 
     @abstractmethod
@@ -125,7 +126,7 @@ class Task(ABC):
 
     @abstractmethod
     def collator(self, checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Any]]:
-        """Return what pads a list of samples to a batch: an attention mask, and labels of -100."""
+        """Return what pads samples to a batch with an attention mask; labels of padding: -100."""
 
     @abstractmethod
     def functions(self, smoothing: float = 0.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -168,13 +169,9 @@ class Classification(Task):
         return labels
 
     def knows(self, config: Any) -> dict[str, Any]:
-        """Return the names of the classes."""
-        return {"labels": class_labels(config)}
-
-
-def class_labels(config: Any) -> list[str]:
-    """Names of a classifier's outputs; "0", "1", ... where its config has none of its own."""
-    return [str(config.id2label[i]).removeprefix("LABEL_") for i in range(config.num_labels)]
+        """Return the names of the classes; "0", "1", ... where the config has none of its own."""
+        names = (str(config.id2label[i]) for i in range(config.num_labels))
+        return {"labels": [name.removeprefix("LABEL_") for name in names]}
 
 
 def signature(corpus: Any, count: int, **settings: Any) -> str:
@@ -202,17 +199,30 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
     return "|".join(f"{key}:{value}" for key, value in said.items())
 
 
-def described(corpus: Any, count: int) -> dict[str, Any]:
-    """Return what reports say of the data.
+def report(
+    corpus: Any, scores: dict[str, Score], loss: float, count: int, seconds: float, **more: Any
+) -> dict[str, Any]:
+    """Return a task's part of the report of an evaluation.
 
     Args:
         corpus: a `splits.Corpus`.
+        scores: by their keys in the report.
+        loss: mean over samples or tokens.
         count: samples.
+        seconds: that the model ran.
+        more: what else the task says.
     """
     return {
-        "name": corpus.name,
-        "split": corpus.split,
-        "file": corpus.file,
-        "count": count,
-        "sha256": corpus.sha256,
+        **{key: score.to_json() for key, score in scores.items()},
+        "loss": round(loss, 6),
+        "samples": count,
+        **more,
+        "samples_per_second": round(count / seconds, 2),
+        "data": {
+            "name": corpus.name,
+            "split": corpus.split,
+            "file": corpus.file,
+            "count": count,
+            "sha256": corpus.sha256,
+        },
     }

@@ -6,11 +6,11 @@ import torch
 
 from composable.errors import MismatchError
 from composable.tasks import images, scores
-from composable.tasks.base import Classification, Score, described, signature
+from composable.tasks.base import Classification, Score, report, signature
 from composable.tasks.images import Images, Pixels, Preparation
 from composable.tasks.losses import mean_functions
 from composable.tasks.samples import measure
-from composable.tasks.text_classification import class_ids, class_losses, class_names, classify
+from composable.tasks.text_classification import class_ids, class_names, classify
 
 
 def outputs_of(corpus: Images, names: list[str]) -> tuple[dict[int, int], str]:
@@ -43,10 +43,7 @@ class ImageClassification(Classification):
     heads = ("ForImageClassification", "ForImageClassificationWithTeacher")
     main = "top1"
     has_length = False
-
-    def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Images:
-        """Read a split, see `images.read`."""
-        return images.read(data, default, split, limit)
+    read = staticmethod(images.read)
 
     def dataset(self, corpus: Images, checkpoint: Any, is_sorted: bool = False) -> Pixels:
         """Prepare the images as the model file says; all are of one length."""
@@ -61,7 +58,7 @@ class ImageClassification(Classification):
 
     def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
         """Return (step, measure) of the cross-entropy."""
-        return mean_functions(class_losses, smoothing)
+        return mean_functions(classify, smoothing)
 
     def length(self, checkpoint: Any) -> int:
         """Return the tokens of an image."""
@@ -91,21 +88,17 @@ class ImageClassification(Classification):
             classes_by=outputs_of(corpus, names)[1],
             dtype=settings["dtype"],
         )
-        return [names[i] for i in logits.argmax(1).tolist()], {
-            "top1": _score(logits, data.labels, 1, said),
-            "top5": _score(logits, data.labels, 5, said),
-            "loss": round(found.mean(1), 6),
-            "samples": len(data),
-            "samples_per_second": round(len(data) / found.seconds, 2),
-            "data": described(corpus, len(data)),
-        }
+        found_scores = {f"top{k}": _score(logits, data.labels, k, said) for k in (1, 5)}
+        return [names[i] for i in logits.argmax(1).tolist()], report(
+            corpus, found_scores, found.mean(1), len(data), found.seconds
+        )
 
 
-def _score(logits: torch.Tensor, labels: list[int], k: int, said: str) -> dict[str, Any]:
+def _score(logits: torch.Tensor, labels: list[int], k: int, said: str) -> Score:
     """Score by the k likeliest classes, or by all where there are fewer."""
     counted = min(k, logits.shape[1])
     value = 100 * scores.top_k(logits.numpy(), labels, counted)
-    return Score(f"top-{counted}", value, f"{said}|k:{counted} of {logits.shape[1]}").to_json()
+    return Score(f"top-{counted}", value, f"{said}|k:{counted} of {logits.shape[1]}")
 
 
 IMAGE_CLASSIFICATION = ImageClassification()

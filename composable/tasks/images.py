@@ -45,13 +45,7 @@ class Images(Corpus):
 
 
 def read(data: str | None, default: str | None, split: str, limit: int | None) -> Images:
-    """Read a split.
-
-    Args:
-        data: a folder or file.
-        default: what the model file asks for.
-        split: train, valid or test; see `splits.sources` for what is missing.
-        limit: the first so many images; those of a folder come from each class in turn.
+    """Read a split, see `Task.read`; the first images of a folder come from each class in turn.
 
     Raises:
         FormatError: an .npz has other arrays.
@@ -60,12 +54,8 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     name = data or default
     if name and Path(name).is_file():
         return _read_arrays(Path(name), split, limit)
-    name, places = splits.locate(data, default, split, _find, WANTED)
+    name, places = splits.locate(data, default, split, splits.NAMES, splits.folder_of, WANTED)
     return _read_folder(name, split, places[0], limit)
-
-
-def _find(folder: Path, split: str) -> Path | None:
-    return splits.folder_of(folder, splits.NAMES[split])
 
 
 def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Images:
@@ -91,11 +81,10 @@ def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Ima
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = {
-                each: next((n for n in splits.NAMES[each] if f"{n}_images" in archive), None)
-                for each in splits.NAMES
+            found = {
+                each: next((Path(name) for name in names if f"{name}_images" in archive), None)
+                for each, names in splits.NAMES.items()
             }
-            found = {each: Path(stem) if stem else None for each, stem in names.items()}
             places = splits.sources(split, found)
             if not places:
                 raise UserError(f"{path}: no {split} split; expected {WANTED}.")
@@ -119,7 +108,7 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
 def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) -> None:
     """Refuse arrays that are not images and labels."""
     said = f"{pictures.dtype} {pictures.shape}"
-    is_image = pictures.ndim in (3, 4) and (pictures.ndim == 3 or pictures.shape[3] in (1, 3))
+    is_image = pictures.ndim == 3 or (pictures.ndim == 4 and pictures.shape[3] in (1, 3))
     is_float = pictures.dtype.kind == "f"
     if not is_image or not (is_float or pictures.dtype == np.uint8):
         raise FormatError(
@@ -205,18 +194,11 @@ class Preparation:
                 "convert them."
             )
         if layers.shape[:2] != self.size:
-            mode = None if layers.dtype == np.uint8 else np.float32  # Pillow knows no other floats
-            layers = np.stack(
-                [
-                    np.asarray(
-                        Image.fromarray(layers[..., i].astype(mode or np.uint8)).resize(
-                            self.size[::-1], Image.Resampling.BILINEAR
-                        )
-                    )
-                    for i in range(layers.shape[2])
-                ],
-                axis=-1,
-            )
+            # Pillow knows no other floats
+            mode = np.uint8 if layers.dtype == np.uint8 else np.float32
+            drawn = (Image.fromarray(layers[..., i].astype(mode)) for i in range(layers.shape[2]))
+            size, way = self.size[::-1], Image.Resampling.BILINEAR
+            layers = np.stack([np.asarray(one.resize(size, way)) for one in drawn], axis=-1)
         scaled = layers.astype(np.float32) / (255 if layers.dtype == np.uint8 else 1)
         return np.broadcast_to(scaled, (*self.size, self.channels))
 

@@ -14,8 +14,7 @@ from composable.tasks.tables import ENDINGS, read_table
 log = logging.getLogger("composable")
 #: Folders of a split that has a text a file, and the names of the classes.
 REVIEWS = {"neg": "negative", "pos": "positive"}
-#: What a split of a development set is called beside its usual names.
-MATCHED = ("dev_matched", "validation_matched")
+NAMES = splits.NAMES | {"valid": (*splits.NAMES["valid"], "dev_matched", "validation_matched")}
 
 
 @dataclass(frozen=True)
@@ -87,32 +86,27 @@ class LabelledTexts(Corpus):
 
 
 def read(
-    data: str | None,
-    default: str | None,
-    split: str,
-    limit: int | None,
-    layouts: Sequence[Layout],
+    data: str | None, default: str | None, split: str, limit: int | None, layouts: Sequence[Layout]
 ) -> LabelledTexts:
-    """Read a split.
-
-    Args:
-        data: a folder or file.
-        default: what the model file asks for.
-        split: train, valid or test; see `splits.sources` for what is missing.
-        limit: the first so many samples.
-        layouts: that the task knows.
+    """Read a split, see `Task.read`; `layouts` are those that the task knows.
 
     Raises:
         FormatError: a file has no such columns, or is not what its name says.
         UserError: there are no such files.
     """
-    name, places = splits.locate(data, default, split, _find, WANTED)
+    name, places = splits.locate(data, default, split, NAMES, _find, WANTED)
     for place in places:
         found = _rows(place, layouts, limit)
-        if found is not None:
-            return _corpus(name, split, place, *found)
-        if place is not places[-1]:
-            log.warning("%s: has no labels and is passed over.", place.path)
+        if found is None:
+            if place is not places[-1]:
+                log.warning("%s: has no labels and is passed over.", place.path)
+            continue
+        rows, classes = found
+        if not rows:
+            raise FormatError(f"{place.path}: no samples for {split}; at least one was expected.")
+        texts, *others, labels = ([*column] for column in zip(*rows, strict=True))
+        digest, other = files.digest_of(rows), others[0] if others else None
+        return LabelledTexts(name, split, place.label, digest, texts, other, labels, classes)
     raise FormatError(
         f"{places[-1].path}: no columns of labelled texts; expected "
         + ", or ".join(" ".join((*each.texts, each.label)) for each in layouts)
@@ -120,8 +114,7 @@ def read(
     )
 
 
-def _find(folder: Path, split: str) -> Path | None:
-    names = [*splits.NAMES[split], *(MATCHED if split == "valid" else ())]
+def _find(folder: Path, names: Sequence[str]) -> Path | None:
     saved = (folder / name for name in names if (folder / name / "state.json").is_file())
     return (
         splits.first_of(folder, names, ENDINGS)
@@ -168,25 +161,3 @@ def _reviews(place: Source, limit: int | None) -> list[tuple[str, ...]]:
         paths.append([(path, label) for path in found])
     chosen = splits.interleave(paths, limit)
     return [(splits.read_text(path).strip(), label) for path, label in chosen]
-
-
-def _corpus(
-    name: str,
-    split: str,
-    place: Source,
-    rows: list[tuple[str, ...]],
-    classes: tuple[str, ...],
-) -> LabelledTexts:
-    if not rows:
-        raise FormatError(f"{place.path}: no samples for {split}; at least one was expected.")
-    *texts, labels = ([*column] for column in zip(*rows, strict=True))
-    return LabelledTexts(
-        name=name,
-        split=split,
-        file=place.label,
-        sha256=files.digest_of([list(row) for row in rows]),
-        texts=texts[0],
-        others=texts[1] if len(texts) > 1 else None,
-        labels=labels,
-        classes=classes,
-    )

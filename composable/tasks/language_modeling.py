@@ -3,7 +3,6 @@
 import functools
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from composable.errors import FormatError, UserError
 from composable.tasks import scores, splits
-from composable.tasks.base import Score, Task, described, signature
+from composable.tasks.base import Score, Task, report, signature
 from composable.tasks.losses import sample_losses, training_functions
 from composable.tasks.samples import (
     Samples,
@@ -58,29 +57,21 @@ def read_stream(data: str | None, default: str | None, split: str, limit: int | 
     The text is the file's own, decoded as UTF-8: every line with the `\n` (and `\r`) that ends it
     in the file, one directly after the other; nothing is put between them, taken off or replaced.
 
-    Args:
-        data: a folder or file.
-        default: what the model file asks for.
-        split: train, valid or test. Without a train file the first 90 % of the lines of the valid
-            file are train and the others valid, and the same of the train file where there is none
-            for valid; without a test file all of the valid file stands in.
-        limit: the first so many lines.
+    Arguments are those of `Task.read`; `limit` counts lines. Without a train file the first 90 % of
+    the lines of the valid file are train and the others valid, and the same of the train file where
+    there is none for valid; without a test file all of the valid file stands in.
 
     Raises:
         FormatError: no UTF-8 text, or nothing is in it.
         UserError: there are no such files.
     """
-    name, places = splits.locate(data, default, split, _find, WANTED)
-    place = places[0]
+    find = functools.partial(splits.first_of, endings=ENDINGS)
+    name, (place, *_) = splits.locate(data, default, split, NAMES, find, WANTED)
     text = _share(splits.read_text(place.path), place, limit)
     if not text.strip():
         raise FormatError(f"{place.path}: no text for {split}; at least a line was expected.")
     file, digest = place.path.name + _PARTS[place.share], hashlib.sha256(text.encode())
     return Stream(name, split, file, digest.hexdigest(), text)
-
-
-def _find(folder: Path, split: str) -> Path | None:
-    return splits.first_of(folder, NAMES[split], ENDINGS)
 
 
 def _share(text: str, place: Source, limit: int | None) -> str:
@@ -123,10 +114,8 @@ class LanguageModeling(Task):
     options = ("window",)
     batch_size = 8  # windows: a step of 64 would need gigabytes for the logits alone
     stacks = (("decoder",),)
-
-    def read(self, data: str | None, default: str | None, split: str, limit: int | None) -> Stream:
-        """Read a split, see `read_stream`."""
-        return read_stream(data, default, split, limit)
+    read = staticmethod(read_stream)
+    functions = staticmethod(training_functions)
 
     def dataset(
         self, corpus: Stream, checkpoint: Any, is_sorted: bool = False, window: int | None = None
@@ -158,10 +147,6 @@ class LanguageModeling(Task):
         """Return what pads windows; labels (batch, length) are the next tokens."""
         return functools.partial(pad_windows, pad=pad_token(checkpoint))
 
-    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
-        """Return (step, measure): token cross-entropies of a batch, and per window."""
-        return training_functions(smoothing)
-
     def length(self, checkpoint: Any) -> int:
         """Return the tokens of a window."""
         return most_tokens(checkpoint, WINDOW)
@@ -189,18 +174,14 @@ class LanguageModeling(Task):
             dtype=settings["dtype"],
         )
         bits = scores.bits_per_byte(loss, tokens, size)
-        return [f"{mean:.6f}" for mean in (totals / counts).tolist()], {
-            "perplexity": Score("perplexity", scores.perplexity(loss), said).to_json(),
-            "bits_per_byte": Score("bits per byte", bits, f"{said}|bytes:{size}").to_json(),
-            "loss": round(loss, 6),
-            "samples": len(data),
-            "samples_per_second": round(len(data) / found.seconds, 2),
-            "tokens": tokens,
-            "predicted_tokens": predicted,
-            "window": window,
-            "bytes": size,
-            "data": described(corpus, len(data)),
+        both = {
+            "perplexity": Score("perplexity", scores.perplexity(loss), said),
+            "bits_per_byte": Score("bits per byte", bits, f"{said}|bytes:{size}"),
         }
+        more = {"tokens": tokens, "predicted_tokens": predicted, "window": window, "bytes": size}
+        return [f"{mean:.6f}" for mean in (totals / counts).tolist()], report(
+            corpus, both, loss, len(data), found.seconds, **more
+        )
 
 
 def _window(asked: int | None, default: int, checkpoint: Any) -> int:

@@ -1,6 +1,6 @@
 """Cross-entropy of tokens: only those that count meet the projection to the vocabulary."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,36 +59,43 @@ def sample_losses(
     return token_losses(model, batch, smoothing).sum(1), (batch["labels"] != -100).sum(1)
 
 
-def training_functions(smoothing: float = 0.0) -> tuple[Any, Any]:
-    """Return (step, measure) for `train.run`: token losses of a batch, losses per sample."""
+def training_functions(
+    smoothing: float = 0.0, losses_of: Any = sample_losses
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return (step, measure), see `Task.functions`.
+
+    Args:
+        smoothing: of the targets, for the steps only.
+        losses_of: (model, batch, smoothing) -> loss and count of every sample, each (batch,).
+    """
 
     def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses, counts = sample_losses(model, batch, smoothing)
+        losses, counts = losses_of(model, batch, smoothing)
         return losses.sum(), counts.sum()
 
-    return step, sample_losses
+    return step, losses_of
+
+
+def mean_functions(
+    run: Any, smoothing: float = 0.0
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """As `training_functions`, of a loss that every sample has one of.
+
+    Args:
+        run: (model, batch, smoothing) -> tensors; the last are losses (batch,), float32.
+        smoothing: of the targets, for the steps only.
+    """
+
+    def losses_of(
+        model: Any, batch: dict[str, Tensor], smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        losses = run(model, batch, smoothing)[-1]
+        return losses, losses.new_ones(len(losses))
+
+    return training_functions(smoothing, losses_of)
 
 
 def without_cache(model: Any) -> dict[str, bool]:
     """Arguments that keep a model from storing keys and values that nobody reads."""
     config = getattr(model, "module", model).config  # of several processes
     return {"use_cache": False} if hasattr(config, "use_cache") else {}
-
-
-def mean_functions(losses_of: Any, smoothing: float = 0.0) -> tuple[Any, Any]:
-    """Return (step, measure) for `train.run` of a loss that every sample has one of.
-
-    Args:
-        losses_of: (model, batch, smoothing) -> losses (batch,), float32.
-        smoothing: for the steps only.
-    """
-
-    def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses = losses_of(model, batch, smoothing)
-        return losses.sum(), losses.new_tensor(len(losses))
-
-    def measure(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        losses = losses_of(model, batch, 0.0)
-        return losses, losses.new_ones(len(losses))
-
-    return step, measure

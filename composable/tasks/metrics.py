@@ -42,15 +42,10 @@ def thesis_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     Tokens are what whitespace separates, so "Hund." and "Hund" differ; there is no smoothing:
     without a single matching 4-gram the score is 0.
 
-    Args:
-        hypotheses: detokenised translations.
-        references: one detokenised reference each, same order.
+    Arguments and errors are those of `sacrebleu_score`.
 
     Returns:
         100 times the result of torchtext's `bleu_score`.
-
-    Raises:
-        MismatchError: not one reference for each translation, or none at all.
 
     Source: torchtext 0.6.0, torchtext.data.metrics.bleu_score.
     """

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from composable import files, progress
 from composable.errors import FormatError, UserError
-from composable.tasks import multi30k
 
+TIMEOUT_SECONDS = 30
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 
 # file name -> (lines, SHA-256 of the decompressed bytes)
@@ -54,9 +54,6 @@ def fault(name: str, content: bytes) -> str | None:
     return None
 
 
-TIMEOUT_SECONDS = 30
-
-
 def fetch_multi30k(folder: Path) -> None:
     """Download Multi30K task 1 (train, val, test_2016_flickr; English and German) into a folder.
 
@@ -71,31 +68,29 @@ def fetch_multi30k(folder: Path) -> None:
         FormatError: what arrived is not the published text.
         OSError: the folder cannot be written.
     """
-    missing = [name for name in multi30k.MULTI30K if not _is_there(folder, name)]
+    missing = [name for name in MULTI30K if not _is_there(folder, name)]
     for name in tqdm(missing, desc="Multi30K", disable=None if progress.shows_progress() else True):
-        content = _fetch(name)
-        with files.atomic_write(folder / f"{name}.gz") as file:
-            file.write(content)
+        files.write_bytes(folder / f"{name}.gz", _fetch(name))
 
 
 def _is_there(folder: Path, name: str) -> bool:
     """Tell whether a file of Multi30K is in `folder`, plain or gzipped, and right."""
     plain, packed = folder / name, folder / f"{name}.gz"
-    if plain.is_file() and multi30k.fault(name, plain.read_bytes()) is None:
+    if plain.is_file() and fault(name, plain.read_bytes()) is None:
         return True
     return packed.is_file() and _fault_of_gzip(name, packed.read_bytes()) is None
 
 
 def _fault_of_gzip(name: str, content: bytes) -> str | None:
     try:
-        return multi30k.fault(name, gzip.decompress(content))
+        return fault(name, gzip.decompress(content))
     except (OSError, EOFError, zlib.error) as error:
         return f"not a whole gzip file ({error})"
 
 
 def _fetch(name: str) -> bytes:
     """Download NAME.gz into memory (2 MB at most) and check it."""
-    base = os.environ.get("COMPOSABLE_MULTI30K_URL") or multi30k.URL
+    base = os.environ.get("COMPOSABLE_MULTI30K_URL") or URL
     url = f"{base.rstrip('/')}/{name}.gz"
     way_out = 'use the data "embedded", or a folder with a copy of Multi30K.'
     try:

@@ -1,7 +1,6 @@
 """Plain texts, one sample a line: text files, and JSON lines with the text under a key."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from composable import families
 from composable.errors import FormatError, UserError
 from composable.tasks.base import Loaded
 from composable.tasks.samples import Samples, most_tokens, pad_texts, pad_token, with_positions
-from composable.tasks.splits import Corpus, read_text
+from composable.tasks.splits import Corpus, json_lines, read_text
 
 #: Tokens of a text at most, if nothing else is said.
 LONGEST = 1024
@@ -73,7 +72,7 @@ def refuse_unknown(data: str | None) -> None:
     """Refuse files that a task would take for a text, but that hold something else.
 
     Raises:
-        FormatError: it is one.
+        FormatError: it is such a file.
     """
     if data is not None and Path(data).is_file() and _ending(data) in OTHERS:
         raise FormatError(
@@ -97,22 +96,18 @@ def read_texts(path: Path, key: str = "text", limit: int | None = None) -> Plain
     Raises:
         FormatError: no such file, or no text in it.
     """
-    lines = read_text(path).split("\n")
+    content = read_text(path)
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        found = [_value(path, i, line, key) for i, line in enumerate(lines, 1) if line.strip()]
+        found = [_text_of(path, i, record, key) for i, _, record in json_lines(path, content)]
     else:
-        found = [line.strip() for line in lines]
+        found = [line.strip() for line in content.split("\n")]
     texts = [text for text in found if text.strip()][:limit]
     if not texts:
         raise FormatError(f"{path}: no text in it; at least one line was expected.")
     return PlainTexts.of(texts, str(path), path.name)
 
 
-def _value(path: Path, number: int, line: str, key: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise FormatError(f"{path}: line {number} is not JSON ({error}).") from error
+def _text_of(path: Path, number: int, record: Any, key: str) -> str:
     found = record.get(key) if isinstance(record, dict) else None
     if not isinstance(found, str):
         keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__

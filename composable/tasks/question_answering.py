@@ -9,7 +9,7 @@ from torch.nn.functional import log_softmax
 
 from composable.errors import UserError
 from composable.tasks import scores, squad
-from composable.tasks.base import Score, Task, described, signature
+from composable.tasks.base import Score, Task, report, signature
 from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
     Samples,
@@ -64,11 +64,6 @@ def _cross_entropy(logits: Tensor, places: Tensor, is_padding: Tensor, smoothing
     return -(1 - smoothing) * target - smoothing * mean
 
 
-def span_losses(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
-    """Losses of a batch: (batch,), float32."""
-    return find_spans(model, batch, smoothing)[2]
-
-
 class QuestionAnswering(Task):
     """A span of a context for a question, or none."""
 
@@ -77,12 +72,7 @@ class QuestionAnswering(Task):
     heads = ("ForQuestionAnswering",)
     main = "f1"
     options = ("null_threshold",)
-
-    def read(
-        self, data: str | None, default: str | None, split: str, limit: int | None
-    ) -> Questions:
-        """Read a split, see `squad.read`."""
-        return squad.read(data, default, split, limit)
+    read = staticmethod(squad.read)
 
     def dataset(self, corpus: Questions, checkpoint: Any, is_sorted: bool = False) -> Samples:
         """Tokenise; a long context gives several samples, see `squad.windows`."""
@@ -101,7 +91,7 @@ class QuestionAnswering(Task):
 
     def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
         """Return (step, measure) of the mean of the cross-entropies of start and end."""
-        return mean_functions(span_losses, smoothing)
+        return mean_functions(find_spans, smoothing)
 
     def length(self, checkpoint: Any) -> int:
         """Return the most tokens of a question and a part of its context."""
@@ -130,17 +120,11 @@ class QuestionAnswering(Task):
             null_threshold=threshold if corpus.can_fail else "none",
             dtype=settings["dtype"],
         )
-        return lines, {
-            **_scores(corpus, texts, said),
-            "loss": round(found.mean(2), 6),
-            "samples": count,
-            "windows": len(data),
-            "samples_per_second": round(count / found.seconds, 2),
-            "data": described(corpus, count),
-        }
+        both = _scores(corpus, texts, said)
+        return lines, report(corpus, both, found.mean(2), count, found.seconds, windows=len(data))
 
 
-def _scores(corpus: Questions, texts: list[str], said: str) -> dict[str, Any]:
+def _scores(corpus: Questions, texts: list[str], said: str) -> dict[str, Score]:
     """Score answers by the rules of the version."""
     wanted = [_wanted(each.wanted, corpus.can_fail) for each in corpus.questions]
     pairs = list(zip(texts, wanted, strict=True))
@@ -149,8 +133,8 @@ def _scores(corpus: Questions, texts: list[str], said: str) -> dict[str, Any]:
     answerable = sum(bool(each.answers) for each in corpus.questions)
     counts = {"questions": len(pairs), "answerable": answerable}
     return {
-        "exact_match": Score("exact match", scores.per_cent(exact), said, counts).to_json(),
-        "f1": Score("F1", scores.per_cent(shared), said, counts).to_json(),
+        "exact_match": Score("exact match", scores.per_cent(exact), said, counts),
+        "f1": Score("F1", scores.per_cent(shared), said, counts),
     }
 
 

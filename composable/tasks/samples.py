@@ -1,5 +1,6 @@
 """Samples of token ids, padded to batches, and a model run over all of them."""
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,9 @@ class Samples(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, items: list[dict[str, Any]], is_sorted: bool = False):
-        self.items = sorted(items, key=_shortness) if is_sorted else items
+        self.items = items
+        if is_sorted:
+            self.items = sorted(items, key=lambda item: -len(item["input_ids"]))
         self.lengths = [len(item["input_ids"]) for item in self.items]
         self.sizes = [(length, length) for length in self.lengths]
 
@@ -42,10 +45,6 @@ class Samples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.items[index]
-
-
-def _shortness(item: dict[str, Any]) -> int:
-    return -len(item["input_ids"])
 
 
 def positions(checkpoint: Loaded) -> int | None:
@@ -91,13 +90,6 @@ def pad_token(checkpoint: Loaded) -> int:
     return 0
 
 
-def pad_token_of_classifier(checkpoint: Loaded) -> int:
-    """As `pad_token`, and tell the model: some look for the last token before the padding."""
-    token = pad_token(checkpoint)
-    checkpoint.model.config.pad_token_id = token
-    return token
-
-
 def has_token_types(checkpoint: Loaded) -> bool:
     """Tell whether the model tells first and second texts apart, and the tokenizer does."""
     # a tokenizer of the general class says so of any model
@@ -107,33 +99,36 @@ def has_token_types(checkpoint: Loaded) -> bool:
     )
 
 
-def tokenised(
-    checkpoint: Loaded, texts: Sequence[str], others: Sequence[str] | None, longest: int
-) -> list[dict[str, Any]]:
-    """Tokenise texts, or pairs of texts.
+def labelled_samples(
+    checkpoint: Loaded, corpus: Any, labels: Sequence[float], longest: int, is_sorted: bool
+) -> Samples:
+    """Tokenise texts, or pairs of texts, that have a label.
 
     Args:
         checkpoint: whose tokenizer.
-        texts: one an entry.
-        others: the second text of each pair.
+        corpus: `LabelledTexts`.
+        labels: as numbers.
         longest: tokens; of a pair the longer text is cut first.
+        is_sorted: see `Samples`.
 
     Returns:
-        Samples with input_ids and, where the model wants them, token_type_ids: arrays of int32.
+        Samples with labels, input_ids and, where the model wants them, token_type_ids: arrays of
+        int32.
     """
     names = ["input_ids", *(["token_type_ids"] if has_token_types(checkpoint) else [])]
     found = checkpoint.tokenizer(
-        list(texts),
-        list(others) if others else None,
+        corpus.texts,
+        corpus.others,
         truncation=True,
         max_length=longest,
         return_attention_mask=False,
         return_token_type_ids=len(names) > 1,
     )
-    return [
-        {name: np.array(found[name][i], dtype=np.int32) for name in names}
-        for i in range(len(texts))
+    items: list[dict[str, Any]] = [
+        {name: np.array(found[name][i], dtype=np.int32) for name in names} | {"labels": label}
+        for i, label in enumerate(labels)
     ]
+    return Samples(items, is_sorted)
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, is_left: bool = False) -> Tensor:
@@ -176,6 +171,16 @@ def pad_labelled(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
     """Pad samples with one label each: (batch,), int64 or float32 as the labels are."""
     labels = torch.tensor([item["labels"] for item in items])
     return pad_texts(items, pad) | {"labels": labels}
+
+
+def labelled_collator(checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Tensor]]:
+    """Return what pads labelled samples, and tell the model the token that it pads with.
+
+    Some models look for the last token before the padding.
+    """
+    token = pad_token(checkpoint)
+    checkpoint.model.config.pad_token_id = token
+    return functools.partial(pad_labelled, pad=token)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -1,21 +1,18 @@
 """Which file of a folder holds which split, and what stands in where a split is missing."""
 
 import gzip
+import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from composable.errors import FormatError, UserError
 
 Sample = TypeVar("Sample")
 #: What the file or folder of a split may be called, the first that exists is read.
-NAMES = {
-    "train": ("train",),
-    "valid": ("valid", "val", "dev", "validation"),
-    "test": ("test",),
-}
+NAMES = {"train": ("train",), "valid": ("valid", "val", "dev", "validation"), "test": ("test",)}
 #: Of so many samples one is held out for validation where no file is there for it.
 HELD_OUT = 10
 _PARTS = {"all": "", "train": "[9of10]", "valid": "[1of10]"}
@@ -44,7 +41,7 @@ class Source:
 
     Attributes:
         path: a file, or a folder with a folder for each class.
-        share: all of it; or "train" and "valid", which together are all of it.
+        share: "all" of it; or "train" or "valid", of which each sample is in one.
     """
 
     path: Path
@@ -60,7 +57,8 @@ def locate(
     data: str | None,
     default: str | None,
     split: str,
-    find: Callable[[Path, str], Path | None],
+    names: Mapping[str, Sequence[str]],
+    find: Callable[[Path, Sequence[str]], Path | None],
     wanted: str,
 ) -> tuple[str, list[Source]]:
     """Find the places a split can be read from.
@@ -69,7 +67,8 @@ def locate(
         data: a folder, or a single file.
         default: what the model file asks for where the option is not given.
         split: train, valid or test.
-        find: (folder, split) -> the file or folder that holds a split, or None.
+        names: split -> what its file or folder may be called.
+        find: (folder, names) -> the first of them that is there, or None.
         wanted: what the task reads, for messages.
 
     Returns:
@@ -89,7 +88,7 @@ def locate(
     if not path.exists():
         raise UserError(f"data {name}: no such file or folder; expected {wanted}.")
     is_single = path.is_file() or (path / "state.json").is_file()
-    found = {"valid": path} if is_single else {each: find(path, each) for each in NAMES}
+    found = {"valid": path} if is_single else {each: find(path, names[each]) for each in names}
     places = sources(split, found)
     if not places:
         raise UserError(f"data {name}: no {split} split; expected {wanted}.")
@@ -152,6 +151,22 @@ def folder_of(folder: Path, names: Sequence[str], classes: Sequence[str] = ()) -
         ):
             return path
     return None
+
+
+def json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
+    """Parse JSON lines: number from 1, line and value of each that is not empty.
+
+    Raises:
+        FormatError: a line is not JSON.
+    """
+    # not splitlines: a JSON string may hold line separators of Unicode
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise FormatError(f"{path}: line {number} is not JSON ({error}).") from error
+            yield number, line, value
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,5 +1,6 @@
 """Questions on contexts: SQuAD's JSON files, their tokens, and the spans that answer them."""
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,31 +69,20 @@ class Questions(Corpus):
 
 
 def read(data: str | None, default: str | None, split: str, limit: int | None) -> Questions:
-    """Read a split.
-
-    Args:
-        data: a folder or file.
-        default: what the model file asks for.
-        split: train, valid or test; see `splits.sources` for what is missing. What is held out is
-            every tenth paragraph.
-        limit: the first so many questions.
+    """Read a split, see `Task.read`; `limit` counts questions, held out is every tenth paragraph.
 
     Raises:
         FormatError: not SQuAD's form, or an answer is not where it should be.
         UserError: there are no such files.
     """
-    name, places = splits.locate(data, default, split, _find, WANTED)
-    place = places[0]
+    find = functools.partial(splits.first_of, endings=(".json",))
+    name, (place, *_) = splits.locate(data, default, split, NAMES, find, WANTED)
     groups, can_fail = _read(place.path)
     questions = [each for group in splits.share_of(groups, place.share) for each in group][:limit]
     if not questions:
         raise FormatError(f"{place.path}: no questions for {split}; at least one was expected.")
     content = [[one.id, one.text, one.context, *map(list, one.answers)] for one in questions]
     return Questions(name, split, place.label, files.digest_of(content), questions, can_fail)
-
-
-def _find(folder: Path, split: str) -> Path | None:
-    return splits.first_of(folder, NAMES[split], (".json",))
 
 
 def _read(path: Path) -> tuple[list[list[Question]], bool]:

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from composable.errors import FormatError, UserError
-from composable.tasks.splits import read_text
+from composable.tasks.splits import json_lines, read_text
 
 log = logging.getLogger("composable")
 ENDINGS = (".tsv", ".csv", ".jsonl")
@@ -66,15 +65,11 @@ def read_table(path: Path) -> Table:
 
 
 def _read_tsv(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
-    full = [line for line in map(_without_return, text.split("\n")) if line]
-    lines = [line.split("\t") for line in full] or [[]]
+    full = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = [line.split("\t") for line in full if line] or [[]]
     if len(lines[0]) == len(UNNAMED) and lines[0][1] in ("0", "1"):
         return list(UNNAMED), lines
     return lines[0], lines[1:]
-
-
-def _without_return(line: str) -> str:
-    return line.removesuffix("\r")
 
 
 def _read_csv(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
@@ -88,14 +83,7 @@ def _read_csv(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
 def _read_jsonl(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
     columns: list[str] = []
     rows = []
-    # not splitlines: a JSON string may hold line separators of Unicode
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise FormatError(f"{path}: line {number} is not JSON ({error}).") from error
+    for number, line, record in json_lines(path, text):
         if not isinstance(record, dict):
             raise FormatError(f"{path}: line {number} is {line[:40]!r}; expected an object.")
         columns = columns or list(record)

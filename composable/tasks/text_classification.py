@@ -1,6 +1,5 @@
 """Classes of texts and pairs of texts: GLUE, IMDb and other tables; accuracy, F1, Matthews."""
 
-import functools
 from typing import Any
 
 import torch
@@ -9,16 +8,15 @@ from torch.nn.functional import cross_entropy
 
 from composable.errors import MismatchError
 from composable.tasks import labelled_texts, scores
-from composable.tasks.base import Classification, Score, described, signature
+from composable.tasks.base import Classification, Score, report, signature
 from composable.tasks.labelled_texts import LabelledTexts
 from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
     Samples,
+    labelled_collator,
+    labelled_samples,
     measure,
     most_tokens,
-    pad_labelled,
-    pad_token_of_classifier,
-    tokenised,
 )
 
 MAX_TOKENS = 128
@@ -78,11 +76,6 @@ def classify(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tu
     return logits, losses
 
 
-def class_losses(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
-    """Cross-entropies of a batch: (batch,), float32."""
-    return classify(model, batch, smoothing)[1]
-
-
 class TextClassification(Classification):
     """One class for a text or a pair of texts."""
 
@@ -100,18 +93,16 @@ class TextClassification(Classification):
     def dataset(self, corpus: LabelledTexts, checkpoint: Any, is_sorted: bool = False) -> Samples:
         """Tokenise; labels are the numbers of the model's outputs."""
         ids, _ = class_ids(corpus.labels, corpus.classes, class_names(checkpoint))
-        items = tokenised(checkpoint, corpus.texts, corpus.others, self.length(checkpoint))
-        for item, label in zip(items, corpus.labels, strict=True):
-            item["labels"] = ids[label]
-        return Samples(items, is_sorted)
+        labels = [ids[label] for label in corpus.labels]
+        return labelled_samples(checkpoint, corpus, labels, self.length(checkpoint), is_sorted)
 
     def collator(self, checkpoint: Any) -> Any:
         """Return what pads the tokens; labels are (batch,)."""
-        return functools.partial(pad_labelled, pad=pad_token_of_classifier(checkpoint))
+        return labelled_collator(checkpoint)
 
     def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
         """Return (step, measure) of the cross-entropy."""
-        return mean_functions(class_losses, smoothing)
+        return mean_functions(classify, smoothing)
 
     def length(self, checkpoint: Any) -> int:
         """Return the most tokens of a text, or of both together."""
@@ -128,39 +119,28 @@ class TextClassification(Classification):
         predicted = torch.stack([row[0] for row in found.rows]).argmax(1)
         labels = torch.tensor([item["labels"] for item in data.items])
         positive = ids[corpus.classes[1]] if len(corpus.classes) == 2 else 1
-        said = signature(
-            corpus,
-            len(data),
-            max_length=self.length(checkpoint),
-            classes_by=how,
-            dtype=settings["dtype"],
+        length, dtype = self.length(checkpoint), settings["dtype"]
+        said = signature(corpus, len(data), max_length=length, classes_by=how, dtype=dtype)
+        found_scores = _scores(predicted.numpy(), labels.numpy(), names, positive, said)
+        return [names[i] for i in predicted.tolist()], report(
+            corpus, found_scores, found.mean(1), len(data), found.seconds
         )
-        return [names[i] for i in predicted.tolist()], {
-            **_scores(predicted.numpy(), labels.numpy(), names, positive, said),
-            "loss": round(found.mean(1), 6),
-            "samples": len(data),
-            "samples_per_second": round(len(data) / found.seconds, 2),
-            "data": described(corpus, len(data)),
-        }
 
 
 def _scores(
     predicted: Any, labels: Any, names: list[str], positive: int, said: str
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     """Score classes: F1 is that of the second of two classes, else the mean over all."""
     if len(names) == 2:
-        f1, how = (
-            scores.f1(predicted, labels, positive),
-            f"average:binary|positive:{names[positive]}",
-        )
+        f1 = scores.f1(predicted, labels, positive)
+        how = f"average:binary|positive:{names[positive]}"
     else:
         f1, how = scores.macro_f1(predicted, labels), "average:macro"
-    found = {
+    return {
         "accuracy": Score("accuracy", 100 * scores.accuracy(predicted, labels), said),
         "f1": Score("F1", 100 * f1, f"{said}|{how}"),
         "matthews": Score("Matthews", 100 * scores.matthews(predicted, labels), said),
     }
-    return {key: score.to_json() for key, score in found.items()}
 
 
 TEXT_CLASSIFICATION = TextClassification()

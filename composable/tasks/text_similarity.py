@@ -1,6 +1,5 @@
 """How alike two texts are, as a number (STS-B): Spearman and Pearson correlation."""
 
-import functools
 import math
 from typing import Any
 
@@ -9,23 +8,22 @@ from torch import Tensor
 
 from composable.errors import FormatError, MismatchError, UserError
 from composable.tasks import labelled_texts, scores
-from composable.tasks.base import Score, Task, described, signature
+from composable.tasks.base import Score, Task, report, signature
 from composable.tasks.labelled_texts import LabelledTexts
 from composable.tasks.losses import mean_functions, without_cache
 from composable.tasks.samples import (
     Samples,
+    labelled_collator,
+    labelled_samples,
     measure,
     most_tokens,
-    pad_labelled,
-    pad_token_of_classifier,
-    tokenised,
 )
 
 MAX_TOKENS = 128
 
 
-def regress(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Run a model with one output on a batch.
+def regress(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Run a model with one output on a batch; there are no classes to smooth.
 
     Returns:
         Outputs and squared errors, each (batch,), float32.
@@ -33,11 +31,6 @@ def regress(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     outputs = model(**inputs, **without_cache(model)).logits[:, 0].float()
     return outputs, (outputs - batch["labels"]).square()
-
-
-def squared_errors(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
-    """Squared errors of a batch: (batch,); there are no classes to smooth."""
-    return regress(model, batch)[1]
 
 
 class TextSimilarity(Task):
@@ -78,18 +71,16 @@ class TextSimilarity(Task):
             raise MismatchError(
                 f"the model has {outputs} outputs; for a similarity a model with one was expected."
             )
-        items = tokenised(checkpoint, corpus.texts, corpus.others, self.length(checkpoint))
-        for item, label in zip(items, corpus.labels, strict=True):
-            item["labels"] = float(label)
-        return Samples(items, is_sorted)
+        labels = [float(label) for label in corpus.labels]
+        return labelled_samples(checkpoint, corpus, labels, self.length(checkpoint), is_sorted)
 
     def collator(self, checkpoint: Any) -> Any:
         """Return what pads the tokens; labels are (batch,)."""
-        return functools.partial(pad_labelled, pad=pad_token_of_classifier(checkpoint))
+        return labelled_collator(checkpoint)
 
     def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
         """Return (step, measure) of the squared error; smoothing has no meaning here."""
-        return mean_functions(squared_errors, smoothing)
+        return mean_functions(regress, smoothing)
 
     def length(self, checkpoint: Any) -> int:
         """Return the most tokens of both texts together."""
@@ -105,15 +96,13 @@ class TextSimilarity(Task):
         wanted = [item["labels"] for item in data.items]
         length, dtype = self.length(checkpoint), settings["dtype"]
         said = signature(corpus, len(data), max_length=length, dtype=dtype)
-        loss = found.mean(1)
-        return [f"{output:.4f}" for output in outputs], {
-            "spearman": Score("Spearman", 100 * scores.spearman(outputs, wanted), said).to_json(),
-            "pearson": Score("Pearson", 100 * scores.pearson(outputs, wanted), said).to_json(),
-            "loss": round(loss, 6),
-            "samples": len(data),
-            "samples_per_second": round(len(data) / found.seconds, 2),
-            "data": described(corpus, len(data)),
+        found_scores = {
+            "spearman": Score("Spearman", 100 * scores.spearman(outputs, wanted), said),
+            "pearson": Score("Pearson", 100 * scores.pearson(outputs, wanted), said),
         }
+        return [f"{output:.4f}" for output in outputs], report(
+            corpus, found_scores, found.mean(1), len(data), found.seconds
+        )
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from composable import files
 from composable.errors import FormatError, UserError
@@ -17,15 +16,12 @@ from composable.linalg import kernels
 from composable.tasks import metrics, multi30k
 from composable.tasks.base import Task
 from composable.tasks.losses import sample_losses, training_functions
-from composable.tasks.splits import read_bytes
+from composable.tasks.samples import Samples, pad_texts, padded
+from composable.tasks.splits import first_of, read_bytes
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
-SPLITS = {
-    "train": ("train",),
-    "valid": ("val", "valid"),
-    "test": ("test_2016_flickr", "test"),
-}
+SPLITS = {"train": ("train",), "valid": ("val", "valid"), "test": ("test_2016_flickr", "test")}
 MAX_TOKENS = 256
 
 
@@ -85,14 +81,11 @@ def read_corpus(folder: Path, split: str, limit: int | None = None) -> Corpus:
         FormatError: unequal line counts, an empty file, or not the text its name promises.
         UserError: no such split.
     """
-    for stem in SPLITS[split]:
-        if _find(folder / f"{stem}.en"):
-            break
-    else:
+    found = first_of(folder, SPLITS[split], [".en"])
+    if found is None:
         raise UserError(f"{folder}: no {' or '.join(f'{s}.en(.gz)' for s in SPLITS[split])}.")
-    is_multi30k = _find(folder / "test_2016_flickr.en") is not None
-    source = _read_lines(folder / f"{stem}.en", is_multi30k)
-    target = _read_lines(folder / f"{stem}.de", is_multi30k)
+    stem = found.name.removesuffix(".gz").removesuffix(".en")
+    source, target = _read_lines(folder, f"{stem}.en"), _read_lines(folder, f"{stem}.de")
     if len(source) != len(target) or not source:
         raise FormatError(
             f"{folder}: {stem}.en has {len(source)} lines and {stem}.de has {len(target)}; "
@@ -103,21 +96,18 @@ def read_corpus(folder: Path, split: str, limit: int | None = None) -> Corpus:
     return Corpus(str(folder), split, source, target, digest)
 
 
-def _find(path: Path) -> Path | None:
-    return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
-
-
-def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
-    found = _find(path)
+def _read_lines(folder: Path, name: str) -> list[str]:
+    found = first_of(folder, [name], [""])
     if found is None:
-        raise UserError(f"{path}(.gz): no such file.")
+        raise UserError(f"{folder / name}(.gz): no such file.")
     raw = read_bytes(found)
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise FormatError(f"{found}: cannot be read as text ({error}).") from error
     lines = text.removesuffix("\n").split("\n") if text else []
-    if is_multi30k and path.name in multi30k.MULTI30K and (fault := multi30k.fault(path.name, raw)):
+    is_multi30k = name in multi30k.MULTI30K and first_of(folder, ["test_2016_flickr.en"], [""])
+    if is_multi30k and (fault := multi30k.fault(name, raw)):
         raise FormatError(
             f"{found}: not Multi30K's ({fault}); delete it and fetch it again, or rename "
             "test_2016_flickr to test if this is a corpus of your own."
@@ -125,7 +115,7 @@ def _read_lines(path: Path, is_multi30k: bool) -> list[str]:
     return [line.strip() for line in lines]
 
 
-class Pairs(Dataset[dict[str, Any]]):
+class Pairs(Samples):
     """A corpus as token ids, tokenised once, longest first where `is_sorted`.
 
     Attributes:
@@ -137,19 +127,14 @@ class Pairs(Dataset[dict[str, Any]]):
     def __init__(self, corpus: Corpus, tokenizer: Any, prefix: str, is_sorted: bool = False):
         source = tokenizer([prefix + text for text in corpus.source], **_TOKENS)["input_ids"]
         target = tokenizer(text_target=corpus.target, **_TOKENS)["input_ids"]
-        self.items = [
+        items = [
             {"input_ids": ids, "labels": labels} for ids, labels in zip(source, target, strict=True)
         ]
         if is_sorted:
-            self.items.sort(key=lambda item: -(len(item["input_ids"]) + len(item["labels"])))
+            items.sort(key=lambda item: -(len(item["input_ids"]) + len(item["labels"])))
+        super().__init__(items)
         self.sizes = [(len(item["labels"]), len(item["input_ids"])) for item in self.items]
         self.lengths = [sum(pair) for pair in self.sizes]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.items[index]
 
 
 _TOKENS = {"truncation": True, "max_length": MAX_TOKENS, "return_attention_mask": False}
@@ -159,7 +144,7 @@ class Collator:
     """Pad a list of pairs to a batch.
 
     The batch has input_ids and attention_mask (batch, source length), labels (batch, target
-    length) with -100 for padding, and decoder_input_ids, which the labels shifted right are.
+    length) with -100 for padding, and decoder_input_ids, the labels shifted right.
     """
 
     def __init__(self, pad_token_id: int, decoder_start_token_id: int):
@@ -167,23 +152,10 @@ class Collator:
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Pad `items`, each with lists input_ids and labels."""
-        ids = _pad([item["input_ids"] for item in items], self.pad)
-        lengths = torch.tensor([len(item["input_ids"]) for item in items])
-        labels = _pad([item["labels"] for item in items], -100)
+        labels = padded([item["labels"] for item in items], -100)
         shifted = labels.new_full(labels.shape, self.start)
         shifted[:, 1:] = labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.pad)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "decoder_input_ids": shifted,
-        }
-
-
-def _pad(rows: list[list[int]], value: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+        return {**pad_texts(items, self.pad), "labels": labels, "decoder_input_ids": shifted}
 
 
 def cross_entropy(
@@ -221,6 +193,7 @@ class Translation(Task):
     stacks = (("encoder", "decoder"),)
     has_length = False
     options = ("num_beams", "max_length", "target_length")
+    functions = staticmethod(training_functions)
 
     def knows(self, config: Any) -> dict[str, Any]:
         """Return the languages."""
@@ -240,10 +213,6 @@ class Translation(Task):
         """Return the collator for the model's special tokens."""
         return collator_for(checkpoint)
 
-    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
-        """Return (step, measure): token cross-entropies of a batch, and per sentence."""
-        return training_functions(smoothing)
-
     def length(self, checkpoint: Any) -> int:
         """Return the most tokens that are read of a sentence."""
         return MAX_TOKENS
@@ -252,7 +221,7 @@ class Translation(Task):
         self, checkpoint: Any, corpus: Corpus, settings: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
         """Translate, and score by sacreBLEU, the thesis's BLEU and the cross-entropy."""
-        device, dtype = settings["device"], getattr(torch, settings["dtype"])
+        dtype = getattr(torch, settings["dtype"])
         sources = [checkpoint.info["prefix"] + line for line in corpus.source]
         keys = ("num_beams", "batch_tokens", "max_length", "device")
         started = time.perf_counter()
@@ -264,28 +233,23 @@ class Translation(Task):
             dtype=dtype,
         )
         seconds = time.perf_counter() - started
-        with kernels.autocast(device, dtype):
-            loss = cross_entropy(checkpoint, corpus, device=device)
+        reference = "".join(f"{line}\n" for line in corpus.target)  # as in a file
+        with kernels.autocast(settings["device"], dtype):
+            loss = cross_entropy(checkpoint, corpus, device=settings["device"])
         return lines, {
             "bleu": metrics.sacrebleu_score(lines, corpus.target).to_json(),
             "bleu_thesis": metrics.thesis_bleu(lines, corpus.target).to_json(),
             "loss": round(loss, 6),
             "sentences": len(lines),
             "sentences_per_second": round(len(lines) / seconds, 2),
-            "data": _described(corpus),
+            "data": {
+                "name": corpus.name,
+                "split": corpus.split,
+                "count": len(corpus.target),
+                "sha256": corpus.sha256,
+                "reference_sha256": hashlib.sha256(reference.encode()).hexdigest(),
+            },
         }
-
-
-def _described(corpus: Corpus) -> dict[str, Any]:
-    """Say which text it was; the reference's hash is that of a file with every line ended."""
-    text = "".join(f"{line}\n" for line in corpus.target)
-    return {
-        "name": corpus.name,
-        "split": corpus.split,
-        "count": len(corpus.target),
-        "sha256": corpus.sha256,
-        "reference_sha256": hashlib.sha256(text.encode()).hexdigest(),
-    }
 
 
 TRANSLATION = Translation()

@@ -2,18 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from composable.linalg import kernels
 from composable.progress import shows_progress
 from composable.tasks.greedy import greedy, is_plain
-from composable.tasks.samples import BATCH_TOKENS, length_batches
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from composable.tasks.samples import BATCH_TOKENS, length_batches, pad_texts
 
 ENCODED_TOKENS = 1024
 MAX_LENGTH = 80
@@ -68,29 +66,27 @@ def translate(
 
 def _generate(
     model: Any, rows: list[list[int]], num_beams: int, max_length: int, device: Any
-) -> "Tensor":
+) -> Tensor:
     """Translate rows of tokens, longest first."""
     pad = model.config.pad_token_id
     if num_beams == 1 and is_plain(model):
         # encoded in parts that stay in a CPU's cache
         size = ENCODED_TOKENS if torch.device(device).type == "cpu" else sys.maxsize
         parts = length_batches([len(row) for row in rows], size)
-        batches = [_pad([rows[i] for i in part], pad, device) for part in parts]
+        batches = [_batch([rows[i] for i in part], pad, device) for part in parts]
         return greedy(model, batches, max_length)
     found: Tensor = model.generate(
-        **_pad(rows, pad, device), num_beams=num_beams, do_sample=False, max_new_tokens=max_length
+        **_batch(rows, pad, device), num_beams=num_beams, do_sample=False, max_new_tokens=max_length
     )
     return found
 
 
-def _pad(rows: list[list[int]], pad: int, device: str | torch.device) -> dict[str, "Tensor"]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+def _batch(rows: list[list[int]], pad: int, device: Any) -> dict[str, Tensor]:
+    batch = pad_texts([{"input_ids": row} for row in rows], pad)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _decode(tokenizer: Any, tokens: "Tensor") -> list[str]:
+def _decode(tokenizer: Any, tokens: Tensor) -> list[str]:
     """Text of generated rows, each on one line so that a file of them keeps its line numbers."""
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [" ".join(text.split()) for text in texts]
