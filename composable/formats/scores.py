@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from composable.errors import MismatchError, UserError
+from composable.errors import UserError
 from composable.formats.config import Entry
+from composable.formats.container import Format
 
+FORMAT = Format(
+    *("composable.scores", "2", "a file of scores", "measured on"),
+    *("make it again with rank_importance.py", "run rank_importance.py on this one"),
+)
 Numbers = NDArray[np.float64]
 
 
@@ -200,11 +205,8 @@ class Scores:
         Raises:
             MismatchError: they were measured on another model.
         """
-        if self.origin is not None and self.origin.fingerprint != fingerprint:
-            raise MismatchError(
-                f"{path}: measured on another model (fingerprint {self.origin.fingerprint[:12]}, "
-                f"this one has {fingerprint[:12]}); run rank_importance.py on this one."
-            )
+        if self.origin is not None:
+            FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
 
     def blocks(self, stack: str | None = None, distance: str | None = None) -> BlockDistances:
         """Return the distances of the blocks of a stack.

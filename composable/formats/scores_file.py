@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from composable.errors import ConfigError, FormatError
 from composable.files import atomic_write
 from composable.formats import scores_header
-from composable.formats.scores import BlockDistances, Scores
-from composable.formats.scores_header import VERSION, Arrays
+from composable.formats.scores import FORMAT, BlockDistances, Scores
+from composable.formats.scores_header import Arrays
 
 log = logging.getLogger("composable")
 
@@ -51,14 +51,11 @@ def load(path: Path) -> Scores:
             header = arrays.pop("header")
             return scores_header.parse(header.astype(np.uint8, casting="no").tobytes(), arrays)
         if "format" in arrays:
-            raise FormatError(
-                f"version {str(arrays['version'])[:20]} of the format, this program reads {VERSION}"
-            )
+            met = f"version {str(arrays['version'])[:20]} of the format"
+            raise FormatError(f"{met}, this program reads {FORMAT.version}")
         found = _of_another_program(arrays)
     except (FormatError, ConfigError, TypeError, KeyError) as error:
-        raise FormatError(
-            f"{path}: no file of scores ({error}); make it again with rank_importance.py."
-        ) from error
+        raise FormatError(f"{path}: no file of scores ({error}); {FORMAT.remedy}.") from error
     log.warning(
         "%s: is of another program and does not say of which model; whether it is of this one "
         "cannot be checked.",
