@@ -32,10 +32,8 @@ def save(path: Path, scores: Scores) -> None:
     }
     text = scores_header.build(scores)
     scores_header.parse(text, arrays)  # what could not be read again must not be written
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
     with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+        np.savez(file, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
 
 
 def load(path: Path) -> Scores:
