@@ -196,7 +196,7 @@ class _Tables:
         _check(
             all(type(unit) is int and unit >= 0 for unit in found.units) and found.parameters > 0
             and is_finite(found.importance),
-            f"tree of {found.root}: units, parameters or importance are no numbers that it can have",
+            f"tree of {found.root}: units, parameters or importance that it cannot have",
         )  # fmt: skip
         return found
 
