@@ -162,20 +162,8 @@ class Reader:
 
 
 def open_bundle(path: Path, fingerprint: str | None = None) -> Reader:
-    """Open a bundle and check its whole header.
-
-    Args:
-        path: the .npy file.
-        fingerprint: of the dense model it has to belong to; None accepts any.
-
-    Raises:
-        FormatError: not a bundle, a newer one, or damaged.
-        MismatchError: made for another model.
-        OSError: the file cannot be read.
-    """
-    reader = FORMAT.open(Reader, path)
-    FORMAT.check_model(path, reader.fingerprint, fingerprint)
-    return reader
+    """Open a bundle and check its whole header; arguments and errors as of `Format.open`."""
+    return FORMAT.open(Reader, path, fingerprint)
 
 
 def choose(

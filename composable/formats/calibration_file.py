@@ -109,8 +109,7 @@ def parse_header(header: bytes, size: int) -> Header:
 
 
 def _check_info(info: dict[str, Any]) -> None:
-    is_whole = "valid" in info
-    check_types("info", info, dict.fromkeys(SPLITS[: 1 + is_whole], dict))
+    check_types("info", info, dict.fromkeys(SPLITS if "valid" in info else SPLITS[:1], dict))
     for split, texts in info.items():
         what = f"info, {split}"
         check_types(what, texts, TEXTS)
@@ -259,17 +258,5 @@ class Calibration:
 
 
 def open_calibration(path: Path, fingerprint: str | None = None) -> Calibration:
-    """Open a calibration and check its whole header.
-
-    Args:
-        path: the .npy file.
-        fingerprint: of the dense model it has to belong to; None accepts any.
-
-    Raises:
-        FormatError: not a calibration, a newer one, or damaged.
-        MismatchError: measured on another model.
-        OSError: the file cannot be read.
-    """
-    found = FORMAT.open(Calibration, path)
-    FORMAT.check_model(path, found.fingerprint, fingerprint)
-    return found
+    """Open a calibration and check its whole header; arguments and errors as of `Format.open`."""
+    return FORMAT.open(Calibration, path, fingerprint)

@@ -323,9 +323,12 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
     for name, given in value.items():
         _check_name(name, where)
         if isinstance(given, dict) and "parts" in given:
+            parts = given["parts"] if isinstance(given["parts"], dict) else ()
+            names = [name, *(families.part_path(name, part) for part in parts)]
+            keys = " and ".join(f'"{each}"' for each in names)
             raise ConfigError(
                 f'{where}: "{name}": {_shown(given)} has "parts", which only conf_prune.json has; '
-                f"write one key for each, {_keys_of(name, given['parts'])}."
+                f"write one key for each, {keys}."
             )
         configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
         check_block(name, configuration[name], where)
@@ -418,13 +421,6 @@ def _with_parts(whole: Entry, parts: Mapping[str, Entry], where: str) -> Entry:
             "entry of a part under the part's own name."
         )
     return replace(whole, parts=parts)
-
-
-def _keys_of(name: str, parts: Any) -> str:
-    """Name the keys that stand for a module and its parts in conf.json."""
-    keys = parts if isinstance(parts, dict) else ()
-    names = [name, *(families.part_path(name, key) for key in keys)]
-    return " and ".join(f'"{each}"' for each in names)
 
 
 def _check_name(name: str, where: str) -> None:

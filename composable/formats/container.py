@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -15,12 +15,19 @@ from composable.errors import FormatError, MismatchError
 from composable.files import parse_json
 
 T = TypeVar("T")
+F = TypeVar("F", bound="HasFingerprint")
 ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 array
 HEADER_LIMIT = 100_000_000  # as in the safetensors library
 PREFIX = b'{"__metadata__":{"checksum":"'  # what every header starts with; 64 hex digits follow
 CHECKSUM = slice(len(PREFIX), len(PREFIX) + 64)
 HEX = re.compile("[0-9a-f]{64}")  # a SHA-256
 ITEM_SIZE = {"F64": 8, "F32": 4, "U8": 1}
+
+
+class HasFingerprint(Protocol):
+    """An open file that belongs to a dense model."""
+
+    fingerprint: str
 
 
 class Format(NamedTuple):
@@ -42,19 +49,28 @@ class Format(NamedTuple):
     remedy: str = ""
     remedy_for_model: str = ""
 
-    def open(self, kind: Callable[[Path], T], path: Path) -> T:
-        """Open a file as `kind` does; where that refuses it the message names it and the remedy."""
-        try:
-            return kind(Path(path))
-        except FormatError as error:
-            raise FormatError(f"{path}: {error}; {self.remedy}.") from error
+    def open(self, kind: Callable[[Path], F], path: Path, fingerprint: str | None) -> F:
+        """Open a file and check its whole header.
 
-    def check_model(self, path: Path, found: str, wanted: str | None) -> None:
-        """Refuse a file of another model than the wanted one, by fingerprints; None accepts any.
+        Args:
+            kind: class of the open file.
+            path: the .npy file.
+            fingerprint: of the dense model it has to belong to; None accepts any.
 
         Raises:
-            MismatchError: it is of another model.
+            FormatError: another format, a newer one, or damaged.
+            MismatchError: of another model.
+            OSError: the file cannot be read.
         """
+        try:
+            found = kind(Path(path))
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}; {self.remedy}.") from error
+        self.check_model(path, found.fingerprint, fingerprint)
+        return found
+
+    def check_model(self, path: Path, found: str, wanted: str | None) -> None:
+        """Refuse a file of another model, see `open`."""
         if wanted not in (None, found):
             raise MismatchError(
                 f"{path}: {self.made} another model (fingerprint {found[:12]}, this one has "
@@ -99,11 +115,7 @@ def array_header(size: int) -> bytes:
 
 
 def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
-    """Map a file.
-
-    Args:
-        path: the .npy file; its array header must be ours to the byte.
-        noun: what is expected, for the message.
+    """Map a .npy file, whose array header must be ours to the byte; `noun` says what is expected.
 
     Returns:
         Its header, and its data as a uint8 array that is read from the disk where it is touched.
@@ -165,10 +177,10 @@ def header_checksum(header: bytes) -> bytes:
 def parse_metadata(
     header: bytes, expected: Format, keys: tuple[str, ...]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read a header as far as all formats agree.
+    """Read a header, with its padding, as far as all formats agree.
 
     Args:
-        header: its bytes, with the padding.
+        header: its bytes.
         expected: the format it has to have.
         keys: of the metadata, checksum included.
 
