@@ -72,13 +72,7 @@ class Module:
 
 
 class Owner(NamedTuple):
-    """What a linear is a part of.
-
-    Attributes:
-        module: name of the attention or ffn.
-        kind: of that module.
-        key: path of the linear from the module's holder.
-    """
+    """The attention or ffn that a linear is a part of; its path from the holder is the key."""
 
     module: str
     kind: str

@@ -14,7 +14,7 @@ from composable.formats.container import Format, Layout, are_counts, check_types
 
 FORMAT = Format(
     *("composable.bundle", "4", "a bundle", "made for", "make it again with prune.py"),
-    "give the model it was made from, or run prune.py on this one",
+    remedy_for_model="give the model it was made from, or run prune.py on this one",
 )
 #: How heads leave an attention whose query heads share key/value heads.
 PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
@@ -146,11 +146,7 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 
 def parse_header(text: bytes, size: int) -> Header:
-    """Read a header and check everything that it says.
-
-    Args:
-        text: its bytes, with the padding.
-        size: bytes that follow it in the file.
+    """Read a header, with its padding, that `size` bytes follow; check everything that it says.
 
     Raises:
         FormatError: another format, a newer one, damaged, or it breaks a rule of the format.

@@ -65,17 +65,17 @@ class Header(NamedTuple):
         return tuple(split for split in SPLITS if split in self.info)
 
 
-def build_header(header: Header) -> bytes:
+def _build_header(header: Header) -> bytes:
     """Return the JSON header; its length does not depend on the digests."""
     metadata = {
         "fingerprint": header.fingerprint,
         "info": canonical_json(header.info),
         "inputs": canonical_json([vars(item) for item in header.inputs]),
     }
-    return container.build_header(FORMAT, metadata, lay_out(header))
+    return container.build_header(FORMAT, metadata, _lay_out(header))
 
 
-def lay_out(header: Header) -> Layout:
+def _lay_out(header: Header) -> Layout:
     """Place every tensor in the data; of matrices the upper triangle, diagonal included."""
     return container.lay_out(
         (f"{index}/{split}.{moment}", "F64", (size,))
@@ -85,17 +85,13 @@ def lay_out(header: Header) -> Layout:
     )
 
 
-def parse_header(header: bytes, size: int) -> Header:
-    """Read a header and check everything that it says.
-
-    Args:
-        header: its bytes, with the padding.
-        size: bytes that follow it in the file.
+def _parse_header(text: bytes, size: int) -> Header:
+    """Read a header, with its padding, that `size` bytes follow; check everything that it says.
 
     Raises:
         FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
     """
-    metadata, entries = container.parse_metadata(header, FORMAT, METADATA)
+    metadata, entries = container.parse_metadata(text, FORMAT, METADATA)
     info = header_json(metadata["info"], dict)
     _check_info(info)
     values = header_json(metadata["inputs"], list)
@@ -104,7 +100,7 @@ def parse_header(header: bytes, size: int) -> Header:
     if len(set(linears)) < len(linears):
         raise FormatError("a linear reads two inputs")
     found = Header(metadata["fingerprint"], info, inputs)
-    container.check_places(entries, lay_out(found), header, size)
+    container.check_places(entries, _lay_out(found), text, size)
     return found
 
 
@@ -151,19 +147,19 @@ def write(path: Path, header: Header, grams: Iterable[Gram]) -> None:
         UserError: a moment is not finite.
         OSError: the file cannot be written; an older one stays.
     """
-    size = container.data_size(lay_out(header))
+    size = container.data_size(_lay_out(header))
     for item in header.inputs:
         names = (f"{split}.{moment}" for split in header.splits for moment in MOMENTS)
         item.sha256 = dict.fromkeys(names, UNKNOWN)
     with atomic_write(Path(path)) as file:
-        start = container.file_start(build_header(header), size)
+        start = container.file_start(_build_header(header), size)
         file.write(start)
         given = iter(grams)
         for split, item in product(header.splits, header.inputs):
             # no name for it here: it must be gone before the next is measured
             _write_gram(file, item, split, next(given))
-        text = build_header(header)
-        parse_header(text, size)  # what could not be read again must not be written
+        text = _build_header(header)
+        _parse_header(text, size)  # what could not be read again must not be written
         assert len(container.file_start(text, size)) == len(start), "the digests are known now"
         file.seek(0)
         file.write(container.file_start(text, size))
@@ -202,9 +198,9 @@ class Calibration:
 
     def __init__(self, path: Path) -> None:
         text, self._data = container.open_payload(path, FORMAT.noun)
-        self.path, self.header = path, parse_header(text, len(self._data))
+        self.path, self.header = path, _parse_header(text, len(self._data))
         self.fingerprint, self.info, inputs = self.header
-        self._layout = lay_out(self.header)
+        self._layout = _lay_out(self.header)
         self._index = {name: i for i, item in enumerate(inputs) for name in item.linears}
         self.names = tuple(self._index)
 

@@ -124,15 +124,10 @@ def read_scheme(
     modules: Mapping[str, Module] | None = None,
     methods: Sequence[str] | None = None,
 ) -> Scheme:
-    """Read and check conf_prune.json, as `read_configurations` does conf.json.
+    """Read and check conf_prune.json, `{module: [entry, ...], ...}`; `{}` where every rate was 0.
 
-    Args:
-        path: the file, `{module: [entry, ...], ...}`; `{}` where every rate was 0.
-        modules: what the model has, by name; None checks only what needs no model.
-        methods: known method names; None leaves them unchecked.
-
-    Raises:
-        ConfigError: rate 0 and repeated entries are wrong, too.
+    Arguments and errors are those of `read_configurations`; rate 0 and repeated entries are wrong,
+    too.
     """
     value = files.read_json(path)
     if not isinstance(value, dict):
@@ -155,11 +150,7 @@ def merge_parts(configuration: Configuration, where: str = "configuration") -> C
     """Join what is pruned together to one entry, of the module with those of its parts.
 
     These are an attention and its output projection, both above 0, and the linears of an ffn where
-    one of them goes as a whole.
-
-    Args:
-        configuration: as written in conf.json.
-        where: file and configuration, the beginning of every message.
+    one of them goes as a whole. `where` is the beginning of every message.
 
     Returns:
         A new configuration; a joined entry stands where the first of its keys stood.
@@ -207,11 +198,7 @@ def _joined(configuration: Configuration) -> dict[str, dict[str, str]]:
 def scheme_of(
     configurations: Sequence[Configuration], path: Path | str = "conf.json"
 ) -> tuple[Scheme, int, int]:
-    """Transpose configurations into the variants that must exist.
-
-    Args:
-        configurations: as read from conf.json.
-        path: where they come from, for messages.
+    """Transpose configurations, read from the conf.json at `path`, into variants that must exist.
 
     Returns:
         The scheme (modules and entries in the order of their first appearance, each once, rate 0
@@ -294,12 +281,7 @@ def covered(name: str, entry: Entry) -> list[str]:
 def check_configuration(
     configuration: Configuration, modules: Mapping[str, Module], where: str
 ) -> None:
-    """Check one configuration against the model it is for.
-
-    Args:
-        configuration: as written in conf.json.
-        modules: what the model has, by name.
-        where: file and configuration, the beginning of every message.
+    """Check one configuration, as written in conf.json, against the modules of its model.
 
     Raises:
         ConfigError: an unknown name, a rate that no method makes for the module's kind, a module
@@ -500,11 +482,6 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
 
 def check_block(name: str, entry: Entry, where: str) -> None:
     """Check that a block of layers ends in the list it begins in, and not before it begins.
-
-    Args:
-        name: of the module that the entry is for.
-        entry: perhaps one without `through`.
-        where: the beginning of the message.
 
     Raises:
         ConfigError: it does not.

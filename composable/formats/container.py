@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from composable.errors import FormatError, MismatchError
 from composable.files import parse_json
 
 T = TypeVar("T")
-F = TypeVar("F", bound="HasFingerprint")
 ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 array
 HEADER_LIMIT = 100_000_000  # as in the safetensors library
 PREFIX = b'{"__metadata__":{"checksum":"'  # what every header starts with; 64 hex digits follow
@@ -24,20 +23,14 @@ HEX = re.compile("[0-9a-f]{64}")  # a SHA-256
 ITEM_SIZE = {"F64": 8, "F32": 4, "U8": 1}
 
 
-class HasFingerprint(Protocol):
-    """An open file that belongs to a dense model."""
-
-    fingerprint: str
-
-
 class Format(NamedTuple):
     """A kind of file.
 
     Attributes:
         name: what its metadata says.
         version: of the format.
-        noun: what a message calls the file: "a bundle".
-        made: how it comes from a model: "made for".
+        noun: what a message calls the file, such as "a bundle".
+        made: how it comes from a model, such as "made for".
         remedy: what to do about a damaged file.
         remedy_for_model: what to do about one of another model.
     """
@@ -49,11 +42,11 @@ class Format(NamedTuple):
     remedy: str = ""
     remedy_for_model: str = ""
 
-    def open(self, kind: Callable[[Path], F], path: Path, fingerprint: str | None) -> F:
+    def open(self, kind: Callable[[Path], T], path: Path, fingerprint: str | None) -> T:
         """Open a file and check its whole header.
 
         Args:
-            kind: class of the open file.
+            kind: class of the open file, which has a `fingerprint`.
             path: the .npy file.
             fingerprint: of the dense model it has to belong to; None accepts any.
 
@@ -63,7 +56,7 @@ class Format(NamedTuple):
             OSError: the file cannot be read.
         """
         try:
-            found = kind(Path(path))
+            found: Any = kind(Path(path))
         except FormatError as error:
             raise FormatError(f"{path}: {error}; {self.remedy}.") from error
         self.check_model(path, found.fingerprint, fingerprint)
@@ -137,9 +130,8 @@ def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
 
 
 def _why_no_array(start: bytes, size: int, noun: str) -> str:
-    declared = re.match(
-        rb"\x93NUMPY\x01\x00v\x00{'descr': '\|u1', .*'shape': \((\d{1,18}),\)", start
-    )
+    pattern = rb"\x93NUMPY\x01\x00v\x00{'descr': '\|u1', .*'shape': \((\d{1,18}),\)"
+    declared = re.match(pattern, start)
     if declared and (expected := int(declared[1]) + ARRAY_HEADER) != size:
         state = "truncated" if size < expected else "extended"
         return f"{state} ({size} bytes, its first line promises {expected})"
@@ -234,10 +226,7 @@ def header_json(text: str | bytes, kind: type[T]) -> T:
 def check_types(what: str, value: Any, types: Mapping[str, Any]) -> None:
     """Compare the keys of a JSON object, and the exact types of its values, with a table.
 
-    Args:
-        what: the beginning of the message.
-        value: what `json` read.
-        types: key -> type as in an annotation; of lists and objects the content is not checked.
+    The table says key -> type as in an annotation; of lists and objects the content is not checked.
 
     Raises:
         FormatError: they differ.

@@ -180,11 +180,8 @@ class Scores:
 
     Attributes:
         origin: None in files of other programs.
-        units: name of a module -> importance of its units.
-        distances: of blocks of layers: every stack by every distance; the first is the main one.
-        orders: of removal.
-        trees: weights that leave together.
-        candidates: variants and their costs.
+        units: by name of the module.
+        distances: every stack by every distance; the first is the main one.
     """
 
     origin: Origin | None = None
@@ -241,9 +238,10 @@ class Scores:
         Raises:
             UserError: it was not measured.
         """
-        cost = {module.name: module for module in self.origin.modules} if self.origin else {}
+        modules = self.origin.modules if self.origin else ()
+        layers = {one.name for one in modules if (one.kind, one.stack) == ("layer", stack)}
         for one in self.orders:
-            if all((cost[m].kind, cost[m].stack) == ("layer", stack) for m in one.modules):
+            if layers.issuperset(one.modules):
                 return one
         raise UserError(
             f"the scores hold no order of removal of the {stack}; measure it with "
