@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,21 +32,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     _refuse_special(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     target = path.resolve()  # a link stays one, what it leads to is written
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{path.name}.", suffix=".tmp")
+    made = _beside(target)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with made.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
+        made.replace(target)
     except OSError as error:
         # A failed write names no file; the user wants to know which output was meant.
         if error.filename is None:
             error.filename = str(path)
         raise
     finally:
-        Path(name).unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -58,15 +58,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    made = _beside(path)
+    made.mkdir()
     try:
         yield made
-        os.chmod(made, 0o777 & ~_umask())
         if path.is_dir():
             path.rmdir()
-        os.replace(made, path)
+        made.replace(path)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Name a temporary file or folder that is later renamed to `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def check_folder(path: Path) -> None:
@@ -181,17 +186,8 @@ def assets(name: str) -> Path:
         FormatError: it is not there.
     """
     here = Path(__file__).resolve().parent
-    places = [here.parent / "assets" / name, here / "assets" / name]
-    for place in places:
-        if place.is_dir():
-            return place
-    raise FormatError(
-        f"assets/{name} is not in this installation (looked for {places[0]}); use a clone."
-    )
-
-
-def _umask() -> int:
-    """Return the process's file mode mask (it can only be read by setting it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    clone, installed = here.parent / "assets" / name, here / "assets" / name
+    if not (clone.is_dir() or installed.is_dir()):
+        problem = f"is not in this installation (looked for {clone}); use a clone"
+        raise FormatError(f"assets/{name} {problem}.")
+    return clone if clone.is_dir() else installed

@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 
 FAMILIES: tuple[Family, ...] = (T5, BERT, DISTILBERT, OPT, GPT2, LLAMA, VIT)
 
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "Module",
-    "Owner",
-    "by_model_type",
-    "contains",
-    "of",
-    "owner",
-    "path",
-]
+__all__ = ["Family", "Module", "Owner"]
 
 
 def by_model_type(model_type: str) -> Family:
@@ -36,14 +26,13 @@ def by_model_type(model_type: str) -> Family:
     Raises:
         UserError: no family covers it; the message names the known ones.
     """
-    for family in FAMILIES:
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
-    raise UserError(
-        f'architecture "{model_type}" is not supported; known are {known} '
-        "(docs/adding.md says how to add one)."
-    )
+    known = {kind: family for family in FAMILIES for kind in family.model_types}
+    if model_type not in known:
+        raise UserError(
+            f'architecture "{model_type}" is not supported; known are {", ".join(sorted(known))} '
+            "(docs/adding.md says how to add one)."
+        )
+    return known[model_type]
 
 
 def of(model: "PreTrainedModel") -> Family:

@@ -14,7 +14,8 @@ KINDS = ("attention", "ffn", "linear", "layer")
 FFN = "ffn"
 #: What a model without its head reads of a batch.
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values")
-CACHE = "past_key_values"
+#: Positional and keyword arguments of a module.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,7 @@ class Module:
 
 
 class Owner(NamedTuple):
-    """What a linear is a part of.
-
-    Attributes:
-        module: name of the attention or ffn.
-        kind: of that module.
-        key: path of the linear from the module's holder.
-    """
+    """The attention or ffn that a linear is a part of; its path from the holder is the key."""
 
     module: str
     kind: str
@@ -158,10 +153,7 @@ class Family:
     restore: Callable[["nn.Module"], None] | None = None
     adapt_attention: Callable[["nn.Module", list[int] | None], None] | None = None
     before_layer_removal: Callable[["nn.ModuleList", set[int]], None] | None = None
-    replay: (
-        Callable[[Sequence[Any], dict[str, Any], Any], tuple[tuple[Any, ...], dict[str, Any]]]
-        | None
-    ) = None
+    replay: Callable[[Sequence[Any], dict[str, Any], Any], Call] | None = None
     run_trunk: Callable[[Any, dict[str, Any]], None] | None = None
     layer_output: Callable[[Any, tuple[Any, ...]], Any] | None = None
 
@@ -256,16 +248,13 @@ class Family:
             pixels = batch["pixel_values"]
             every = pixels.new_ones(len(pixels), self.image_tokens(model.config)).bool()
             return dict.fromkeys(self.stacks, every)
-        tokens = batch["attention_mask"].bool()
-        if len(self.stacks) == 1:
-            return {self.stacks[0]: tokens}
-        if "labels" in batch:
-            return {"encoder": tokens, "decoder": batch["labels"] != -100}
-        if "decoder_input_ids" in batch:
-            targets = batch.get("decoder_attention_mask")
-            every = batch["decoder_input_ids"].new_ones(batch["decoder_input_ids"].shape)
-            return {"encoder": tokens, "decoder": (every if targets is None else targets).bool()}
-        return {"encoder": tokens}
+        found = {self.stacks[0]: batch["attention_mask"].bool()}
+        if len(self.stacks) > 1 and "labels" in batch:
+            found["decoder"] = batch["labels"] != -100
+        elif len(self.stacks) > 1 and "decoder_input_ids" in batch:
+            ids = batch["decoder_input_ids"]
+            found["decoder"] = batch.get("decoder_attention_mask", ids.new_ones(ids.shape)).bool()
+        return found
 
     @property
     def stacks(self) -> tuple[str, ...]:
@@ -280,13 +269,12 @@ class Family:
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         model.base_model(**inputs, **({"use_cache": False} if "decoder" in self.stacks else {}))
 
-    def replayed(
-        self, args: Sequence[Any], kwargs: dict[str, Any], output: Any
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def replayed(self, args: Sequence[Any], kwargs: dict[str, Any], output: Any) -> Call:
         """Turn the recorded call of a dense attention into one that its variants can take."""
         if self.replay is not None:
             return self.replay(args, kwargs, output)
-        return tuple(args), {**kwargs, **({CACHE: None} if CACHE in kwargs else {})}
+        without = {name: None for name in kwargs if name == "past_key_values"}
+        return tuple(args), {**kwargs, **without}
 
 
 def _present(holder: "nn.Module", parts: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

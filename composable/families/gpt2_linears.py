@@ -34,24 +34,17 @@ def split(model: nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, Conv1D):
-            parent, _, child = name.rpartition(".")
-            width = 3 if child == "c_attn" else 1
-            columns = zip(module.weight.chunk(width, 1), module.bias.chunk(width), strict=True)
-            linears = [_linear(weight, bias) for weight, bias in columns]
-            setattr(
-                model.get_submodule(parent),
-                child,
-                SideBySide(*linears) if width == 3 else linears[0],
-            )
+            width = 3 if name.endswith(".c_attn") else 1
+            linears = map(_linear, module.weight.chunk(width, 1), module.bias.chunk(width))
+            model.set_submodule(name, SideBySide(*linears) if width == 3 else next(linears))
 
 
 def join(model: nn.Module) -> None:
     """Undo `split`: give a model the state dict of the library's."""
     for name, module in list(model.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if child in NAMES and not isinstance(module, Conv1D):
-            parts = (module.q, module.k, module.v) if isinstance(module, SideBySide) else (module,)
-            setattr(model.get_submodule(parent), child, _conv(parts))
+        if name.split(".")[-1] in NAMES and not isinstance(module, Conv1D):
+            parts = module.children() if isinstance(module, SideBySide) else [module]
+            model.set_submodule(name, _conv(list(parts)))
 
 
 def rescale(model: nn.Module) -> None:
@@ -67,9 +60,8 @@ def rescale(model: nn.Module) -> None:
             wanted = base / (attention.layer_idx + 1)
             linear = attention.c_attn
             width = linear.nf // 3
-            with torch.no_grad():
-                linear.weight[:, :width] *= attention.scaling / wanted
-                linear.bias[:width] *= attention.scaling / wanted
+            for queries in (linear.weight.data[:, :width], linear.bias.data[:width]):
+                queries *= attention.scaling / wanted
             attention.scaling = wanted
 
 

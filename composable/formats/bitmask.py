@@ -9,23 +9,15 @@ from composable.errors import FormatError
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
-    """Pack booleans of any shape into bytes: row-major, the first in the highest bit, zero padded.
+    """Pack booleans of any shape into (ceil(values / 8),) uint8.
 
-    Returns:
-        (ceil(values / 8),), uint8.
+    They come row-major, the first in the highest bit, zero padded.
     """
     return np.packbits(mask)
 
 
 def unpack(packed: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Undo `pack`.
-
-    Args:
-        packed: 1-D, uint8.
-        shape: of the mask.
-
-    Returns:
-        Booleans of this shape.
+    """Undo `pack`: turn 1-D uint8 into booleans of `shape`.
 
     Raises:
         FormatError: too few or too many bytes, or bits that belong to no value.

@@ -11,19 +11,9 @@ import torch
 
 from composable.errors import FormatError, MismatchError
 from composable.files import atomic_write
-from composable.formats import bitmask
-from composable.formats.bundle_header import (
-    FORMAT,
-    Description,
-    Header,
-    Record,
-    Stored,
-    build_header,
-    lay_out,
-    parse_header,
-)
+from composable.formats import bitmask, bundle_header, container
+from composable.formats.bundle_header import FORMAT, Description, Header, Record, Stored
 from composable.formats.config import Entry
-from composable.formats.container import file_start, open_payload, sha256
 
 
 @dataclass(eq=False)
@@ -67,15 +57,15 @@ def write(path: Path, bundle: Bundle) -> None:
     """
     try:
         records = [_describe(variant, i) for i, variant in enumerate(bundle.variants)]
-        header = Header(bundle.fingerprint, bundle.options, records, lay_out(records))
-        text = build_header(header)
-        parse_header(text, header.data_size)  # what could not be read again must not be written
+        text = bundle_header.build_header(Header(bundle.fingerprint, bundle.options, records))
+        size = container.data_size(bundle_header.lay_out(records))
+        bundle_header.parse_header(text, size)  # what could not be read must not be written
     except FormatError as error:
         raise FormatError(f"{path}: not written: {error}.") from error
     with atomic_write(Path(path)) as file:
-        file.write(file_start(text, header.data_size))
-        for part in header.layout.values():
-            file.write(_encode(bundle.variants[part.variant], part.name, part.suffix).data)
+        file.write(container.file_start(text, size))
+        for index, tensor, suffix in bundle_header.parts_of(records):
+            file.write(_encode(bundle.variants[index], tensor.name, suffix).data)
 
 
 def _describe(variant: Variant, index: int = 0) -> Record:
@@ -94,8 +84,8 @@ def _describe_tensor(variant: Variant, name: str) -> Stored:
     mask = variant.masks.get(name)
     kept = None if mask is None else int(mask.sum())
     described = Stored(name, tuple(variant.tensors[name].shape), kept, "")
-    arrays = (_encode(variant, name, suffix) for suffix in described.suffixes)
-    return described._replace(sha256=sha256(*arrays))
+    arrays = (_encode(variant, name, suffix) for suffix in described.parts)
+    return described._replace(sha256=container.sha256(*arrays))
 
 
 def _check_tensor(what: str, tensor: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -131,10 +121,10 @@ class Reader:
     """
 
     def __init__(self, path: Path) -> None:
-        text, self._data = open_payload(path, FORMAT.noun)
-        header = parse_header(text, len(self._data))
-        self.path = path
-        self.fingerprint, self.options, self.records, self._layout = header
+        text, self._data = container.open_payload(path, FORMAT.noun)
+        self.path, header = path, bundle_header.parse_header(text, len(self._data))
+        self.fingerprint, self.options, self.records = header
+        self._layout = bundle_header.lay_out(self.records)
 
     def load(self, record: Record) -> Variant:
         """Read and verify one of `records`; no other variant's bytes are touched.
@@ -147,33 +137,19 @@ class Reader:
             try:
                 self._load_tensor(variant, record.index, tensor)
             except FormatError as error:
-                what = f'tensor "{tensor.name}" of "{record.module}"'
-                raise _named(self.path, FormatError(f"{what} is damaged ({error})")) from error
+                what = f'tensor "{tensor.name}" of "{record.module}" is damaged ({error})'
+                raise FormatError(f"{self.path}: {what}; {FORMAT.remedy}.") from error
         return variant
 
     def load_all(self) -> list[Variant]:
         """Read and verify every variant."""
         return [self.load(record) for record in self.records]
 
-    def verify(self) -> None:
-        """Read and verify every variant, one after another, and keep none.
-
-        Raises:
-            FormatError: one of them is damaged.
-        """
-        for record in self.records:
-            self.load(record)
-
     def _load_tensor(self, variant: Variant, index: int, tensor: Stored) -> None:
-        parts = [self._layout[f"{index}/{tensor.name}{suffix}"] for suffix in tensor.suffixes]
-        arrays = [self._data[part.begin : part.end] for part in parts]
-        if sha256(*arrays) != tensor.sha256:
-            raise FormatError("its SHA-256 differs from the header's")
-        values = arrays[0].view("<f4")
-        if not np.isfinite(values).all():
-            raise FormatError("NaN or infinite values")
-        if tensor.kept is not None:
-            mask = bitmask.unpack(arrays[1], tensor.shape)
+        places = [self._layout[f"{index}/{tensor.name}{suffix}"] for suffix in tensor.parts]
+        values, *packed = container.read_numbers(self._data, places, tensor.sha256, "<f4")
+        if packed:
+            mask = bitmask.unpack(packed[0], tensor.shape)
             if (found := np.count_nonzero(mask)) != tensor.kept:
                 raise FormatError(f"{found} mask bits are set, there are {tensor.kept} values")
             variant.masks[tensor.name] = torch.from_numpy(mask)
@@ -186,31 +162,8 @@ class Reader:
 
 
 def open_bundle(path: Path, fingerprint: str | None = None) -> Reader:
-    """Open a bundle and check its whole header.
-
-    Args:
-        path: the .npy file.
-        fingerprint: of the dense model it has to belong to; None accepts any.
-
-    Raises:
-        FormatError: not a bundle, a newer one, or damaged.
-        MismatchError: made for another model.
-        OSError: the file cannot be read.
-    """
-    try:
-        reader = Reader(Path(path))
-    except FormatError as error:
-        raise _named(path, error) from error
-    if fingerprint is not None and fingerprint != reader.fingerprint:
-        raise MismatchError(
-            f"{path}: made for another model (fingerprint {reader.fingerprint[:12]}, this one has "
-            f"{fingerprint[:12]}); give the model it was made from, or run prune.py on this one."
-        )
-    return reader
-
-
-def _named(path: Path, error: FormatError) -> FormatError:
-    return FormatError(f"{path}: {error}; make it again with prune.py.")
+    """Open a bundle and check its whole header; arguments and errors as of `Format.open`."""
+    return FORMAT.open(Reader, path, fingerprint)
 
 
 def choose(

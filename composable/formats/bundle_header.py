@@ -10,12 +10,21 @@ from composable.families.base import KINDS
 from composable.files import canonical_json, digest_of
 from composable.formats import container
 from composable.formats.config import Entry, check_block
-from composable.formats.container import ITEM_SIZE, Format, check_types, header_json
+from composable.formats.container import Format, Layout, are_counts, check_types, header_json
 
-FORMAT = Format("composable.bundle", "4", "a bundle")
+FORMAT = Format(
+    *("composable.bundle", "4", "a bundle", "made for", "make it again with prune.py"),
+    remedy_for_model="give the model it was made from, or run prune.py on this one",
+)
 #: How heads leave an attention whose query heads share key/value heads.
 PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
 METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
+TYPES = {
+    "module": str, "kind": str, "rate": float, "method": str | None, "parts": dict,
+    "through": str | None, "plain": list, "kept_units": list | None, "gqa": str | None,
+    "removed": bool, "tensors": list, "stats": dict,
+}  # fmt: skip
+PART_TYPES = {"rate": float, "method": str}
 
 
 @dataclass
@@ -58,9 +67,12 @@ class Stored(NamedTuple):
     sha256: str
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """What the file appends to the tensor's name."""
-        return ("",) if self.kept is None else (".values", ".mask")
+    def parts(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What the file appends to the tensor's name -> dtype and shape of what it holds there."""
+        if self.kept is None:
+            return {"": ("F32", self.shape)}
+        bits = -(-math.prod(self.shape) // 8)
+        return {".values": ("F32", (self.kept,)), ".mask": ("U8", (bits,))}
 
 
 @dataclass
@@ -78,42 +90,41 @@ class Record(Description):
         return digest_of([block, self.kind, self.kept_units, self.removed, stored])
 
 
-class Part(NamedTuple):
-    """One tensor of the safetensors file: whose it is, and where it lies in the data."""
+def parts_of(records: Iterable[Record]) -> list[tuple[int, Stored, str]]:
+    """List what the file holds, in its order: all float32 (so they stay aligned), then the masks.
 
-    variant: int
-    name: str
-    suffix: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int = 0
-    end: int = 0
+    Returns:
+        Index of the variant, tensor, and a key of the tensor's `parts`.
+    """
+    parts = [(one.index, tensor, key) for one in records for tensor in one.stored
+             for key in tensor.parts]  # fmt: skip
+    return sorted(parts, key=lambda part: part[2] == ".mask")
+
+
+def lay_out(records: Iterable[Record]) -> Layout:
+    """Place every tensor in the data, see `container.lay_out`."""
+    return container.lay_out(
+        (f"{index}/{tensor.name}{suffix}", *tensor.parts[suffix])
+        for index, tensor, suffix in parts_of(records)
+    )
 
 
 class Header(NamedTuple):
-    """What the header of a bundle says; `layout` is that of `records`, from `lay_out`."""
+    """What the header of a bundle says."""
 
     fingerprint: str
     options: dict[str, Any]
     records: list[Record]
-    layout: dict[str, Part]
-
-    @property
-    def data_size(self) -> int:
-        """Bytes of all tensors together."""
-        return max((part.end for part in self.layout.values()), default=0)
 
 
 def build_header(header: Header) -> bytes:
     """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in."""
     metadata = {
         "fingerprint": header.fingerprint,
-        "format": FORMAT.name,
         "options": canonical_json(header.options),
         "variants": canonical_json([_to_json(record) for record in header.records]),
-        "version": FORMAT.version,
     }
-    return container.build_header(metadata, header.layout)
+    return container.build_header(FORMAT, metadata, lay_out(header.records))
 
 
 def _to_json(record: Record) -> dict[str, Any]:
@@ -134,106 +145,37 @@ def _to_json(record: Record) -> dict[str, Any]:
     }
 
 
-def lay_out(records: Iterable[Record]) -> dict[str, Part]:
-    """Place every tensor: all float32 first (so they stay aligned), then the masks, no holes.
-
-    Returns:
-        The parts by their names in the file, in its order.
-
-    Raises:
-        FormatError: two of them have the same name.
-    """
-    parts = [
-        Part(record.index, tensor.name, suffix, *_dtype_and_shape(tensor, suffix))
-        for record in records
-        for tensor in record.stored
-        for suffix in tensor.suffixes
-    ]
-    placed: dict[str, Part] = {}
-    end = 0
-    for part in sorted(parts, key=lambda part: part.dtype):
-        key = f"{part.variant}/{part.name}{part.suffix}"
-        if key in placed:
-            raise FormatError(f'two tensors have the name "{key}" in the file')
-        begin, end = end, end + math.prod(part.shape) * ITEM_SIZE[part.dtype]
-        placed[key] = part._replace(begin=begin, end=end)
-    return placed
-
-
-def _dtype_and_shape(tensor: Stored, suffix: str) -> tuple[str, tuple[int, ...]]:
-    if tensor.kept is None:
-        return "F32", tensor.shape
-    mask_size = -(-math.prod(tensor.shape) // 8)
-    return ("F32", (tensor.kept,)) if suffix == ".values" else ("U8", (mask_size,))
-
-
-def parse_header(header: bytes, data_size: int) -> Header:
-    """Read a header and check everything that it says.
-
-    Args:
-        header: its bytes, with the padding.
-        data_size: bytes that follow it in the file.
+def parse_header(text: bytes, size: int) -> Header:
+    """Read a header, with its padding, that `size` bytes follow; check everything that it says.
 
     Raises:
         FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
     """
-    metadata, entries = container.parse_metadata(header, FORMAT, METADATA)
+    metadata, entries = container.parse_metadata(text, FORMAT, METADATA)
     options = header_json(metadata["options"], dict)
     variants = header_json(metadata["variants"], list)
     records = [_record(i, value) for i, value in enumerate(variants)]
     if len({(record.module, record.entry) for record in records}) < len(records):
         raise FormatError("two variants of one module have the same rate and method")
-    found = Header(metadata["fingerprint"], options, records, lay_out(records))
-    container.check_places(entries, found.layout, header, data_size)
-    return found
-
-
-NONE = type(None)
-
-
-TYPES: dict[str, tuple[type, ...]] = {
-    "module": (str,),
-    "kind": (str,),
-    "rate": (int, float),
-    "method": (str, NONE),
-    "parts": (dict,),
-    "through": (str, NONE),
-    "plain": (list,),
-    "kept_units": (list, NONE),
-    "gqa": (str, NONE),
-    "removed": (bool,),
-    "tensors": (list,),
-    "stats": (dict,),
-}
-
-
-PART_TYPES: dict[str, tuple[type, ...]] = {"rate": (int, float), "method": (str,)}
-
-
-TENSOR_TYPES: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "shape": (list,),
-    "kept": (int, NONE),
-    "sha256": (str,),
-}
+    container.check_places(entries, lay_out(records), text, size)
+    return Header(metadata["fingerprint"], options, records)
 
 
 def _record(index: int, value: Any) -> Record:
     """Check one record of the header: its keys, their values, the rules between them."""
     what = f"variant {index}"
     check_types(what, value, TYPES)
-    for tensor in value["tensors"]:
-        check_types(f"{what}, a tensor", tensor, TENSOR_TYPES)
+    stored = [container.record(f"{what}, a tensor", each, Stored) for each in value["tensors"]]
     for part in value["parts"].values():
         check_types(f"{what}, a part", part, PART_TYPES)
     if value["plain"] != sorted({str(key) for key in value["plain"]}):
         raise FormatError(f"{what}: plain {value['plain']!r:.60} are no ascending keys")
-    facts: dict[str, Any] = {"entry": _entry(what, value), "plain": frozenset(value["plain"])}
     record = Record(
-        **{key: value[key] for key in Description.__dataclass_fields__ if key not in facts},
-        **facts,
+        **{key: value[key] for key in ("module", "kind", "kept_units", "removed", "stats", "gqa")},
+        entry=_entry(what, value),
+        plain=frozenset(value["plain"]),
         index=index,
-        stored=tuple(Stored(**{**t, "shape": tuple(t["shape"])}) for t in value["tensors"]),
+        stored=tuple(tensor._replace(shape=tuple(tensor.shape)) for tensor in stored),
     )
     _check_rules(what, record)
     return record
@@ -258,14 +200,12 @@ def _check_rules(what: str, record: Record) -> None:
     rules = {
         f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
         "kept_units are numbers, ascending": units is None
-        or (_are_counts(units) and sorted(set(units)) == units),
+        or (are_counts(units) and sorted(set(units)) == units),
         f"gqa is {PER_GROUP} or {WHOLE_GROUPS}": record.gqa in (None, PER_GROUP, WHOLE_GROUPS),
-        "shapes are sizes": all(_are_counts(tensor.shape) for tensor in stored),
-        "kept values are counted": all(_are_counts([t.kept or 0]) for t in stored),
+        "shapes are sizes": all(are_counts(tensor.shape) for tensor in stored),
+        "kept values are counted": are_counts(tensor.kept or 0 for tensor in stored),
         "tensors are sorted by name": names == sorted(set(names)),
-        "stats are finite": all(
-            type(value) in (int, float) and abs(value) < math.inf for value in record.stats.values()
-        ),
+        "stats are finite": all(map(container.is_finite, record.stats.values())),
         "a removed variant has nothing else": not (record.removed and units)
         and not (record.removed and stored and record.kind != "layer"),
         "rate 1 means removed": record.removed or entry.rate < 1,
@@ -276,10 +216,4 @@ def _check_rules(what: str, record: Record) -> None:
         ),
         "plain are keys of what was pruned": record.plain <= entry.removals.keys(),
     }
-    for rule, is_kept in rules.items():
-        if not is_kept:
-            raise FormatError(f'{what} ("{record.module}") breaks the rule: {rule}')
-
-
-def _are_counts(values: Iterable[Any]) -> bool:
-    return all(type(value) is int and 0 <= value < 2**31 for value in values)
+    container.check_rules(f'{what} ("{record.module}")', rules)

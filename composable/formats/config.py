@@ -6,17 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from composable import families, files
 from composable.errors import ConfigError
+from composable.families import Module
 
-if TYPE_CHECKING:
-    from composable.families import Module
-
-
-Rate = float
-WHOLE_OR_NOTHING = ("layer",)
 #: Ways to choose the layers that go, see `ranking.layer_choice.Choice`; the first is the default.
 POLICIES = ("block", "singles", "deepest", "iterative")
 
@@ -33,7 +28,7 @@ class Entry:
         through: of a layer, the last one of the block that one thing replaces.
     """
 
-    rate: Rate
+    rate: float
     method: str | None = None
     parts: Mapping[str, "Entry"] = field(default_factory=dict, hash=False)
     through: str | None = None
@@ -63,23 +58,16 @@ class Entry:
         entry = cls(_parse_rate(value["rate"], where), method)
         if "through" in value:
             return _block(entry, value, where)
-        if "parts" not in value:
-            return entry
-        return _with_parts(entry, _parse_parts(value["parts"], where, methods), where)
+        parts = _parse_parts(value["parts"], where, methods) if "parts" in value else {}
+        return _with_parts(entry, parts, where) if parts else entry
 
     def to_json(self) -> Any:
         """Return the shortest JSON value that `parse` reads as this entry."""
         rate = int(self.rate) if self.rate in (0, 1) else self.rate
-        if self.method is None and not self.parts:  # a block has a method
-            return rate
-        value: dict[str, Any] = {"rate": rate}
-        if self.method is not None:
-            value["method"] = self.method
-        if self.parts:
-            value["parts"] = {key: part.to_json() for key, part in sorted(self.parts.items())}
-        if self.through is not None:
-            value["through"] = self.through
-        return value
+        parts = {key: part.to_json() for key, part in sorted(self.parts.items())}
+        more = {"method": self.method, "parts": parts or None, "through": self.through}
+        given = {key: value for key, value in more.items() if value is not None}
+        return {"rate": rate, **given} if given else rate
 
     def __str__(self) -> str:
         method = f" ({self.method})" if self.method else ""
@@ -95,7 +83,7 @@ Scheme = dict[str, list[Entry]]
 
 def read_configurations(
     path: Path,
-    modules: Mapping[str, "Module"] | None = None,
+    modules: Mapping[str, Module] | None = None,
     methods: Sequence[str] | None = None,
 ) -> list[Configuration]:
     """Read and check conf.json.
@@ -114,15 +102,11 @@ def read_configurations(
         OSError: the file cannot be read.
     """
     value = files.read_json(path)
+    remedy = "run config_generator.py to make"
     if not isinstance(value, list):
-        raise ConfigError(
-            f"{path}: holds {_shown(value)}, a list of configurations was expected; "
-            "run config_generator.py to make one."
-        )
+        raise _unexpected(value, path, f"a list of configurations was expected; {remedy} one")
     if not value:
-        raise ConfigError(
-            f"{path}: [] holds no configuration; run config_generator.py to make some."
-        )
+        raise ConfigError(f"{path}: [] holds no configuration; {remedy} some.")
     found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
     if modules is not None:
         for i, configuration in enumerate(found):
@@ -137,33 +121,23 @@ def write_configurations(path: Path, configurations: Sequence[Configuration]) ->
 
 def read_scheme(
     path: Path,
-    modules: Mapping[str, "Module"] | None = None,
+    modules: Mapping[str, Module] | None = None,
     methods: Sequence[str] | None = None,
 ) -> Scheme:
-    """Read and check conf_prune.json.
+    """Read and check conf_prune.json, `{module: [entry, ...], ...}`; `{}` where every rate was 0.
 
-    Args:
-        path: the file, `{module: [entry, ...], ...}`; `{}` where every rate was 0.
-        modules: what the model has, by name; None checks only what needs no model.
-        methods: known method names; None leaves them unchecked.
-
-    Raises:
-        ConfigError: the content is wrong (rate 0 and repeated entries are, too).
-        FormatError: not strict JSON.
-        OSError: the file cannot be read.
+    Arguments and errors are those of `read_configurations`; rate 0 and repeated entries are wrong,
+    too.
     """
     value = files.read_json(path)
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{path}: holds {_shown(value)}, an object {{module: [entry, ...]}} was expected; "
-            "run prune_scheme_generator.py to make it."
-        )
+        expected = "an object {module: [entry, ...]} was expected"
+        raise _unexpected(value, path, f"{expected}; run prune_scheme_generator.py to make it")
     scheme = {name: _parse_variants(name, found, path, methods) for name, found in value.items()}
     if modules is not None:
         for name, entries in scheme.items():
-            module = _find_module(name, modules, str(path))
             for entry in entries:
-                _check_kind(module, entry, str(path), modules)
+                _check_kind(name, entry, modules, str(path))
     return scheme
 
 
@@ -176,14 +150,10 @@ def merge_parts(configuration: Configuration, where: str = "configuration") -> C
     """Join what is pruned together to one entry, of the module with those of its parts.
 
     These are an attention and its output projection, both above 0, and the linears of an ffn where
-    one of them goes as a whole.
-
-    Args:
-        configuration: as written in conf.json.
-        where: file and configuration, the beginning of every message.
+    one of them goes as a whole. `where` is the beginning of every message.
 
     Returns:
-        A new configuration; what was joined stands where the first of it stood.
+        A new configuration; a joined entry stands where the first of its keys stood.
 
     Raises:
         ConfigError: another module and a part of it are both above 0, or nothing is left of a part.
@@ -228,11 +198,7 @@ def _joined(configuration: Configuration) -> dict[str, dict[str, str]]:
 def scheme_of(
     configurations: Sequence[Configuration], path: Path | str = "conf.json"
 ) -> tuple[Scheme, int, int]:
-    """Transpose configurations into the variants that must exist.
-
-    Args:
-        configurations: as read from conf.json.
-        path: where they come from, for messages.
+    """Transpose configurations, read from the conf.json at `path`, into variants that must exist.
 
     Returns:
         The scheme (modules and entries in the order of their first appearance, each once, rate 0
@@ -266,8 +232,8 @@ def pick(configurations: Sequence[Configuration], index: int, path: Path | str) 
 
 
 def uniform_configurations(
-    modules: Sequence["Module"],
-    rates: Mapping[str, Sequence[Rate]],
+    modules: Sequence[Module],
+    rates: Mapping[str, Sequence[float]],
     layers: Sequence[Configuration] | None = None,
 ) -> list[Configuration]:
     """Give all modules of a kind the same rate.
@@ -278,17 +244,16 @@ def uniform_configurations(
             kinds are not listed.
         layers: entries of the layers that go, for each configuration; what lies in them gets 0.
     """
-    columns = [dict(zip(rates, row, strict=True)) for row in zip(*rates.values(), strict=True)]
-    gone = layers or [{} for _ in columns]
-    return [_uniform(modules, *both) for both in zip(columns, gone, strict=True)]
+    rows = [dict(zip(rates, row, strict=True)) for row in zip(*rates.values(), strict=True)]
+    return [_uniform(modules, *both) for both in zip(rows, layers or [{}] * len(rows), strict=True)]
 
 
 def _uniform(
-    modules: Sequence["Module"], rates: Mapping[str, Rate], layers: Configuration
+    modules: Sequence[Module], rates: Mapping[str, float], layers: Configuration
 ) -> Configuration:
     """Give modules their kind's rate; where neurons go the linears of an ffn stay as they are."""
     wholes = [m.name for m in modules if m.kind == "ffn" and rates.get("ffn", 0) > 0]
-    wholes += [each for name, entry in layers.items() for each in covered(name, entry)]
+    wholes += all_covered(layers)
     found = {}
     for module in modules:
         if module.name in layers:
@@ -314,48 +279,38 @@ def covered(name: str, entry: Entry) -> list[str]:
 
 
 def check_configuration(
-    configuration: Configuration, modules: Mapping[str, "Module"], where: str
+    configuration: Configuration, modules: Mapping[str, Module], where: str
 ) -> None:
-    """Check one configuration against the model it is for.
-
-    Args:
-        configuration: as written in conf.json.
-        modules: what the model has, by name.
-        where: file and configuration, the beginning of every message.
+    """Check one configuration, as written in conf.json, against the modules of its model.
 
     Raises:
         ConfigError: an unknown name, a rate that no method makes for the module's kind, a module
             and a part of it both above 0, a stack without layers.
     """
     for name, entry in configuration.items():
-        _check_kind(_find_module(name, modules, where), entry, where, modules)
+        _check_kind(name, entry, modules, where)
     merge_parts(configuration, where)
-    layers = _layer_counts(modules)
-    gone = Counter(
-        modules[name].stack
-        for name, entry in configuration.items()
-        for _ in covered(name, entry)
-        if modules[name].kind == "layer" and entry.rate == 1
-    )
-    for stack, count in gone.items():
-        if count == layers[stack]:
-            raise ConfigError(
-                f"{where}: all {count} {stack} layers are at rate 1; keep at least one of them."
-            )
+    gone = all_covered({name: entry for name, entry in configuration.items() if entry.rate == 1})
+    stays = _layer_counts({name: module for name, module in modules.items() if name not in gone})
+    for stack, count in _layer_counts(modules).items():
+        if not stays[stack]:
+            problem = f"all {count} {stack} layers are at rate 1; keep at least one of them"
+            raise ConfigError(f"{where}: {problem}.")
 
 
 def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) -> Configuration:
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{where}: holds {_shown(value)}, an object {{module: rate}} was expected."
-        )
+        raise _unexpected(value, where, "an object {module: rate} was expected")
     configuration = {}
     for name, given in value.items():
         _check_name(name, where)
         if isinstance(given, dict) and "parts" in given:
+            parts = given["parts"] if isinstance(given["parts"], dict) else ()
+            names = [name, *(families.part_path(name, part) for part in parts)]
+            keys = " and ".join(f'"{each}"' for each in names)
             raise ConfigError(
                 f'{where}: "{name}": {_shown(given)} has "parts", which only conf_prune.json has; '
-                f"write one key for each, {_keys_of(name, given['parts'])}."
+                f"write one key for each, {keys}."
             )
         configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
         check_block(name, configuration[name], where)
@@ -377,23 +332,19 @@ def _parse_variants(
         entry = Entry.parse(given, where, methods)
         check_block(name, entry, where)
         if not entry.removals:
-            raise ConfigError(
-                f"{where}: {_shown(given)} has rate 0, which needs no variant; leave it out."
-            )
+            problem = "has rate 0, which needs no variant; leave it out"
+            raise ConfigError(f"{where}: {_shown(given)} {problem}.")
         if entry in entries:
             raise ConfigError(f"{where}: {entry} occurs twice; keep one of them.")
         entries.append(entry)
     return entries
 
 
-def _parse_rate(value: Any, where: str) -> Rate:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+def _parse_rate(value: Any, where: str) -> float:
     # Written so that NaN fails, and before float(), which cannot take every int.
-    if not (is_number and 0 <= value <= 1):
-        raise ConfigError(
-            f"{where}: rate {_shown(value)} is not a number from 0 to 1; "
-            "write the fraction to remove."
-        )
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        problem = "is not a number from 0 to 1; write the fraction to remove"
+        raise ConfigError(f"{where}: rate {_shown(value)} {problem}.")
     return abs(float(value))
 
 
@@ -406,21 +357,19 @@ def _parse_method(value: Any, where: str, methods: Sequence[str] | None) -> str:
 
 
 def _check_keys(value: dict[str, Any], where: str) -> None:
+    known = "rate, method, parts (in conf_prune.json), through (of a block of layers)"
     for key in value:
         if key not in ("rate", "method", "parts", "through"):
-            raise ConfigError(
-                f"{where}: unknown key {_shown(key)}; known: rate, method, parts (in "
-                "conf_prune.json), through (of a block of layers)."
-            )
+            raise ConfigError(f"{where}: unknown key {_shown(key)}; known: {known}.")
     if "rate" not in value:
         raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
 
 
 def _parse_parts(value: Any, where: str, methods: Sequence[str] | None) -> dict[str, Entry]:
     if not isinstance(value, dict) or not value:
-        raise ConfigError(
-            f'{where}: "parts" is {_shown(value)}, an object {{part: entry}} was expected.'
-        )
+        expected = "an object {part: entry} was expected"
+        raise ConfigError(f'{where}: "parts" is {_shown(value)}, {expected}.')
+    parts = {}
     for key, given in value.items():
         _check_name(key, f'{where}, "parts"')
         for inner in ("parts", "through"):
@@ -429,9 +378,8 @@ def _parse_parts(value: Any, where: str, methods: Sequence[str] | None) -> dict[
                     f'{where}: "{inner}" inside "parts" ({_shown(value)}); a part has a rate and, '
                     "if wanted, a method."
                 )
-    return {
-        key: Entry.parse(given, f'{where}, part "{key}"', methods) for key, given in value.items()
-    }
+        parts[key] = Entry.parse(given, f'{where}, part "{key}"', methods)
+    return parts
 
 
 def _with_parts(whole: Entry, parts: Mapping[str, Entry], where: str) -> Entry:
@@ -457,54 +405,45 @@ def _with_parts(whole: Entry, parts: Mapping[str, Entry], where: str) -> Entry:
     return replace(whole, parts=parts)
 
 
-def _keys_of(name: str, parts: Any) -> str:
-    """Name the keys that stand for a module and its parts in conf.json."""
-    keys = parts if isinstance(parts, dict) else ()
-    names = [name, *(families.part_path(name, key) for key in keys)]
-    return " and ".join(f'"{each}"' for each in names)
-
-
 def _check_name(name: str, where: str) -> None:
     if not name or not name.isprintable():
         raise ConfigError(f"{where}: {_shown(name)} is not the path of a module.")
 
 
-def _find_module(name: str, modules: Mapping[str, "Module"], where: str) -> "Module":
+def _unexpected(value: Any, where: Path | str, expected: str) -> ConfigError:
+    return ConfigError(f"{where}: holds {_shown(value)}, {expected}.")
+
+
+def _find_module(name: str, modules: Mapping[str, Module], where: str) -> Module:
     if name in modules:
         return modules[name]
+    layers = " and ".join(f"{count} {stack}" for stack, count in _layer_counts(modules).items())
     nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0)
-    counts = _layer_counts(modules)
+    has = "; nearest: ".join([f"{layers} layers", *nearest])
     raise ConfigError(
-        f'{where}: no module "{name}" in this model '
-        f"({' and '.join(f'{count} {stack}' for stack, count in counts.items())} layers"
-        f"{f'; nearest: {nearest[0]}' if nearest else ''}); "
+        f'{where}: no module "{name}" in this model ({has}); '
         "run config_generator.py -m model.pth for the names."
     )
 
 
-def _check_kind(
-    module: "Module", entry: Entry, where: str, modules: Mapping[str, "Module"]
-) -> None:
+def _check_kind(name: str, entry: Entry, modules: Mapping[str, Module], where: str) -> None:
     """Refuse what no method makes (yet) of this kind of module."""
-    place = f'{where}: "{module.name}"'
-    if module.kind in WHOLE_OR_NOTHING and entry.rate not in (0, 1):
-        raise ConfigError(
-            f"{place}: no method prunes a {module.kind} at {entry} yet; known: 0 and 1."
-        )
+    module, place = _find_module(name, modules, where), f'{where}: "{name}"'
+    if module.kind == "layer":
+        if entry.rate not in (0, 1):
+            raise ConfigError(f"{place}: no method prunes a layer at {entry} yet; known: 0 and 1.")
+        for each in covered(name, entry):
+            _find_module(each, modules, where)
+    elif entry.through is not None:
+        problem = 'but only a layer begins a block; remove the "through"'
+        raise ConfigError(f"{place}: {entry}, {problem}.")
     if module.kind == "linear":
         check_linear(entry, place)
     if entry.parts:
         _check_parts(module, entry, place)
-    if module.kind != "layer" and entry.through is not None:
-        raise ConfigError(
-            f'{place}: {entry}, but only a layer begins a block; remove the "through".'
-        )
-    if module.kind == "layer":
-        for name in covered(module.name, entry):
-            _find_module(name, modules, where)
 
 
-def _check_parts(module: "Module", entry: Entry, place: str) -> None:
+def _check_parts(module: Module, entry: Entry, place: str) -> None:
     for key, part in entry.parts.items():
         if key not in module.linears:
             raise ConfigError(
@@ -513,10 +452,8 @@ def _check_parts(module: "Module", entry: Entry, place: str) -> None:
             )
         check_linear(part, f'{place}, part "{key}"')
     if module.kind == "ffn":
-        raise ConfigError(
-            f"{place}: {entry}, but neurons and weights of an ffn cannot both be pruned; set one "
-            "of them to 0."
-        )
+        problem = "but neurons and weights of an ffn cannot both be pruned; set one of them to 0"
+        raise ConfigError(f"{place}: {entry}, {problem}.")
 
 
 def check_linear(entry: Entry, place: str) -> None:
@@ -526,9 +463,8 @@ def check_linear(entry: Entry, place: str) -> None:
         ConfigError: the rate is 1; the message begins with `place`.
     """
     if entry.rate == 1:
-        raise ConfigError(
-            f"{place}: a linear cannot be removed whole (rate 1) yet; choose a rate below 1."
-        )
+        problem = "a linear cannot be removed whole (rate 1) yet; choose a rate below 1"
+        raise ConfigError(f"{place}: {problem}.")
 
 
 def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
@@ -546,11 +482,6 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
 
 def check_block(name: str, entry: Entry, where: str) -> None:
     """Check that a block of layers ends in the list it begins in, and not before it begins.
-
-    Args:
-        name: the layer that the entry is of.
-        entry: one that may have a `through`.
-        where: the beginning of the message.
 
     Raises:
         ConfigError: it does not.
@@ -582,7 +513,7 @@ def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:
             yield from ((first, part) for first in owners.get(name, ()) if first != part)
 
 
-def _layer_counts(modules: Mapping[str, "Module"]) -> Counter[str]:
+def _layer_counts(modules: Mapping[str, Module]) -> Counter[str]:
     return Counter(module.stack for module in modules.values() if module.kind == "layer")
 
 

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from composable.errors import FormatError
+from composable.errors import FormatError, MismatchError
 from composable.files import parse_json
 
 T = TypeVar("T")
@@ -17,43 +19,81 @@ ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 arra
 HEADER_LIMIT = 100_000_000  # as in the safetensors library
 PREFIX = b'{"__metadata__":{"checksum":"'  # what every header starts with; 64 hex digits follow
 CHECKSUM = slice(len(PREFIX), len(PREFIX) + 64)
+HEX = re.compile("[0-9a-f]{64}")  # a SHA-256
 ITEM_SIZE = {"F64": 8, "F32": 4, "U8": 1}
 
 
 class Format(NamedTuple):
-    """A kind of file: what its metadata says, and what a message calls it ("a bundle")."""
+    """A kind of file.
+
+    Attributes:
+        name: what its metadata says.
+        version: of the format.
+        noun: what a message calls the file, such as "a bundle".
+        made: how it comes from a model, such as "made for".
+        remedy: what to do about a damaged file.
+        remedy_for_model: what to do about one of another model.
+    """
 
     name: str
     version: str
     noun: str
+    made: str = ""
+    remedy: str = ""
+    remedy_for_model: str = ""
+
+    def open(self, kind: Callable[[Path], T], path: Path, fingerprint: str | None) -> T:
+        """Open a file and check its whole header.
+
+        Args:
+            kind: class of the open file, which has a `fingerprint`.
+            path: the .npy file.
+            fingerprint: of the dense model it has to belong to; None accepts any.
+
+        Raises:
+            FormatError: another format, a newer one, or damaged.
+            MismatchError: of another model.
+            OSError: the file cannot be read.
+        """
+        try:
+            found: Any = kind(Path(path))
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}; {self.remedy}.") from error
+        self.check_model(path, found.fingerprint, fingerprint)
+        return found
+
+    def check_model(self, path: Path, found: str, wanted: str | None) -> None:
+        """Refuse a file of another model, see `open`."""
+        if wanted not in (None, found):
+            raise MismatchError(
+                f"{path}: {self.made} another model (fingerprint {found[:12]}, this one has "
+                f"{wanted[:12]}); {self.remedy_for_model}."
+            )
 
 
-class Place(Protocol):
-    """Where a tensor lies in the data, as the header says it; what else it says is the format's."""
-
-    @property
-    def dtype(self) -> str:
-        """A key of `ITEM_SIZE`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the stored tensor, row-major."""
-
-    @property
-    def begin(self) -> int:
-        """First byte, from the start of the data."""
-
-    @property
-    def end(self) -> int:
-        """Byte after the last."""
+#: What the header says of every tensor, by name, in the order of the file.
+Layout = dict[str, dict[str, Any]]
 
 
-def header_entries(places: Mapping[str, Place]) -> dict[str, Any]:
-    """Return what the header says of tensors."""
-    return {
-        key: {"dtype": p.dtype, "shape": list(p.shape), "data_offsets": [p.begin, p.end]}
-        for key, p in places.items()
-    }
+def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
+    """Place tensors, given by name, dtype and shape, in the data without holes.
+
+    Raises:
+        FormatError: two of them have the same name.
+    """
+    placed: Layout = {}
+    end = 0
+    for name, dtype, shape in tensors:
+        if name in placed:
+            raise FormatError(f'two tensors have the name "{name}" in the file')
+        begin, end = end, end + math.prod(shape) * ITEM_SIZE[dtype]
+        placed[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    return placed
+
+
+def data_size(layout: Layout) -> int:
+    """Bytes of all tensors together."""
+    return max((entry["data_offsets"][1] for entry in layout.values()), default=0)
 
 
 def file_start(header: bytes, data_size: int) -> bytes:
@@ -68,11 +108,7 @@ def array_header(size: int) -> bytes:
 
 
 def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
-    """Map a file.
-
-    Args:
-        path: the .npy file; its array header must be ours to the byte.
-        noun: what is expected, for the message.
+    """Map a .npy file, whose array header must be ours to the byte; `noun` says what is expected.
 
     Returns:
         Its header, and its data as a uint8 array that is read from the disk where it is touched.
@@ -94,9 +130,8 @@ def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
 
 
 def _why_no_array(start: bytes, size: int, noun: str) -> str:
-    declared = re.match(
-        rb"\x93NUMPY\x01\x00v\x00{'descr': '\|u1', .*'shape': \((\d{1,18}),\)", start
-    )
+    pattern = rb"\x93NUMPY\x01\x00v\x00{'descr': '\|u1', .*'shape': \((\d{1,18}),\)"
+    declared = re.match(pattern, start)
     if declared and (expected := int(declared[1]) + ARRAY_HEADER) != size:
         state = "truncated" if size < expected else "extended"
         return f"{state} ({size} bytes, its first line promises {expected})"
@@ -110,14 +145,16 @@ def _why_no_array(start: bytes, size: int, noun: str) -> str:
     return "not a .npy file" if start else f"an empty file, expected {noun}"
 
 
-def build_header(metadata: dict[str, str], places: Mapping[str, Place]) -> bytes:
+def build_header(of: Format, metadata: Mapping[str, str], layout: Layout) -> bytes:
     """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in.
 
     Args:
-        metadata: all but the checksum, sorted by key.
-        places: of the tensors, in the order of the file.
+        of: the format.
+        metadata: all but checksum, format and version.
+        layout: of the tensors.
     """
-    entries = {"__metadata__": {"checksum": "0" * 64, **metadata}, **header_entries(places)}
+    whole = {"checksum": "0" * 64, "format": of.name, "version": of.version, **metadata}
+    entries = {"__metadata__": dict(sorted(whole.items())), **layout}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
@@ -132,10 +169,10 @@ def header_checksum(header: bytes) -> bytes:
 def parse_metadata(
     header: bytes, expected: Format, keys: tuple[str, ...]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read a header as far as all formats agree.
+    """Read a header, with its padding, as far as all formats agree.
 
     Args:
-        header: its bytes, with the padding.
+        header: its bytes.
         expected: the format it has to have.
         keys: of the metadata, checksum included.
 
@@ -157,20 +194,17 @@ def parse_metadata(
         )
     if not header.startswith(PREFIX) or header_checksum(header) != header[CHECKSUM]:
         raise FormatError("damaged (the checksum of its header differs)")
-    check_types("metadata", metadata, dict.fromkeys(keys, (str,)))
+    check_types("metadata", metadata, dict.fromkeys(keys, str))
     return found, entries
 
 
-def check_places(
-    entries: dict[str, Any], places: Mapping[str, Place], header: bytes, data_size: int
-) -> None:
+def check_places(entries: dict[str, Any], layout: Layout, header: bytes, size: int) -> None:
     """Compare what a header says of its tensors, and the size of the data, with what must be.
 
     Raises:
         FormatError: they differ, or the header is not padded.
     """
-    end = max((place.end for place in places.values()), default=0)
-    if entries != header_entries(places) or end != data_size or len(header) % 8:
+    if entries != layout or size != data_size(layout) or len(header) % 8:
         raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
 
 
@@ -189,17 +223,53 @@ def header_json(text: str | bytes, kind: type[T]) -> T:
     return value
 
 
-def check_types(what: str, value: Any, types: dict[str, tuple[type, ...]]) -> None:
+def check_types(what: str, value: Any, types: Mapping[str, Any]) -> None:
     """Compare the keys of a JSON object, and the exact types of its values, with a table.
+
+    The table says key -> type as in an annotation; of lists and objects the content is not checked.
 
     Raises:
         FormatError: they differ.
     """
     if not isinstance(value, dict) or value.keys() != types.keys():
         raise FormatError(f"{what}: {value!r:.60} has not the keys of docs/formats.md")
-    for key, allowed in types.items():
-        if type(value[key]) not in allowed:
+    for key, hint in types.items():
+        if type(value[key]) not in _json_types(hint):
             raise FormatError(f"{what}: {key} {value[key]!r:.60} has the wrong type")
+
+
+def _json_types(hint: Any) -> set[type]:
+    """Types that `json` reads where an annotation says `hint`; a number may be a whole one."""
+    if isinstance(hint, UnionType):
+        return {kind for each in get_args(hint) for kind in _json_types(each)}
+    plain = get_origin(hint) or hint
+    special: dict[Any, set[type]] = {
+        float: {int, float}, Mapping: {dict}, Sequence: {list}, tuple: {list}
+    }  # fmt: skip
+    return special.get(plain, {plain})
+
+
+def record(what: str, value: Any, kind: type[T]) -> T:
+    """Make a dataclass or named tuple of a JSON object with its attributes, see `check_types`."""
+    check_types(what, value, get_type_hints(kind))
+    return kind(**value)
+
+
+def check_rules(what: str, rules: Mapping[str, Any]) -> None:
+    """Refuse `what` where a rule, given by its text and whether it is kept, is broken."""
+    for rule, is_kept in rules.items():
+        if not is_kept:
+            raise FormatError(f"{what} breaks the rule: {rule}")
+
+
+def are_counts(values: Iterable[Any]) -> bool:
+    """Tell whether all values are whole numbers from 0 on that any JSON reader can hold."""
+    return all(type(value) is int and 0 <= value < 2**53 for value in values)
+
+
+def is_finite(value: Any) -> bool:
+    """Tell whether what `json` read is a finite number."""
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 def sha256(*arrays: np.ndarray) -> str:
@@ -208,3 +278,19 @@ def sha256(*arrays: np.ndarray) -> str:
     for array in arrays:
         digest.update(array.data)
     return digest.hexdigest()
+
+
+def read_numbers(
+    data: np.ndarray, places: Iterable[Mapping[str, Any]], digest: str, dtype: str
+) -> list[np.ndarray]:
+    """View tensors that have one digest: the first as numbers of `dtype`, others as bytes.
+
+    Raises:
+        FormatError: their bytes are damaged, or not all numbers are finite.
+    """
+    first, *others = (data[slice(*place["data_offsets"])] for place in places)
+    if sha256(first, *others) != digest:
+        raise FormatError("its SHA-256 differs from the header's")
+    if not np.isfinite(first.view(dtype)).all():
+        raise FormatError("NaN or infinite values")
+    return [first.view(dtype), *others]

@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from composable.errors import MismatchError, UserError
+from composable.errors import UserError
 from composable.formats.config import Entry
+from composable.formats.container import Format
 
+FORMAT = Format(
+    *("composable.scores", "2", "a file of scores", "measured on"),
+    *("make it again with rank_importance.py", "run rank_importance.py on this one"),
+)
 Numbers = NDArray[np.float64]
 
 
@@ -175,11 +180,8 @@ class Scores:
 
     Attributes:
         origin: None in files of other programs.
-        units: name of a module -> importance of its units.
-        distances: of blocks of layers: every stack by every distance; the first is the main one.
-        orders: of removal.
-        trees: weights that leave together.
-        candidates: variants and their costs.
+        units: by name of the module.
+        distances: every stack by every distance; the first is the main one.
     """
 
     origin: Origin | None = None
@@ -200,11 +202,8 @@ class Scores:
         Raises:
             MismatchError: they were measured on another model.
         """
-        if self.origin is not None and self.origin.fingerprint != fingerprint:
-            raise MismatchError(
-                f"{path}: measured on another model (fingerprint {self.origin.fingerprint[:12]}, "
-                f"this one has {fingerprint[:12]}); run rank_importance.py on this one."
-            )
+        if self.origin is not None:
+            FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
 
     def blocks(self, stack: str | None = None, distance: str | None = None) -> BlockDistances:
         """Return the distances of the blocks of a stack.
@@ -239,9 +238,10 @@ class Scores:
         Raises:
             UserError: it was not measured.
         """
-        cost = {module.name: module for module in self.origin.modules} if self.origin else {}
+        modules = self.origin.modules if self.origin else ()
+        layers = {one.name for one in modules if (one.kind, one.stack) == ("layer", stack)}
         for one in self.orders:
-            if all((cost[m].kind, cost[m].stack) == ("layer", stack) for m in one.modules):
+            if layers.issuperset(one.modules):
                 return one
         raise UserError(
             f"the scores hold no order of removal of the {stack}; measure it with "

@@ -1,9 +1,12 @@
-"""The file of scores, scores.npz: read and write."""
+"""The file of scores, scores.npz: write, read, and check what its header says of its tables."""
 
+import dataclasses
 import io
 import logging
+import re
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from composable.errors import ConfigError, FormatError
-from composable.files import atomic_write
-from composable.formats import scores_header
-from composable.formats.scores import BlockDistances, Scores
-from composable.formats.scores_header import VERSION, Arrays
+from composable.families.base import KINDS
+from composable.files import atomic_write, canonical_json
+from composable.formats import scores as tables
+from composable.formats.config import Entry
+from composable.formats.container import HEX, check_types, header_json, is_finite, record
+from composable.formats.scores import FORMAT, BlockDistances, ModuleCost, Numbers, Origin, Scores
 
 log = logging.getLogger("composable")
+HEADER = {
+    "format": str, "version": str, "method": str, "options": dict, "model": dict,
+    "texts": dict | None, "modules": list, "versions": dict, "units": list, "distances": list,
+    "orders": list, "trees": list, "candidates": dict | None,
+}  # fmt: skip
+Arrays = Mapping[str, NDArray[Any]]
 
 
 def save(path: Path, scores: Scores) -> None:
@@ -26,16 +37,12 @@ def save(path: Path, scores: Scores) -> None:
         FormatError: what was to be written breaks a rule of the format.
         OSError: it cannot be written.
     """
-    arrays = {
-        name: np.ascontiguousarray(values, dtype="<f8")
-        for name, values in scores_header.arrays_of(scores).items()
-    }
-    text = scores_header.build(scores)
-    scores_header.parse(text, arrays)  # what could not be read again must not be written
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
+    named = _arrays_of(scores).items()
+    arrays = {name: np.ascontiguousarray(values, dtype="<f8") for name, values in named}
+    text = _build(scores)
+    _parse(text, arrays)  # what could not be read again must not be written
     with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+        np.savez(file, allow_pickle=False, header=np.frombuffer(text, np.uint8), **arrays)
 
 
 def load(path: Path) -> Scores:
@@ -49,16 +56,13 @@ def load(path: Path) -> Scores:
         arrays = _read(path)
         if "header" in arrays:
             header = arrays.pop("header")
-            return scores_header.parse(header.astype(np.uint8, casting="no").tobytes(), arrays)
+            return _parse(header.astype(np.uint8, casting="no").tobytes(), arrays)
         if "format" in arrays:
-            raise FormatError(
-                f"version {str(arrays['version'])[:20]} of the format, this program reads {VERSION}"
-            )
+            met = f"version {str(arrays['version'])[:20]} of the format"
+            raise FormatError(f"{met}, this program reads {FORMAT.version}")
         found = _of_another_program(arrays)
     except (FormatError, ConfigError, TypeError, KeyError) as error:
-        raise FormatError(
-            f"{path}: no file of scores ({error}); make it again with rank_importance.py."
-        ) from error
+        raise FormatError(f"{path}: no file of scores ({error}); {FORMAT.remedy}.") from error
     log.warning(
         "%s: is of another program and does not say of which model; whether it is of this one "
         "cannot be checked.",
@@ -75,11 +79,9 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            contents = {name: archive.read(name) for name in archive.namelist()}
+            contents = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
         return {
-            name.removesuffix(".npy"): np.lib.format.read_array(
-                io.BytesIO(content), allow_pickle=False
-            )
+            name.removesuffix(".npy"): np.lib.format.read_array(content, allow_pickle=False)
             for name, content in contents.items()
         }
     except (
@@ -94,4 +96,224 @@ def _of_another_program(arrays: Arrays) -> Scores:
     if found.ndim == 2 and len(found) == found.shape[1]:  # it has 0 where there is no block
         rows, columns = np.indices(found.shape)
         found = np.where(rows + columns < len(found), found, np.nan)
-    return Scores(distances=[BlockDistances("", "", scores_header.matrix(found, len(found)))])
+    return Scores(distances=[BlockDistances("", "", _matrix(found, len(found)))])
+
+
+def _build(scores: Scores) -> bytes:
+    """Return the header of scores: canonical JSON."""
+    origin, candidates = scores.origin, scores.candidates
+    assert origin is not None, "scores of another program are not written"
+    header = dataclasses.asdict(origin)
+    if origin.texts is not None:
+        header["texts"]["mean_tokens"] = origin.texts.mean_tokens
+    header |= {
+        "format": FORMAT.name,
+        "version": FORMAT.version,
+        "model": {"source": origin.model, "fingerprint": header.pop("fingerprint")},
+        "units": [
+            {"module": name, "components": sorted(one.components)}
+            for name, one in scores.units.items()
+        ],
+        "distances": [
+            {"stack": one.stack, "distance": one.distance, "samples": one.samples}
+            for one in scores.distances
+        ],
+        "orders": [dataclasses.asdict(one) for one in scores.orders],
+        "trees": [dataclasses.asdict(one) for one in scores.trees],
+        "candidates": candidates and {
+            "modules": candidates.modules,
+            "entries": [entry.to_json() for entry in candidates.entries],
+            "columns": sorted(candidates.columns),
+        },
+    }  # fmt: skip
+    return canonical_json(header).encode()
+
+
+def _arrays_of(scores: Scores) -> dict[str, Numbers]:
+    """Name the arrays as the file does."""
+    found = {f"distances/{one.stack}/{one.distance}": one.values for one in scores.distances}
+    for name, one in scores.units.items():
+        found[f"units/{name}/importance"] = one.importance
+        found |= {f"units/{name}/{key}": values for key, values in one.components.items()}
+    columns = scores.candidates.columns if scores.candidates else {}
+    return found | {f"candidates/{name}": values for name, values in columns.items()}
+
+
+def _parse(text: bytes, arrays: Arrays) -> Scores:
+    """Read a header and the arrays that it names.
+
+    Raises:
+        FormatError: another format or version, or a rule of docs/formats.md is broken.
+        ConfigError: an entry of a candidate is none.
+    """
+    header = header_json(text, dict)
+    if (header.get("format"), header.get("version")) != FORMAT[:2]:
+        met = f"{header.get('format')!r:.40} {header.get('version')!r:.20}"
+        raise FormatError(f"format {met}, this program reads {FORMAT.name} {FORMAT.version}")
+    check_types("header", header, HEADER)
+    origin, candidates = _origin(header), header["candidates"]
+    reader = _Tables(origin.modules, arrays)
+    found = Scores(
+        origin,
+        dict(map(reader.units, header["units"])),
+        list(map(reader.distances, header["distances"])),
+        list(map(reader.order, header["orders"])),
+        list(map(reader.tree, header["trees"])),
+        None if candidates is None else reader.candidates(candidates),
+    )
+    _check(
+        found.units or found.distances or found.orders or found.trees or found.candidates,
+        "there are no scores in it",
+    )
+    _check(len(found.units) == len(header["units"]), "units of a module are listed twice")
+    _check(sorted(reader.named) == sorted(arrays), "its arrays are not those that its header names")
+    return found
+
+
+def _origin(header: dict[str, Any]) -> Origin:
+    model, texts = header["model"], header["texts"]
+    check_types("model", model, {"source": str, "fingerprint": str})
+    _check_digest("fingerprint", model["fingerprint"])
+    _check(all(type(v) is str for v in header["versions"].values()), "versions are no strings")
+    modules = [record("modules", one, ModuleCost) for one in header["modules"]]
+    for one in modules:
+        is_sound = one.kind in KINDS and one.stack in ("encoder", "decoder") and one.units >= 0
+        _check(is_sound and is_finite(one.macs_per_unit), f"module {one.name}: {one}")
+    return Origin(
+        *(header["method"], header["options"], model["source"], model["fingerprint"], modules),
+        *(None if texts is None else _texts(texts), header["versions"]),
+    )
+
+
+def _texts(value: dict[str, Any]) -> tables.TextsRead:
+    mean = value.pop("mean_tokens", None)
+    found = record("texts", value, tables.TextsRead)
+    _check_digest("texts, sha256", found.sha256)
+    counts = [found.samples, *found.tokens.values()]
+    _check(all(type(n) is int and n > 0 for n in counts), "texts: no counts above 0")
+    _check(found.mean_tokens == mean, "texts: mean_tokens is not tokens by samples")
+    return found
+
+
+class _Tables:
+    """Reads tables from their records in a header.
+
+    Attributes:
+        modules: name -> module of the model that was measured.
+        arrays: of the file.
+        named: names of the arrays that were read.
+    """
+
+    def __init__(self, modules: Sequence[ModuleCost], arrays: Arrays) -> None:
+        self.modules = {module.name: module for module in modules}
+        self.arrays, self.named = arrays, list[str]()
+        _check(len(self.modules) == len(modules), "a module is listed twice")
+
+    def units(self, value: Any) -> tuple[str, tables.UnitImportance]:
+        check_types("units", value, {"module": str, "components": list})
+        name, components = value["module"], value["components"]
+        self._known(name)
+        what = f"units of {name}"
+        is_named = _are_names(components) and "importance" not in components
+        _check(is_named, f"{what}: components {components!r:.60} are no names")
+        importance = self._finite(f"units/{name}/importance")
+        is_layer = self.modules[name].kind == "layer" and importance.ndim
+        # of a layer they are tokens, as many as pass it
+        count = len(importance) if is_layer else self.modules[name].units
+        found = {key: self._finite(f"units/{name}/{key}") for key in components}
+        _check(
+            importance.shape == (count,) and count > 0
+            and all(one.ndim in (1, 2) and len(one) == count for one in found.values()),
+            f"{what}: arrays are not of shape ({count},) or ({count}, K)",
+        )  # fmt: skip
+        return name, tables.UnitImportance(importance, found)
+
+    def distances(self, value: Any) -> BlockDistances:
+        check_types("distances", value, {"stack": str, "distance": str, "samples": int})
+        stack = value["stack"]
+        layers = sum((m.kind, m.stack) == ("layer", stack) for m in self.modules.values())
+        _check(value["samples"] > 0, "distances of no samples")
+        values = _matrix(self._array(f"distances/{stack}/{value['distance']}"), layers)
+        return BlockDistances(**value, values=values)
+
+    def order(self, value: Any) -> tables.Order:
+        found = record("orders", value, tables.Order)
+        names = [*found.modules, *found.protected]
+        self._known(*names)
+        _check(found.modules and len(set(names)) == len(names), f"the order {names!r:.80}")
+        _check(
+            len(found.scores) == len(found.modules) and all(map(is_finite, found.scores)),
+            "an order whose scores are not one finite number for each module",
+        )
+        return found
+
+    def tree(self, value: Any) -> tables.Tree:
+        found = record("trees", value, tables.Tree)
+        for path in (found.root, *found.dependents):
+            is_inside = any(f"{path}.".startswith(f"{name}.") for name in self.modules)
+            is_path = type(path) is str and is_inside
+            _check(is_path, f"a tree of {path!r:.60}, which is in no module")
+        _check(all(type(path) is str for path in found.operations), "operations that are no paths")
+        _check(
+            all(type(unit) is int and unit >= 0 for unit in found.units) and found.parameters > 0
+            and is_finite(found.importance),
+            f"tree of {found.root}: units, parameters or importance that it cannot have",
+        )  # fmt: skip
+        return found
+
+    def candidates(self, value: Any) -> tables.Candidates:
+        check_types("candidates", value, dict.fromkeys(("modules", "entries", "columns"), list))
+        names, columns = value["modules"], value["columns"]
+        self._known(*names)
+        is_whole = len(names) == len(value["entries"])
+        _check(is_whole, "candidates: not one entry for each module")
+        _check(_are_names(columns), f"candidates: columns {columns!r:.60} are no names")
+        entries = [Entry.parse(entry, "candidates") for entry in value["entries"]]
+        found = {key: self._array(f"candidates/{key}").astype(np.float64) for key in columns}
+        _check(
+            all(one.shape == (len(names),) and not np.isinf(one).any() for one in found.values()),
+            f"candidates: columns that are not {len(names)} numbers each",
+        )
+        return tables.Candidates(names, entries, found)
+
+    def _known(self, *names: Any) -> None:
+        for name in names:
+            is_known = isinstance(name, str) and name in self.modules
+            _check(is_known, f"{name!r:.60} is no module of its header")
+
+    def _array(self, name: str) -> NDArray[Any]:
+        self.named.append(name)
+        _check(name in self.arrays, f"the array {name} is missing")
+        _check(self.arrays[name].dtype == "<f8", f"the array {name} is no float64")
+        return self.arrays[name]
+
+    def _finite(self, name: str) -> Numbers:
+        values = self._array(name)
+        _check(np.isfinite(values).all(), f"the array {name} holds NaN or infinity")
+        return values
+
+
+def _matrix(values: NDArray[Any], layers: int) -> Numbers:
+    """Check distances by block size and first layer, see `BlockDistances`."""
+    _check(
+        values.shape == (layers, layers) and layers > 0,
+        f"distances of shape {values.shape}, of {layers} layers {(layers, layers)} was expected",
+    )
+    _check(values.dtype.kind == "f" and not np.isinf(values).any(), "distances that are infinite")
+    rows, columns = np.indices(values.shape)
+    _check(np.isnan(values[rows + columns >= layers]).all(), "distances where there is no block")
+    return values.astype(np.float64)
+
+
+def _are_names(values: Iterable[Any]) -> bool:
+    return all(type(key) is str and re.fullmatch("[a-z][a-z0-9_]*", key) for key in values)
+
+
+def _check_digest(what: str, value: str) -> None:
+    _check(HEX.fullmatch(value), f"{what} {value!r:.20} is no SHA-256")
+
+
+def _check(is_sound: Any, message: str) -> None:
+    """Refuse what breaks a rule of docs/formats.md."""
+    if not is_sound:
+        raise FormatError(message)

@@ -2,38 +2,27 @@
 
 import csv
 import io
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from composable.errors import FormatError
 
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger("composable")
 COLUMNS = (
-    "epoch",
-    "training_loss",
-    "validation_loss",
-    "training_seconds",
-    "validation_seconds",
-    "learning_rate",
+    *("epoch", "training_loss", "validation_loss"),
+    *("training_seconds", "validation_seconds", "learning_rate"),
 )
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One stats CSV.
+    """One stats CSV: the name in the legend, and columns.
 
     Attributes:
-        label: name in the legend.
         epochs: as in the file; 0 is the state before training.
         training: losses; NaN where there is none (epoch 0).
-        validation: losses.
     """
 
     label: str
@@ -43,18 +32,14 @@ class Curve:
 
 
 def read_stats(path: Path, label: str | None = None) -> Curve:
-    """Read and fully check a stats CSV.
-
-    Args:
-        path: the file.
-        label: name in the legend; the file's name without suffix if None.
+    """Read and fully check a stats CSV; without a label it has the file's name without suffix.
 
     Raises:
         FormatError: not text, another header, no rows, a cell that is missing or not a number.
         OSError: the file cannot be read.
     """
-    rows = _read_rows(path)
-    cells = [_numbers(path, number, row) for number, row in enumerate(rows, start=2) if row]
+    rows = enumerate(_read_rows(path), start=2)
+    cells = [_numbers(path, number, row) for number, row in rows if row]
     if not cells:
         raise FormatError(
             f"{path}: no epochs below the header; was the fine-tuning interrupted? Run it again."
@@ -73,19 +58,17 @@ def _read_rows(path: Path) -> list[list[str]]:
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FormatError(
-            f"{path}: not a CSV file in UTF-8 ({error}); give a stats CSV."
-        ) from error
+        problem = f"not a CSV file in UTF-8 ({error}); give a stats CSV"
+        raise FormatError(f"{path}: {problem}.") from error
+    header = ",".join(COLUMNS)
     if not rows:
-        raise FormatError(
-            f"{path}: the file is empty; a stats CSV starts with {','.join(COLUMNS)}."
-        )
+        raise FormatError(f"{path}: the file is empty; a stats CSV starts with {header}.")
     if tuple(rows[0]) != COLUMNS:
         met = ",".join(rows[0])
         met = met if len(met) <= 120 else met[:117] + "..."
         raise FormatError(
-            f'{path}: the header is "{met}", expected "{",".join(COLUMNS)}"; give a CSV that a '
-            "fine-tuning script wrote as its stats."
+            f'{path}: the header is "{met}", expected "{header}"; give a CSV that a fine-tuning '
+            "script wrote as its stats."
         )
     return rows[1:]
 
@@ -131,8 +114,7 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 def stats_csv(rows: list[dict[str, Any]]) -> str:
     """Render the stats; a value that does not exist (training loss of epoch 0) is an empty cell."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow("" if row[key] is None else row[key] for key in COLUMNS)
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()

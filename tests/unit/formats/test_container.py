@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,24 +20,18 @@ FORMAT = Format("composable.test", "7", "a test file")
 KEYS = ("checksum", "digest", "format", "version")
 
 
-class Place(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-PLACES = {"a": Place("F32", (3,), 0, 12), "b": Place("U8", (2,), 12, 14)}
+LAYOUT = {
+    "a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]},
+    "b": {"dtype": "U8", "shape": [2], "data_offsets": [12, 14]},
+}
 DATA = np.frombuffer(np.array([1, -2.5, 0.25], np.float32).tobytes() + b"\x07\xff", np.uint8)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Two tensors, and their digest as a value of the format's own."""
-    metadata = {
-        "digest": container.sha256(DATA), "format": FORMAT.name, "version": FORMAT.version
-    }  # fmt: skip
-    start = container.file_start(container.build_header(metadata, PLACES), len(DATA))
+    metadata = {"digest": container.sha256(DATA)}
+    start = container.file_start(container.build_header(FORMAT, metadata, LAYOUT), len(DATA))
     (tmp_path / "x.npy").write_bytes(start + DATA.tobytes())
     return tmp_path / "x.npy"
 
@@ -46,7 +40,7 @@ def read(path: Path) -> bytes:
     """Read as bundles and calibrations do: the container's checks, then the format's digests."""
     header, data = container.open_payload(path, FORMAT.noun)
     metadata, entries = container.parse_metadata(header, FORMAT, KEYS)
-    container.check_places(entries, PLACES, header, len(data))
+    container.check_places(entries, LAYOUT, header, len(data))
     if container.sha256(data) != metadata["digest"]:
         raise FormatError("damaged (the digest differs)")
     return data.tobytes()
