@@ -60,6 +60,9 @@ class Task(ABC):
         options: those of evaluate.py that not every task has, and this one has.
         batch_size: samples of a training step, if nothing else is said.
         has_length: whether a model file may say how many tokens a sample has at most.
+        tokens: how many these are, if it does not.
+        run: (model, batch, smoothing) -> tensors (batch, ...), of which the last are the losses of
+            the samples, float32.
         stacks: of models that can do it, see `families.base.Family.stacks`.
     """
 
@@ -70,6 +73,8 @@ class Task(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     batch_size: ClassVar[int] = 64
     has_length: ClassVar[bool] = True
+    tokens: ClassVar[int]
+    run: ClassVar[Callable[..., tuple[Any, ...]]]
     stacks: ClassVar[tuple[tuple[str, ...], ...]] = (("encoder",), ("decoder",))
 
     def fits(self, labels: int) -> bool:
@@ -128,17 +133,21 @@ class Task(ABC):
     def collator(self, checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Any]]:
         """Return what pads samples to a batch with an attention mask; labels of padding: -100."""
 
-    @abstractmethod
     def functions(self, smoothing: float = 0.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return (step, measure).
 
         step: (model, batch) -> summed loss and the count it is summed over.
         measure: (model, batch) -> the same for every sample, without label smoothing.
         """
+        from composable.tasks.losses import mean_functions
 
-    @abstractmethod
+        return mean_functions(self.run, smoothing)
+
     def length(self, checkpoint: Loaded) -> int:
         """Return the most tokens that the model reads of a sample."""
+        from composable.tasks.samples import most_tokens
+
+        return most_tokens(checkpoint, self.tokens)
 
     @abstractmethod
     def evaluate(

@@ -8,7 +8,6 @@ from composable.errors import MismatchError
 from composable.tasks import images, scores
 from composable.tasks.base import Classification, Score, report, signature
 from composable.tasks.images import Images, Pixels, Preparation
-from composable.tasks.losses import mean_functions
 from composable.tasks.samples import measure
 from composable.tasks.text_classification import class_ids, class_names, classify
 
@@ -44,6 +43,8 @@ class ImageClassification(Classification):
     main = "top1"
     has_length = False
     read = staticmethod(images.read)
+    run = staticmethod(classify)
+    collator = staticmethod(lambda checkpoint: images.stack)
 
     def dataset(self, corpus: Images, checkpoint: Any, is_sorted: bool = False) -> Pixels:
         """Prepare the images as the model file says; all are of one length."""
@@ -51,14 +52,6 @@ class ImageClassification(Classification):
         preparation = Preparation.of(checkpoint.info.get("image"), checkpoint.model.config)
         labels = [ids[label] for label in corpus.labels]
         return Pixels(corpus, labels, preparation, self.length(checkpoint))
-
-    def collator(self, checkpoint: Any) -> Any:
-        """Return what stacks pixel_values and labels."""
-        return images.stack
-
-    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
-        """Return (step, measure) of the cross-entropy."""
-        return mean_functions(classify, smoothing)
 
     def length(self, checkpoint: Any) -> int:
         """Return the tokens of an image."""

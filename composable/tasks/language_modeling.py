@@ -17,7 +17,6 @@ from composable.tasks.samples import (
     Samples,
     finite,
     measure,
-    most_tokens,
     pad_texts,
     pad_token,
     padded,
@@ -25,7 +24,6 @@ from composable.tasks.samples import (
 )
 from composable.tasks.splits import Corpus, Source
 
-WINDOW = 512
 #: Most logits of a batch while measuring.
 LOGITS = {"cpu": 2**26, "cuda": 2**30}
 NAMES = {
@@ -114,6 +112,7 @@ class LanguageModeling(Task):
     options = ("window",)
     batch_size = 8  # windows: a step of 64 would need gigabytes for the logits alone
     stacks = (("decoder",),)
+    tokens = 512  # of a window
     read = staticmethod(read_stream)
     functions = staticmethod(training_functions)
 
@@ -146,10 +145,6 @@ class LanguageModeling(Task):
     def collator(self, checkpoint: Any) -> Any:
         """Return what pads windows; labels (batch, length) are the next tokens."""
         return functools.partial(pad_windows, pad=pad_token(checkpoint))
-
-    def length(self, checkpoint: Any) -> int:
-        """Return the tokens of a window."""
-        return most_tokens(checkpoint, WINDOW)
 
     def evaluate(
         self, checkpoint: Any, corpus: Stream, settings: dict[str, Any]

@@ -1,6 +1,6 @@
 """Cross-entropy of tokens: only those that count meet the projection to the vocabulary."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,7 +95,8 @@ def mean_functions(
     return training_functions(smoothing, losses_of)
 
 
-def without_cache(model: Any) -> dict[str, bool]:
-    """Arguments that keep a model from storing keys and values that nobody reads."""
+def output_of(model: Any, batch: dict[str, Tensor], labels: Collection[str] = ("labels",)) -> Any:
+    """Run a model on a batch without its labels, and without storing keys that nobody reads."""
+    inputs = {name: tensor for name, tensor in batch.items() if name not in labels}
     config = getattr(model, "module", model).config  # of several processes
-    return {"use_cache": False} if hasattr(config, "use_cache") else {}
+    return model(**inputs, **({"use_cache": False} if hasattr(config, "use_cache") else {}))

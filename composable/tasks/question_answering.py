@@ -10,25 +10,11 @@ from torch.nn.functional import log_softmax
 from composable.errors import UserError
 from composable.tasks import scores, squad
 from composable.tasks.base import Score, Task, report, signature
-from composable.tasks.losses import mean_functions, without_cache
-from composable.tasks.samples import (
-    Samples,
-    has_token_types,
-    measure,
-    most_tokens,
-    pad_texts,
-    pad_token,
-)
+from composable.tasks.losses import output_of
+from composable.tasks.samples import Samples, has_token_types, measure, pad_labelled, pad_token
 from composable.tasks.squad import Questions
 
 PLACES = ("start_positions", "end_positions")
-
-
-def pad_questions(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
-    """Pad samples, with start_positions and end_positions, each (batch,)."""
-    return pad_texts(items, pad) | {
-        name: torch.tensor([item[name] for item in items]) for name in PLACES
-    }
 
 
 def find_spans(
@@ -40,8 +26,7 @@ def find_spans(
         Logits of the start and the end, each (batch, length) and minus infinity for padding, and
         the mean of both cross-entropies, (batch,); all float32.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name not in PLACES}
-    output = model(**inputs, **without_cache(model))
+    output = output_of(model, batch, PLACES)
     is_padding = batch["attention_mask"] == 0
     both = [
         logits.float().masked_fill(is_padding, -torch.inf)
@@ -72,6 +57,8 @@ class QuestionAnswering(Task):
     heads = ("ForQuestionAnswering",)
     main = "f1"
     options = ("null_threshold",)
+    tokens = 384  # of a question and a part of its context
+    run = staticmethod(find_spans)
     read = staticmethod(squad.read)
 
     def dataset(self, corpus: Questions, checkpoint: Any, is_sorted: bool = False) -> Samples:
@@ -87,15 +74,7 @@ class QuestionAnswering(Task):
 
     def collator(self, checkpoint: Any) -> Any:
         """Return what pads the tokens; start_positions and end_positions are (batch,)."""
-        return functools.partial(pad_questions, pad=pad_token(checkpoint))
-
-    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
-        """Return (step, measure) of the mean of the cross-entropies of start and end."""
-        return mean_functions(find_spans, smoothing)
-
-    def length(self, checkpoint: Any) -> int:
-        """Return the most tokens of a question and a part of its context."""
-        return most_tokens(checkpoint, squad.MAX_TOKENS)
+        return functools.partial(pad_labelled, pad=pad_token(checkpoint), labels=PLACES)
 
     def evaluate(
         self, checkpoint: Any, corpus: Questions, settings: dict[str, Any]

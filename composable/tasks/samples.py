@@ -167,10 +167,13 @@ def with_positions(batch: Mapping[str, Tensor], model: Any) -> Mapping[str, Tens
     return {**batch, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
-def pad_labelled(items: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
-    """Pad samples with one label each: (batch,), int64 or float32 as the labels are."""
-    labels = torch.tensor([item["labels"] for item in items])
-    return pad_texts(items, pad) | {"labels": labels}
+def pad_labelled(
+    items: list[dict[str, Any]], pad: int, labels: Sequence[str] = ("labels",)
+) -> dict[str, Tensor]:
+    """Pad samples; each of the `labels` becomes (batch,), int64 or float32 as its numbers are."""
+    return pad_texts(items, pad) | {
+        name: torch.tensor([item[name] for item in items]) for name in labels
+    }
 
 
 def labelled_collator(checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Tensor]]:

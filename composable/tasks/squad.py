@@ -23,7 +23,6 @@ WANTED = (
     "a file of SQuAD's form (.json, also .gz) or a folder with such files named train, valid (val, "
     "dev, validation) and test, with or without -v1.1 or -v2.0"
 )
-MAX_TOKENS = 384
 STRIDE = 128
 #: Most tokens of a question.
 QUESTION = 64

@@ -10,16 +10,8 @@ from composable.errors import MismatchError
 from composable.tasks import labelled_texts, scores
 from composable.tasks.base import Classification, Score, report, signature
 from composable.tasks.labelled_texts import LabelledTexts
-from composable.tasks.losses import mean_functions, without_cache
-from composable.tasks.samples import (
-    Samples,
-    labelled_collator,
-    labelled_samples,
-    measure,
-    most_tokens,
-)
-
-MAX_TOKENS = 128
+from composable.tasks.losses import output_of
+from composable.tasks.samples import Samples, labelled_collator, labelled_samples, measure
 
 
 def class_names(checkpoint: Any) -> list[str]:
@@ -70,8 +62,7 @@ def classify(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tu
     Returns:
         Logits (batch, classes) and cross-entropies (batch,), float32.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs, **without_cache(model)).logits.float()
+    logits = output_of(model, batch).logits.float()
     losses = cross_entropy(logits, batch["labels"], reduction="none", label_smoothing=smoothing)
     return logits, losses
 
@@ -83,6 +74,9 @@ class TextClassification(Classification):
     auto_class = "AutoModelForSequenceClassification"
     heads = ("ForSequenceClassification",)
     main = "accuracy"
+    tokens = 128  # of a text, or of both together
+    run = staticmethod(classify)
+    collator = staticmethod(labelled_collator)
 
     def read(
         self, data: str | None, default: str | None, split: str, limit: int | None
@@ -95,18 +89,6 @@ class TextClassification(Classification):
         ids, _ = class_ids(corpus.labels, corpus.classes, class_names(checkpoint))
         labels = [ids[label] for label in corpus.labels]
         return labelled_samples(checkpoint, corpus, labels, self.length(checkpoint), is_sorted)
-
-    def collator(self, checkpoint: Any) -> Any:
-        """Return what pads the tokens; labels are (batch,)."""
-        return labelled_collator(checkpoint)
-
-    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
-        """Return (step, measure) of the cross-entropy."""
-        return mean_functions(classify, smoothing)
-
-    def length(self, checkpoint: Any) -> int:
-        """Return the most tokens of a text, or of both together."""
-        return most_tokens(checkpoint, MAX_TOKENS)
 
     def evaluate(
         self, checkpoint: Any, corpus: LabelledTexts, settings: dict[str, Any]

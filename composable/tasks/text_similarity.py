@@ -10,16 +10,8 @@ from composable.errors import FormatError, MismatchError, UserError
 from composable.tasks import labelled_texts, scores
 from composable.tasks.base import Score, Task, report, signature
 from composable.tasks.labelled_texts import LabelledTexts
-from composable.tasks.losses import mean_functions, without_cache
-from composable.tasks.samples import (
-    Samples,
-    labelled_collator,
-    labelled_samples,
-    measure,
-    most_tokens,
-)
-
-MAX_TOKENS = 128
+from composable.tasks.losses import output_of
+from composable.tasks.samples import Samples, labelled_collator, labelled_samples, measure
 
 
 def regress(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -28,8 +20,7 @@ def regress(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tup
     Returns:
         Outputs and squared errors, each (batch,), float32.
     """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    outputs = model(**inputs, **without_cache(model)).logits[:, 0].float()
+    outputs = output_of(model, batch).logits[:, 0].float()
     return outputs, (outputs - batch["labels"]).square()
 
 
@@ -40,6 +31,9 @@ class TextSimilarity(Task):
     auto_class = "AutoModelForSequenceClassification"
     heads = ("ForSequenceClassification",)
     main = "spearman"
+    tokens = 128  # of both texts together
+    run = staticmethod(regress)
+    collator = staticmethod(labelled_collator)
 
     def fits(self, labels: int) -> bool:
         """Tell regressions from classifiers."""
@@ -73,18 +67,6 @@ class TextSimilarity(Task):
             )
         labels = [float(label) for label in corpus.labels]
         return labelled_samples(checkpoint, corpus, labels, self.length(checkpoint), is_sorted)
-
-    def collator(self, checkpoint: Any) -> Any:
-        """Return what pads the tokens; labels are (batch,)."""
-        return labelled_collator(checkpoint)
-
-    def functions(self, smoothing: float = 0.0) -> tuple[Any, Any]:
-        """Return (step, measure) of the squared error; smoothing has no meaning here."""
-        return mean_functions(regress, smoothing)
-
-    def length(self, checkpoint: Any) -> int:
-        """Return the most tokens of both texts together."""
-        return most_tokens(checkpoint, MAX_TOKENS)
 
     def evaluate(
         self, checkpoint: Any, corpus: LabelledTexts, settings: dict[str, Any]

@@ -17,9 +17,8 @@ from composable import __version__
 from composable.models import checkpoint, cost
 from composable.models.structure import Edit
 from composable.models.surgery import apply_structure
-from composable.tasks import greedy, translation_decode
-from composable.tasks.greedy import is_plain
-from composable.tasks.translation_decode import length_batches, translate
+from composable.tasks import translation_decode
+from composable.tasks.translation_decode import is_plain, length_batches, translate
 from tests import tiny
 from tests.paths import ROOT
 
@@ -211,7 +210,7 @@ def test_likeliest_token(width: int) -> None:
     logits = torch.randn(50, 1, width)
     logits[0] = 1.0
     logits[1, 0, [5, width - 1]] = 9.0
-    assert torch.equal(greedy._likeliest(logits), logits.argmax(-1))
+    assert torch.equal(translation_decode._likeliest(logits), logits.argmax(-1))
 
 
 def test_bfloat16_runs_and_leaves_the_weights(folder: Path) -> None:
