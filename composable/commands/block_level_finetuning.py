@@ -63,7 +63,7 @@ def main(
         rows = variant_table.rows_of(result.variants, result.seconds, result.kept)
         variant_table.write(table, rows)
         if plot:
-            variant_table.write_plot(plot, rows)
+            files.write_bytes(plot, variant_table.errors_png(rows))
             report["plot"] = str(plot)
         log.info("%s", variant_table.as_text(rows))
         result.clean_up()

@@ -74,15 +74,14 @@ class _Command(click.Command):
             for flag in option.opts
         }
         spread: list[str] = []
-        current: str | None = None
-        fresh = False
+        current, fresh = "", False
         for arg in args:
-            if arg.startswith("-") and not _is_number(arg):
-                current, fresh = (arg, True) if arg in flags else (None, False)
+            is_flag = arg.startswith("-") and not _is_number(arg)
+            if is_flag:
+                current = arg if arg in flags else ""
             elif current and not fresh:
                 spread.append(current)
-            else:
-                fresh = False
+            fresh = is_flag
             spread.append(arg)
         return super().parse_args(ctx, spread)
 

@@ -86,10 +86,6 @@ def main(
     protect: str,
     memory_budget: int | None,
     device: str,
-    calibration_data: str | None,
-    key: str,
-    calibration_samples: int,
-    max_length: int | None,
     **settings: Any,
 ) -> dict[str, object]:
     """Measure what matters in a model, and write it as scores.
@@ -111,8 +107,8 @@ def main(
     dense = checkpoint.load(model)
     dense.require_dense(model, "rank_importance.py")
     dense.model.float().to(devices.select_device(device))  # type: ignore[arg-type]
-    reading = (calibration_data, key, calibration_samples, max_length)
-    texts = collect.calibration_set(dense, *reading) if ranker.reads_texts else None
+    reading = {name: settings[name] for name in OF_TEXTS}
+    texts = collect.calibration_set(dense, *reading.values()) if ranker.reads_texts else None
     scores = base.rank(ranker, dense, texts, options)
     scores_file.save(output, scores)
     report: dict[str, object] = {"wrote": str(output), "method": method}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -24,14 +23,16 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     Returns:
         A PNG; the same curves give the same bytes with the same matplotlib.
     """
-    with matplotlib.rc_context({"font.size": 10, "path.simplify": False}):
-        handles = _legend(curves)
+    with matplotlib.rc_context({"font.size": 10, "lines.markersize": 4, "path.simplify": False}):
+        styles = [_style(index) for index in range(len(curves))]
+        handles = _legend(curves, styles)
         columns = 2 if all(len(curve.label) < 40 for curve in curves) else 1
         rows = math.ceil(len(handles) / columns)
         figure = Figure(figsize=(8, 4.4 + 0.21 * rows), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        for index, curve in enumerate(curves):
-            _draw(axes, curve, index)
+        for curve, style in zip(curves, styles, strict=True):
+            axes.plot(curve.epochs, curve.validation, "-", linewidth=1.8, **style)
+            axes.plot(curve.epochs, curve.training, "--", linewidth=1.2, alpha=0.8, **style)
         axes.set_xlabel("Epoch (0: before training)")
         axes.set_ylabel("Loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -44,29 +45,17 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Axes, curve: Curve, index: int) -> None:
-    style: dict[str, Any] = {"color": _color(index), "marker": _marker(index), "markersize": 4}
-    axes.plot(curve.epochs, curve.validation, linestyle="-", linewidth=1.8, **style)
-    axes.plot(curve.epochs, curve.training, linestyle="--", linewidth=1.2, alpha=0.8, **style)
-
-
-def _legend(curves: Sequence[Curve]) -> list[Any]:
+def _legend(curves: Sequence[Curve], styles: Sequence[dict[str, Any]]) -> list[Line2D]:
     """Explain colours by file and line styles once for all."""
-    files = [
-        Line2D([], [], color=_color(i), marker=_marker(i), markersize=5, label=curve.label)
-        for i, curve in enumerate(curves)
-    ]
+    both = zip(curves, styles, strict=True)
     return [
-        *files,
+        *(Line2D([], [], markersize=5, label=curve.label, **style) for curve, style in both),
         Line2D([], [], color="#555555", linestyle="-", label="validation"),
         Line2D([], [], color="#555555", linestyle="--", label="training"),
     ]
 
 
-def _color(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
-def _marker(index: int) -> str:
+def _style(index: int) -> dict[str, Any]:
     """Markers repeat in another rhythm than colours, so that 49 files stay distinct."""
-    return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+    marker = MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+    return {"color": PALETTE[index % len(PALETTE)], "marker": marker}

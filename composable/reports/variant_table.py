@@ -130,11 +130,6 @@ def errors_png(rows: list[dict[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def write_plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the heat map, whole or not at all."""
-    files.write_bytes(path, errors_png(rows))
-
-
 def _write_numbers(axes: Any, grid: list[list[float]], norm: Any) -> None:
     """Write each cell's percentage, light on dark and dark on light."""
     for y, line in enumerate(grid):

@@ -4,23 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from composable.errors import UserError
-
-
-class Loaded(Protocol):
-    """What a task reads of a model in memory; `models.checkpoint.Checkpoint` has it.
-
-    Attributes:
-        model: of transformers.
-        tokenizer: its tokenizer; None for models of images.
-        info: what the model file says beside the weights, such as prefix, labels and max_length.
-    """
-
-    model: Any
-    tokenizer: Any
-    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,7 @@ class Score:
 
 
 class Task(ABC):
-    """Data, a loss and a metric for one kind of model.
+    """Data, a loss and a metric for one kind of model, a `models.checkpoint.Checkpoint`.
 
     Attributes:
         name: as in a checkpoint's info["task"] ("translation").
@@ -117,7 +103,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def dataset(self, corpus: Any, checkpoint: Loaded, is_sorted: bool = False) -> Any:
+    def dataset(self, corpus: Any, checkpoint: Any, is_sorted: bool = False) -> Any:
         """Tokenise a corpus once, as the model wants it.
 
         Returns:
@@ -130,7 +116,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def collator(self, checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Any]]:
+    def collator(self, checkpoint: Any) -> Callable[[list[Any]], dict[str, Any]]:
         """Return what pads samples to a batch with an attention mask; labels of padding: -100."""
 
     def functions(self, smoothing: float = 0.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -143,7 +129,7 @@ class Task(ABC):
 
         return mean_functions(self.run, smoothing)
 
-    def length(self, checkpoint: Loaded) -> int:
+    def length(self, checkpoint: Any) -> int:
         """Return the most tokens that the model reads of a sample."""
         from composable.tasks.samples import most_tokens
 
@@ -151,7 +137,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, checkpoint: Loaded, corpus: Any, settings: dict[str, Any]
+        self, checkpoint: Any, corpus: Any, settings: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
         """Measure a model on a corpus.
 
@@ -186,10 +172,7 @@ class Classification(Task):
 def signature(corpus: Any, count: int, **settings: Any) -> str:
     """Say what a score was measured on, how and with what, in the form of sacreBLEU's signatures.
 
-    Args:
-        corpus: a `splits.Corpus`.
-        count: samples.
-        settings: whatever else the number depends on.
+    `corpus` is a `splits.Corpus` of `count` samples; the number depends on the `settings`, too.
     """
     import torch
     import transformers

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from composable import families
 from composable.errors import FormatError, UserError
-from composable.tasks.base import Loaded
 from composable.tasks.samples import Samples, most_tokens, pad_texts, pad_token, with_positions
 from composable.tasks.splits import Corpus, json_lines, read_text
 
@@ -37,7 +36,7 @@ class PlainTexts(Corpus):
         return cls(name, "train", file, digest, list(texts))
 
 
-def dataset(corpus: PlainTexts, checkpoint: Loaded) -> Samples:
+def dataset(corpus: PlainTexts, checkpoint: Any) -> Samples:
     """Tokenise texts, with the special tokens of the tokenizer.
 
     Args:
@@ -54,7 +53,7 @@ def dataset(corpus: PlainTexts, checkpoint: Loaded) -> Samples:
     return Samples([{"input_ids": ids} for ids in found["input_ids"]])
 
 
-def collator(checkpoint: Loaded) -> Callable[[list[Any]], Mapping[str, Tensor]]:
+def collator(checkpoint: Any) -> Callable[[list[Any]], Mapping[str, Tensor]]:
     """Return what pads a list of samples, on the side that the tokenizer of a decoder names."""
     # an encoder sees the same whichever side is padded; its positions count from the left
     is_decoder = families.of(checkpoint.model).stacks == ("decoder",)

@@ -17,7 +17,6 @@ from composable import files
 from composable.errors import UserError
 from composable.linalg import kernels
 from composable.progress import shows_progress
-from composable.tasks.base import Loaded
 
 BATCH_TOKENS = 8192
 #: Most tokens of a batch on a CPU: what a layer makes of them stays in its cache.
@@ -47,15 +46,14 @@ class Samples(Dataset[dict[str, Any]]):
         return self.items[index]
 
 
-def positions(checkpoint: Loaded) -> int | None:
+def positions(checkpoint: Any) -> int | None:
     """Return how many tokens the model has positions for; None where it has no such limit."""
     config = checkpoint.model.config
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
     limit = next((int(count) for count in found if count), None)
     for part in _position_tables(checkpoint.model):
         # where padding has a position of its own, those before it are not used
-        unused = 0 if part.padding_idx is None else part.padding_idx + 1
-        return part.num_embeddings - unused
+        return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
     return limit
 
 
@@ -64,24 +62,21 @@ def counts_padding(model: nn.Module) -> bool:
     return any(part.padding_idx is not None for part in _position_tables(model))
 
 
-def _position_tables(model: nn.Module) -> Iterator[nn.Embedding]:
-    for name, part in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
-            yield part
+def _position_tables(model: nn.Module) -> list[nn.Embedding]:
+    named = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    return [part for part in named if isinstance(part, nn.Embedding)]
 
 
-def most_tokens(checkpoint: Loaded, default: int) -> int:
-    """Return the most tokens of a sample.
+def most_tokens(checkpoint: Any, default: int) -> int:
+    """Return the most tokens of a sample: `max_length` of the model file, or `default`.
 
-    Args:
-        checkpoint: its info may have a `max_length`; never more than the model has positions.
-        default: where it has none.
+    It is never more than the model has positions.
     """
     wanted = int(checkpoint.info.get("max_length") or default)
     return min(wanted, positions(checkpoint) or wanted)
 
 
-def pad_token(checkpoint: Loaded) -> int:
+def pad_token(checkpoint: Any) -> int:
     """Return the id that fills up a batch; the attention mask hides it."""
     config, tokenizer = checkpoint.model.config, checkpoint.tokenizer
     for found in (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -90,7 +85,7 @@ def pad_token(checkpoint: Loaded) -> int:
     return 0
 
 
-def has_token_types(checkpoint: Loaded) -> bool:
+def has_token_types(checkpoint: Any) -> bool:
     """Tell whether the model tells first and second texts apart, and the tokenizer does."""
     # a tokenizer of the general class says so of any model
     return (
@@ -100,16 +95,9 @@ def has_token_types(checkpoint: Loaded) -> bool:
 
 
 def labelled_samples(
-    checkpoint: Loaded, corpus: Any, labels: Sequence[float], longest: int, is_sorted: bool
+    checkpoint: Any, corpus: Any, labels: Sequence[float], longest: int, is_sorted: bool
 ) -> Samples:
-    """Tokenise texts, or pairs of texts, that have a label.
-
-    Args:
-        checkpoint: whose tokenizer.
-        corpus: `LabelledTexts`.
-        labels: as numbers.
-        longest: tokens; of a pair the longer text is cut first.
-        is_sorted: see `Samples`.
+    """Tokenise `LabelledTexts`; of a pair with more than `longest` tokens the longer text is cut.
 
     Returns:
         Samples with labels, input_ids and, where the model wants them, token_type_ids: arrays of
@@ -176,7 +164,7 @@ def pad_labelled(
     }
 
 
-def labelled_collator(checkpoint: Loaded) -> Callable[[list[Any]], dict[str, Tensor]]:
+def labelled_collator(checkpoint: Any) -> Callable[[list[Any]], dict[str, Tensor]]:
     """Return what pads labelled samples, and tell the model the token that it pads with.
 
     Some models look for the last token before the padding.
@@ -243,20 +231,12 @@ class Measured:
     seconds: float
 
     def mean(self, index: int) -> float:
-        """Mean of one of the tensors over all samples.
-
-        Raises:
-            UserError: it is NaN or infinite.
-        """
+        """Mean of one of the tensors over all samples; a `UserError` where it is not finite."""
         return finite(float(torch.stack([row[index] for row in self.rows]).double().mean()))
 
 
 def finite(loss: float) -> float:
-    """Return a loss as it is.
-
-    Raises:
-        UserError: it is NaN or infinite.
-    """
+    """Return a loss as it is; a `UserError` where it is NaN or infinite."""
     if not np.isfinite(loss):
         raise UserError(
             f"the model's loss is {loss}, a finite number was expected; its weights give no "
@@ -266,7 +246,7 @@ def finite(loss: float) -> float:
 
 
 def measure(
-    checkpoint: Loaded,
+    checkpoint: Any,
     dataset: Any,
     collate: Callable[[list[Any]], dict[str, Tensor]],
     function: Callable[[Any, dict[str, Tensor]], tuple[Tensor, ...]],
@@ -282,7 +262,7 @@ def measure(
         settings: device, dtype and batch_tokens; on a CPU a batch has at most `CPU_TOKENS`.
     """
     device, dtype = settings["device"], getattr(torch, settings["dtype"])
-    model = checkpoint.model.to(device).eval()  # type: ignore[arg-type]
+    model = checkpoint.model.to(device).eval()
     size = settings.get("batch_tokens") or BATCH_TOKENS
     size = min(size, CPU_TOKENS) if torch.device(device).type == "cpu" else size
     rows: list[tuple[Tensor, ...]] = [()] * len(dataset)

@@ -20,15 +20,9 @@ def accuracy(predicted: ArrayLike, labels: ArrayLike) -> float:
 
 
 def f1(predicted: ArrayLike, labels: ArrayLike, positive: int = 1) -> float:
-    """Harmonic mean of precision and recall of one class, from 0 to 1.
+    """Harmonic mean of precision and recall of one class, from 0 to 1; class ids are (samples,).
 
-    Args:
-        predicted: class ids, (samples,).
-        labels: class ids, (samples,).
-        positive: the class.
-
-    Returns:
-        2 TP / (2 TP + FP + FN); 0 where the class is neither there nor predicted.
+    It is 2 TP / (2 TP + FP + FN), or 0 where the class is neither there nor predicted.
     """
     said, true = np.asarray(predicted) == positive, np.asarray(labels) == positive
     both, either = int((said & true).sum()), int(said.sum() + true.sum())
@@ -83,23 +77,18 @@ def perplexity(loss: float) -> float:
 
 
 def bits_per_byte(loss: float, tokens: int, count: int) -> float:
-    """Bits for a byte of text, were the loss that of every token.
+    """Bits for a byte of text, were the mean loss in nats that of every token.
 
-    Args:
-        loss: mean over tokens, in nats.
-        tokens: of the whole text, also those that nothing predicts.
-        count: bytes of the text.
+    Of the whole text there are so many `tokens`, also those that nothing predicts, and `count`
+    bytes.
     """
     return loss * tokens / count / math.log(2)
 
 
 def top_k(logits: ArrayLike, labels: ArrayLike, k: int) -> float:
-    """Share of samples with the label among the k highest logits, from 0 to 1.
+    """Share of samples with the label, (samples,), among the k highest logits, from 0 to 1.
 
-    Args:
-        logits: (samples, classes).
-        labels: (samples,).
-        k: of equal logits that of the lower class counts as higher.
+    Of equal logits, (samples, classes), that of the lower class counts as higher.
     """
     scores, true = np.asarray(logits), np.asarray(labels)[:, None]
     own = np.take_along_axis(scores, true, 1)

@@ -1,6 +1,7 @@
 """Which file of a folder holds which split, and what stands in where a split is missing."""
 
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,32 +134,24 @@ def interleave(groups: Sequence[Sequence[Sample]], limit: int | None) -> list[Sa
 
 def first_of(folder: Path, names: Sequence[str], endings: Sequence[str]) -> Path | None:
     """Find the first file that exists: each name with each ending, plain or .gz."""
-    for name in names:
-        for ending in endings:
-            for path in (folder / f"{name}{ending}", folder / f"{name}{ending}.gz"):
-                if path.is_file():
-                    return path
-    return None
+    parts = itertools.product(names, endings, ("", ".gz"))
+    paths = (folder / "".join(each) for each in parts)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def folder_of(folder: Path, names: Sequence[str], classes: Sequence[str] = ()) -> Path | None:
     """Find the first folder that has folders: one for each class, or any where none is named."""
-    for path in (folder / name for name in names):
-        if path.is_dir() and (
-            all((path / each).is_dir() for each in classes)
-            if classes
-            else any(each.is_dir() for each in path.iterdir())
-        ):
+    for path in (folder / name for name in names if (folder / name).is_dir()):
+        wanted = (all if classes else any)(
+            each.is_dir() for each in ([path / one for one in classes] or path.iterdir())
+        )
+        if wanted:
             return path
     return None
 
 
 def json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
-    """Parse JSON lines: number from 1, line and value of each that is not empty.
-
-    Raises:
-        FormatError: a line is not JSON.
-    """
+    """Parse JSON lines: number from 1, line and value of each that is not empty."""
     # not splitlines: a JSON string may hold line separators of Unicode
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -170,12 +163,7 @@ def json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressed where its name ends in .gz.
-
-    Raises:
-        FormatError: it cannot be decompressed.
-        OSError: it cannot be read.
-    """
+    """Read a file, decompressed where its name ends in .gz; a FormatError where it cannot be."""
     raw = path.read_bytes()
     try:
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -184,12 +172,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file, plain or .gz; a byte order mark is left out.
-
-    Raises:
-        FormatError: it is no UTF-8 text.
-        OSError: it cannot be read.
-    """
+    """Read a UTF-8 file, plain or .gz, without a byte order mark; another is a FormatError."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

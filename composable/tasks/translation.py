@@ -194,6 +194,7 @@ class Translation(Task):
     has_length = False
     options = ("num_beams", "max_length", "target_length")
     functions = staticmethod(training_functions)
+    collator = staticmethod(collator_for)
 
     def knows(self, config: Any) -> dict[str, Any]:
         """Return the languages."""
@@ -209,10 +210,6 @@ class Translation(Task):
         """Tokenise; the prefix of the source belongs to the model."""
         return Pairs(corpus, checkpoint.tokenizer, checkpoint.info["prefix"], is_sorted)
 
-    def collator(self, checkpoint: Any) -> Collator:
-        """Return the collator for the model's special tokens."""
-        return collator_for(checkpoint)
-
     def length(self, checkpoint: Any) -> int:
         """Return the most tokens that are read of a sentence."""
         return MAX_TOKENS
@@ -224,14 +221,9 @@ class Translation(Task):
         dtype = getattr(torch, settings["dtype"])
         sources = [checkpoint.info["prefix"] + line for line in corpus.source]
         keys = ("num_beams", "batch_tokens", "max_length", "device")
+        chosen = {key: settings[key] for key in keys} | {"dtype": dtype}
         started = time.perf_counter()
-        lines = translate(
-            checkpoint.model,
-            checkpoint.tokenizer,
-            sources,
-            **{key: settings[key] for key in keys},
-            dtype=dtype,
-        )
+        lines = translate(checkpoint.model, checkpoint.tokenizer, sources, **chosen)
         seconds = time.perf_counter() - started
         reference = "".join(f"{line}\n" for line in corpus.target)  # as in a file
         with kernels.autocast(settings["device"], dtype):

@@ -175,6 +175,5 @@ def _encode(model: Any, batches: Sequence[dict[str, Tensor]]) -> tuple[Tensor, T
     width = max(mask.shape[1] for mask in masks)
     states = [encoder(**batch).last_hidden_state for batch in batches]
     hidden = [functional.pad(each, (0, 0, 0, width - each.shape[1])) for each in states]
-    return torch.cat(hidden), torch.cat(
-        [functional.pad(mask, (0, width - mask.shape[1])) for mask in masks]
-    )
+    wide = [functional.pad(mask, (0, width - mask.shape[1])) for mask in masks]
+    return torch.cat(hidden), torch.cat(wide)

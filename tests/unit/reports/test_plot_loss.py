@@ -165,7 +165,7 @@ def test_legend_never_covers_the_axes(tmp_path: Path, monkeypatch, count: int, n
 
 
 def test_styles_of_many_files_differ() -> None:
-    styles = {(loss_plot._color(i), loss_plot._marker(i)) for i in range(49)}
+    styles = {tuple(loss_plot._style(i).values()) for i in range(49)}
     assert len(styles) == 49
 
 
