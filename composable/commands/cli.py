@@ -67,12 +67,8 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the flag before every further value, which is the form that click itself takes."""
-        flags = {
-            flag
-            for option in self.params
-            if isinstance(option, click.Option) and option.multiple
-            for flag in option.opts
-        }
+        options = [each for each in self.params if isinstance(each, click.Option)]
+        flags = {flag for option in options if option.multiple for flag in option.opts}
         spread: list[str] = []
         current, fresh = "", False
         for arg in args:
@@ -99,21 +95,19 @@ class _Command(click.Command):
             return parent.main(args, *rest, standalone_mode=False, **more)
         try:
             result = parent.main(args, *rest, standalone_mode=False, **more)
-            code = result if isinstance(result, int) else 0  # --help returns 0
         except click.UsageError as error:
-            # the script as it was called; the command's own name is that of the function
-            name = error.ctx.command_path if error.ctx else self.name
-            code = _fail(f"{error.format_message()} (see {name} --help)", 2)
+            name = error.ctx.command_path if error.ctx else self.name  # the script as called
+            message, code = f"{error.format_message()} (see {name} --help)", 2
         except (click.Abort, KeyboardInterrupt):
-            code = _fail(
-                "interrupted; run the same command again, a training goes on after its last epoch.",
-                130,
-            )
+            said = "run the same command again, a training goes on after its last epoch."
+            message, code = f"interrupted; {said}", 130
         except (UserError, OSError, MemoryError, RuntimeError) as error:
-            message = _message(error)
+            message, code = _message(error), 1
             if "--debug" in (sys.argv if args is None else args):
                 traceback.print_exc()
-            code = _fail(message, 1)
+        else:
+            sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
+        click.echo("Error: " + " ".join(message.split()), err=True)
         sys.exit(code)
 
 
@@ -130,11 +124,6 @@ def _message(error: Exception) -> str:
     if is_torch or isinstance(error, MemoryError):
         return "out of memory; use smaller batches (see --help) or a smaller model."
     raise error
-
-
-def _fail(message: str, code: int) -> int:
-    click.echo("Error: " + " ".join(message.split()), err=True)
-    return code
 
 
 def _is_number(text: str) -> bool:
@@ -160,11 +149,7 @@ class _Bytes(click.ParamType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes.
-
-        Raises:
-            UserError: it is no size, or not above 0.
-        """
+        """Return the bytes; a `UserError` where it is no size, or not above 0."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)", value.strip().upper())
@@ -212,11 +197,7 @@ def bundle_option(default: str) -> Decorator:
 
 
 def parse_numbers(text: str, flag: str) -> list[int]:
-    """Read numbers of layers, separated by commas; each once, ascending.
-
-    Raises:
-        ConfigError: something else than a number stands between two commas.
-    """
+    """Read numbers of layers, separated by commas; each once, ascending."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):
         raise ConfigError(f"{flag} {text}: expected numbers of layers from 0, such as 3,4,5.")
@@ -226,12 +207,10 @@ def parse_numbers(text: str, flag: str) -> list[int]:
 def given_options() -> dict[str, str]:
     """Name of every option that the command line gives a value -> its flag."""
     context = click.get_current_context()
-    return {
-        str(option.name): option.opts[-1]
-        for option in context.command.params
-        if isinstance(option, click.Option)
-        and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
-    }
+    options = [each for each in context.command.params if isinstance(each, click.Option)]
+    found = {str(option.name): option.opts[-1] for option in options}
+    source, given = context.get_parameter_source, ParameterSource.COMMANDLINE
+    return {name: flag for name, flag in found.items() if source(name) is given}
 
 
 configuration_options = together(

@@ -12,10 +12,7 @@ from composable.errors import ConfigError
 from composable.formats import config
 from composable.formats.config import POLICIES
 
-DEFAULT_RATES: dict[str, tuple[float, ...]] = {
-    "attention": (0.25, 0.5, 0.25),
-    "linear": (0.3, 0.3, 0.5),
-}
+DEFAULT_RATES = {"attention": (0.25, 0.5, 0.25), "linear": (0.3, 0.3, 0.5)}
 
 
 def chosen_rates(
@@ -25,18 +22,17 @@ def chosen_rates(
 
     Args:
         given: kind -> rates after its flag, () where the flag is absent.
-        number: how many configurations were asked for, None for as many as there are rates.
+        number: of configurations that were asked for; None: as many as there are rates.
         cuts: flag and number of values of the option that says which layers go.
 
     Returns:
-        Kind -> one rate per configuration: the defaults where no flag was given, else 0 for
-        kinds without a flag.
+        Kind -> one rate per configuration: the defaults where no flag was given, else 0.
 
     Raises:
         ConfigError: the lengths disagree, or a rate is not in 0..1.
     """
     listed = {kind: rates for kind, rates in given.items() if rates}
-    listed = listed or ({} if cuts else DEFAULT_RATES)
+    listed = listed or ({} if cuts else dict(DEFAULT_RATES))
     lengths = {len(rates) for rates in listed.values()} | ({cuts[1]} if cuts else set())
     if len(lengths) > 1 or (number is not None and {number} != lengths):
         asked = "" if number is None else f"-n asks for {number} configurations, "
@@ -51,11 +47,7 @@ def chosen_rates(
 
 
 def refuse_unused_choices(options: dict[str, Any]) -> None:
-    """Refuse options that say which layers go where none are to go.
-
-    Raises:
-        ConfigError: such an option is given.
-    """
+    """Refuse options that say which layers go where none are to go."""
     for name, value in options.items():
         if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
             flag = "--" + name.replace("_", "-")
@@ -67,7 +59,7 @@ def _rates(kind: str, text: str) -> Any:
 
 
 @cli.command()
-@cli.path_option("-m", "--model", default="model/t5-small.pth", text="The dense model.")
+@cli.model_option("model/t5-small.pth", "The dense model.")
 @cli.path_option("-o", "--output", default="conf.json", text="Configurations to write.")
 @_rates(
     "attention",

@@ -1,5 +1,6 @@
 """Measure a model: the scores of its task, speed, loss, parameters, zeros, MACs, file size."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshol
 
 
 @cli.command()
-@cli.path_option(
-    "-m", "--model", default="model/finetuned.pth", text="Model file, dense or composed."
-)
+@cli.model_option("model/finetuned.pth", "Model file, dense or composed.")
 @cli.path_option("-o", "--output", text="Write the report here, too.")
 @click.option(
     "--split", type=click.Choice(["valid", "test"]), default="test", help="Which split is measured."
@@ -128,11 +127,5 @@ def _settings(task: Any, options: dict[str, Any], prefix: str) -> dict[str, Any]
 
 def _versions(task: Any) -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    import sacrebleu
-    import torch
-    import transformers
-
-    import composable
-
-    packages = (composable, torch, transformers, *((sacrebleu,) if task.main == "bleu" else ()))
-    return {package.__name__: str(package.__version__) for package in packages}
+    names = ("composable", "torch", "transformers", *(["sacrebleu"] if task.main == "bleu" else []))
+    return {name: str(importlib.import_module(name).__version__) for name in names}

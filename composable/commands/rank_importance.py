@@ -124,11 +124,7 @@ def main(
 
 
 def _options(ranker: Any, settings: dict[str, Any]) -> Any:
-    """Make the options of a ranker; refuse what it does not look at.
-
-    Raises:
-        ConfigError: an option is given that is not of this ranker.
-    """
+    """Make the options of a ranker; refuse what it does not look at."""
     own = {field.name for field in dataclasses.fields(ranker.options)}
     known = {*ALWAYS, *own, *(OF_TEXTS if ranker.reads_texts else ())}
     known |= {*OF_BLOCKS} if "distances" in own else set()

@@ -32,15 +32,10 @@ def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, o
     dense = summary.read_evaluation(directory / "eval_dense.json", None)
     indices = summary.configurations(directory)
     stages = summary.stages_of(directory, indices)
-    evaluations = {
-        index: {
-            stage: summary.read_evaluation(directory / f"eval_{stage}_{index}.json", dense)
-            for stage in stages
-        }
-        for index in indices
-    }
     rows = [summary.row_of("dense", {"dense": dense}, dense, None)]
-    for index, reports in evaluations.items():
+    for index in indices:
+        paths = {stage: directory / f"eval_{stage}_{index}.json" for stage in stages}
+        reports = {stage: summary.read_evaluation(path, dense) for stage, path in paths.items()}
         seconds = summary.seconds_of(directory, f"model_{index}")
         rows.append(summary.row_of(str(index), reports, dense, seconds))
     about = summary.notes(dense, summary.seconds_of(directory, "block"), plot)

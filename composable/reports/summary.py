@@ -65,16 +65,11 @@ def _at(report: Any, key: str) -> Any:
 
 
 _NEEDED: dict[str, Any] = {
-    "parameters": int,
-    "nonzero_parameters": int,
+    **dict.fromkeys(("parameters", "nonzero_parameters", "source_length", "target_length"), int),
     "macs_per_token": (int, float),
-    "source_length": int,
-    "target_length": int,
     "data.count": int,
     "settings": dict,
 }
-
-
 _COMPARABLE: dict[str, Any] = {
     "the score": main_score,
     "the signature": lambda report: report[main_score(report)]["signature"],
@@ -116,9 +111,8 @@ def table(rows: list[dict[str, Any]], stages: dict[str, str], dense: dict[str, A
     keys = [f"{main_score(dense)}_{stage}" for stage in ("dense", *stages)]
     lines = [head, *(_cells(row, keys) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    rule = ["-" * (width - 1) + ":" for width in widths]
+    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
     padded = [[c.rjust(w) for c, w in zip(line, widths, strict=True)] for line in lines]
-    padded.insert(1, rule)
     return "".join("| " + " | ".join(line) + " |\n" for line in padded)
 
 
@@ -135,11 +129,6 @@ def _cells(row: dict[str, Any], keys: list[str]) -> list[str]:
     ]
 
 
-def _lengths(dense: dict[str, Any]) -> str:
-    source, target = dense["source_length"], dense["target_length"]
-    return f"{source} source and {target} target" if source and target else f"{source or target}"
-
-
 def notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None) -> str:
     """Say what the numbers are of.
 
@@ -150,6 +139,8 @@ def notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None)
         raise FormatError(f"{plot}: missing; run plot_loss.py -o {plot} first.")
     data, main = dense["data"], main_score(dense)
     beams = dense["settings"].get("num_beams")
+    source, target = dense["source_length"], dense["target_length"]
+    tokens = f"{source} source and {target} target" if source and target else source or target
     lines = [
         f"{_name(dense)} of the dense model, of the model composed of pruned modules, after "
         "module-level and after model-level fine-tuning; costs are of the last. Control: as "
@@ -158,7 +149,7 @@ def notes(dense: dict[str, Any], block_seconds: float | None, plot: Path | None)
         f"{data['count']} {'sentences' if main == 'bleu' else 'samples'} of {data.get('name')} "
         f"({data.get('split')}).",
         "Sparsity: share of the dense model's parameters that is gone or zero. MACs: from shapes, "
-        f"{_lengths(dense)} tokens.",
+        f"{tokens} tokens.",
         "Seconds: model-level fine-tuning of that configuration.",
     ]
     if block_seconds is not None:

@@ -29,25 +29,14 @@ def rows_of(
         seconds: spent on each.
         kept: whose weights each has: "pruned", "ls", "trained", or None.
     """
-    return [
-        {
-            "module": variant.module,
-            "rate": variant.entry.rate,
-            "method": variant.entry.method,
-            "o_rate": _of_parts(variant, "rate"),
-            "o_method": _of_parts(variant, "method"),
-            "error_before": variant.stats.get("error_before"),
-            "error_after": variant.stats.get("error_after"),
-            "seconds": round(spent, 3),
-            "kept": kind,
-        }
-        for variant, spent, kind in zip(variants, seconds, kept, strict=True)
-    ]
-
-
-def _of_parts(variant: "Variant", name: str) -> Any:
-    """Rate or method of the part that is pruned with a module; None where there is none."""
-    return next((getattr(part, name) for part in variant.entry.parts.values()), None)
+    rows = []
+    for variant, spent, kind in zip(variants, seconds, kept, strict=True):
+        entry, (before, after) = variant.entry, map(variant.stats.get, HEADER[5:7])
+        part = next(iter(entry.parts.values()), None)  # what is pruned with the module
+        together = (part.rate, part.method) if part else (None, None)
+        cells = (variant.module, entry.rate, entry.method, *together, before, after)
+        rows.append(dict(zip(HEADER, (*cells, round(spent, 3), kind), strict=True)))
+    return rows
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -101,17 +90,14 @@ def errors_png(rows: list[dict[str, Any]]) -> bytes:
     shown = [row for row in rows if row["error_after"] is not None]
     modules = list(dict.fromkeys(row["module"] for row in shown))
     rates = sorted({(row["o_rate"] or 0, row["rate"], _rate_of(row)) for row in shown})
-    values = [max(row[key], 1e-6) for row in shown for key in ("error_before", "error_after")] or [
-        1.0
-    ]
+    keys = ("error_before", "error_after")
+    values = [max(row[key], 1e-6) for row in shown for key in keys] or [1.0]
     norm = LogNorm(min(values), max(max(values), 1.0001 * min(values)))
     size = 5.2 + 1.3 * max(1, len(rates)), 1.7 + 0.23 * max(1, len(modules))
     with matplotlib.rc_context({"font.size": 8}):
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, key, title in zip(
-            panels, ("error_before", "error_after"), ("as pruned", "fine-tuned"), strict=True
-        ):
+        for axes, key, title in zip(panels, keys, ("as pruned", "fine-tuned"), strict=True):
             grid = [[math.nan] * max(1, len(rates)) for _ in modules] or [[math.nan]]
             for row in shown:
                 column = [label for *_, label in rates].index(_rate_of(row))
@@ -123,8 +109,8 @@ def errors_png(rows: list[dict[str, Any]]) -> bytes:
             axes.set_xticks(range(len(rates)), [label for *_, label in rates], rotation=30)
             axes.set_yticks(range(len(modules)), modules)
             axes.set_xlabel("rate removed")
-        bar = figure.colorbar(image, ax=panels, shrink=0.6)
-        bar.set_label("relative squared error (numbers: %)")
+        label = "relative squared error (numbers: %)"
+        figure.colorbar(image, ax=panels, shrink=0.6, label=label)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -70,11 +70,7 @@ class Task(ABC):
     def outputs(self, labels: int | None) -> int | None:
         """Return how many outputs the head of a model gets; None: as many as it has.
 
-        Args:
-            labels: what the user asks for.
-
-        Raises:
-            UserError: the task has no classes, or not so many.
+        A UserError where the user asks for `labels`, and the task has no classes, or not so many.
         """
         if labels is not None:
             raise UserError(f"labels {labels}: {self.name} has no classes; leave it out.")

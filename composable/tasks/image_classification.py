@@ -13,14 +13,7 @@ from composable.tasks.text_classification import class_ids, class_names, classif
 
 
 def outputs_of(corpus: Images, names: list[str]) -> tuple[dict[int, int], str]:
-    """Find the output of a model for every class of the images.
-
-    Returns:
-        Class -> output, and how: by "name", "order" or "number", see `class_ids`.
-
-    Raises:
-        MismatchError: they do not fit.
-    """
+    """Return class -> output of a model, and how: by "name", "order" or "number" (`class_ids`)."""
     if corpus.classes:
         # folders by number or code, in their order, are what image models are trained on
         ids, how = class_ids([*corpus.classes], corpus.classes, names, trusts_order=True)

@@ -45,12 +45,7 @@ class Images(Corpus):
 
 
 def read(data: str | None, default: str | None, split: str, limit: int | None) -> Images:
-    """Read a split, see `Task.read`; the first images of a folder come from each class in turn.
-
-    Raises:
-        FormatError: an .npz has other arrays.
-        UserError: there are no such files.
-    """
+    """Read a split, see `Task.read`; the first images of a folder come from each class in turn."""
     name = data or default
     if name and Path(name).is_file():
         return _read_arrays(Path(name), split, limit)
@@ -154,10 +149,7 @@ class Preparation:
         return cls((height, width), mean, std, channels)
 
     def tensor(self, picture: Any) -> Tensor:
-        """Turn an image into (channels, height, width), float32.
-
-        Args:
-            picture: path of a file, or (height, width) or (height, width, channels) as in `Images`.
+        """Turn one of the pictures of `Images` into (channels, height, width), float32.
 
         Raises:
             FormatError: the file is no image, or of colours where the model takes none.
@@ -177,9 +169,8 @@ class Preparation:
                         f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
                         "it to 8 bits a channel."
                     )
-                return self._resized(
-                    np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
-                )
+                mode = "L" if self.channels == 1 else "RGB"
+                return self._resized(np.asarray(image.convert(mode)))
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
 
@@ -206,16 +197,10 @@ class Preparation:
 class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
     """Images as a model wants them, read one by one when they are asked for.
 
-    Args:
-        images: a split.
-        labels: number of the model's output for each image.
-        preparation: how the model wants them.
-        tokens: of an image.
-
     Attributes:
         identity: SHA-256 of what the pixels follow from: files or arrays, their preparation, and
             the labels. To hash the pixels would be to read and resize every image once more.
-        labels: as above.
+        labels: number of the model's output for each image.
         lengths: tokens of every image.
         sizes: the same twice, see `Task.dataset`.
     """

@@ -35,11 +35,6 @@ class Layout:
     is_numbered: bool = False
     marks: tuple[str, ...] = ()
 
-    @property
-    def columns(self) -> set[str]:
-        """All columns that must be there."""
-        return {*self.texts, self.label, *self.marks}
-
 
 ENTAILMENT = ("entailment", "not_entailment")
 #: The first whose columns are all there counts.
@@ -88,12 +83,7 @@ class LabelledTexts(Corpus):
 def read(
     data: str | None, default: str | None, split: str, limit: int | None, layouts: Sequence[Layout]
 ) -> LabelledTexts:
-    """Read a split, see `Task.read`; `layouts` are those that the task knows.
-
-    Raises:
-        FormatError: a file has no such columns, or is not what its name says.
-        UserError: there are no such files.
-    """
+    """Read a split, see `Task.read`; `layouts` are those that the task knows."""
     name, places = splits.locate(data, default, split, NAMES, _find, WANTED)
     for place in places:
         found = _rows(place, layouts, limit)
@@ -130,7 +120,8 @@ def _rows(
     if all((place.path / name).is_dir() for name in REVIEWS):
         return _reviews(place, limit), tuple(REVIEWS.values())
     table = read_table(place.path)
-    layout = next((each for each in layouts if each.columns <= {*table.columns}), None)
+    known = {*table.columns}
+    layout = next((it for it in layouts if {*it.texts, it.label, *it.marks} <= known), None)
     if layout is None:
         return None
     indices = [table.columns.index(column) for column in (*layout.texts, layout.label)]

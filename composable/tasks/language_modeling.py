@@ -40,11 +40,7 @@ _PARTS = {"all": "", "train": "[:90%]", "valid": "[90%:]"}
 
 @dataclass(frozen=True)
 class Stream(Corpus):
-    """A text.
-
-    Attributes:
-        text: all of it, as in the file.
-    """
+    """A text, all of it, as in the file."""
 
     text: str
 
@@ -55,13 +51,9 @@ def read_stream(data: str | None, default: str | None, split: str, limit: int | 
     The text is the file's own, decoded as UTF-8: every line with the `\n` (and `\r`) that ends it
     in the file, one directly after the other; nothing is put between them, taken off or replaced.
 
-    Arguments are those of `Task.read`; `limit` counts lines. Without a train file the first 90 % of
-    the lines of the valid file are train and the others valid, and the same of the train file where
-    there is none for valid; without a test file all of the valid file stands in.
-
-    Raises:
-        FormatError: no UTF-8 text, or nothing is in it.
-        UserError: there are no such files.
+    Arguments and errors are those of `Task.read`; `limit` counts lines. Without a train file the
+    first 90 % of the lines of the valid file are train and the others valid, and the same of the
+    train file where there is none for valid; without a test file all of the valid file stands in.
     """
     find = functools.partial(splits.first_of, endings=ENDINGS)
     name, (place, *_) = splits.locate(data, default, split, NAMES, find, WANTED)
@@ -121,17 +113,9 @@ class LanguageModeling(Task):
     ) -> Windows:
         """Tokenise the text as a whole and cut it into windows that do not overlap.
 
-        No special tokens are added, neither to the text nor to a window. The last window has the
-        tokens that are left; a single one is left out, for nothing predicts it.
-
-        Args:
-            corpus: the text.
-            checkpoint: the model.
-            is_sorted: they are, but for the last they are equally long.
-            window: tokens of a window; by default `length`.
-
-        Raises:
-            FormatError: there are no two tokens.
+        No special tokens are added, neither to the text nor to a window of so many tokens, by
+        default `length`. The last window has the tokens that are left; a single one is left out,
+        for nothing predicts it. A text without two tokens is a FormatError.
         """
         found = checkpoint.tokenizer(
             corpus.text, add_special_tokens=False, return_attention_mask=False, verbose=False

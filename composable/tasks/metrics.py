@@ -53,10 +53,8 @@ def thesis_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     bleu_score, version = _torchtext_bleu()
     candidates = [line.split() for line in hypotheses]
     value = 100 * bleu_score(candidates, [[line.split()] for line in references])
-    signature = (
-        f"torchtext.bleu_score|nrefs:1|case:mixed|tok:whitespace|smooth:none|version:{version}"
-    )
-    return Score("BLEU (thesis)", float(value), signature)
+    settings = "torchtext.bleu_score|nrefs:1|case:mixed|tok:whitespace|smooth:none"
+    return Score("BLEU (thesis)", float(value), f"{settings}|version:{version}")
 
 
 def _torchtext_bleu() -> tuple[Callable[..., float], str]:

@@ -35,15 +35,7 @@ MULTI30K: dict[str, tuple[int, str]] = {
 
 
 def fault(name: str, content: bytes) -> str | None:
-    """Say what is wrong with the content of a Multi30K file.
-
-    Args:
-        name: a key of `MULTI30K`.
-        content: the decompressed bytes.
-
-    Returns:
-        None where content is as published, else what was met and what was expected.
-    """
+    """Say what is wrong with the decompressed bytes of a Multi30K file; None: as published."""
     lines, digest = MULTI30K[name]
     found = content.count(b"\n")
     if found != lines:
@@ -75,10 +67,10 @@ def fetch_multi30k(folder: Path) -> None:
 
 def _is_there(folder: Path, name: str) -> bool:
     """Tell whether a file of Multi30K is in `folder`, plain or gzipped, and right."""
-    plain, packed = folder / name, folder / f"{name}.gz"
-    if plain.is_file() and fault(name, plain.read_bytes()) is None:
-        return True
-    return packed.is_file() and _fault_of_gzip(name, packed.read_bytes()) is None
+    checks = {folder / name: fault, folder / f"{name}.gz": _fault_of_gzip}
+    return any(
+        path.is_file() and check(name, path.read_bytes()) is None for path, check in checks.items()
+    )
 
 
 def _fault_of_gzip(name: str, content: bytes) -> str | None:

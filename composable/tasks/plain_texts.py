@@ -21,11 +21,7 @@ OTHERS = (".json", ".parquet", ".arrow", ".zst")
 
 @dataclass(frozen=True)
 class PlainTexts(Corpus):
-    """Samples without labels.
-
-    Attributes:
-        texts: without the empty ones.
-    """
+    """Samples without labels, and without the empty ones."""
 
     texts: list[str]
 
@@ -37,15 +33,7 @@ class PlainTexts(Corpus):
 
 
 def dataset(corpus: PlainTexts, checkpoint: Any) -> Samples:
-    """Tokenise texts, with the special tokens of the tokenizer.
-
-    Args:
-        corpus: the texts.
-        checkpoint: whose tokenizer; its info may have a `max_length`.
-
-    Raises:
-        UserError: a text has no token.
-    """
+    """Tokenise texts, with the special tokens of the tokenizer; each must have a token."""
     longest = most_tokens(checkpoint, LONGEST)
     found = checkpoint.tokenizer(corpus.texts, truncation=True, max_length=longest, verbose=False)
     if not all(found["input_ids"]):
@@ -68,11 +56,7 @@ def is_plain(data: str | None) -> bool:
 
 
 def refuse_unknown(data: str | None) -> None:
-    """Refuse files that a task would take for a text, but that hold something else.
-
-    Raises:
-        FormatError: it is such a file.
-    """
+    """Refuse files that a task would take for a text, but that hold something else."""
     if data is not None and Path(data).is_file() and _ending(data) in OTHERS:
         raise FormatError(
             f"{data}: {_ending(data)} is not read here; give a text a line ({ENDINGS[0]}), or an "

@@ -68,11 +68,9 @@ class Questions(Corpus):
 
 
 def read(data: str | None, default: str | None, split: str, limit: int | None) -> Questions:
-    """Read a split, see `Task.read`; `limit` counts questions, held out is every tenth paragraph.
+    """Read a split, see `Task.read`; `limit` counts questions, every tenth paragraph is held out.
 
-    Raises:
-        FormatError: not SQuAD's form, or an answer is not where it should be.
-        UserError: there are no such files.
+    An answer that is not where its `answer_start` says is a FormatError.
     """
     find = functools.partial(splits.first_of, endings=(".json",))
     name, (place, *_) = splits.locate(data, default, split, NAMES, find, WANTED)
@@ -146,10 +144,8 @@ def windows(
             return_attention_mask=False,
             return_token_type_ids=has_types,
         )
-        items += [
-            _window(tokenizer, found, row, start, questions)
-            for row in range(len(found["input_ids"]))
-        ]
+        rows = range(len(found["input_ids"]))
+        items += [_window(tokenizer, found, row, start, questions) for row in rows]
     return items
 
 
@@ -157,13 +153,8 @@ def _shortened(tokenizer: Any, text: str, tokens: int) -> str:
     """Cut a question after so many tokens."""
     if len(text) <= tokens:
         return text
-    found = tokenizer(
-        text,
-        add_special_tokens=False,
-        truncation=True,
-        max_length=tokens,
-        return_offsets_mapping=True,
-    )
+    settings = {"truncation": True, "max_length": tokens, "return_offsets_mapping": True}
+    found = tokenizer(text, add_special_tokens=False, **settings)
     return text[: found["offset_mapping"][-1][1]] if found["offset_mapping"] else text
 
 
@@ -177,13 +168,8 @@ def _window(
     is_context = np.array([part == 1 for part in found.sequence_ids(row)])
     offsets[~is_context] = -1
     start, end = _place(questions[index], offsets, null_place(tokenizer, ids))
-    item = {
-        "question": index,
-        "input_ids": ids,
-        "offsets": offsets,
-        "start_positions": start,
-        "end_positions": end,
-    }
+    item = {"question": index, "input_ids": ids, "offsets": offsets}
+    item |= {"start_positions": start, "end_positions": end}
     if "token_type_ids" in found:
         item["token_type_ids"] = np.array(found["token_type_ids"][row], dtype=np.int32)
     return item

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +19,7 @@ BROKEN = 0.01
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text.
-
-    Attributes:
-        columns: names.
-        rows: as many cells each as there are columns.
-        classes: names that the labels 0, 1, ... stand for, where the file says so.
-    """
+    """Rows with a cell for each column; `classes` are names of the labels 0, 1, ..., if known."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -91,11 +84,7 @@ def _read_jsonl(path: Path, text: str) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
-_READERS: dict[str, Callable[[Path, str], tuple[list[str], list[list[str]]]]] = {
-    ".tsv": _read_tsv,
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-}
+_READERS = {".tsv": _read_tsv, ".csv": _read_csv, ".jsonl": _read_jsonl}
 
 
 def _read_saved(path: Path) -> Table:

@@ -57,11 +57,7 @@ def class_ids(
 
 
 def classify(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Run a classifier on a batch.
-
-    Returns:
-        Logits (batch, classes) and cross-entropies (batch,), float32.
-    """
+    """Return a classifier's logits (batch, classes) and cross-entropies (batch,), float32."""
     logits = output_of(model, batch).logits.float()
     losses = cross_entropy(logits, batch["labels"], reduction="none", label_smoothing=smoothing)
     return logits, losses

@@ -15,11 +15,7 @@ from composable.tasks.samples import Samples, labelled_collator, labelled_sample
 
 
 def regress(model: Any, batch: dict[str, Tensor], smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Run a model with one output on a batch; there are no classes to smooth.
-
-    Returns:
-        Outputs and squared errors, each (batch,), float32.
-    """
+    """Return a model's one output and its squared error, each (batch,), float32."""
     outputs = output_of(model, batch).logits[:, 0].float()
     return outputs, (outputs - batch["labels"]).square()
 
