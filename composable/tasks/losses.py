@@ -62,11 +62,9 @@ def sample_losses(
 def training_functions(
     smoothing: float = 0.0, losses_of: Any = sample_losses
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return (step, measure), see `Task.functions`.
+    """Return (step, measure), see `Task.functions`; targets are smoothed for the steps only.
 
-    Args:
-        smoothing: of the targets, for the steps only.
-        losses_of: (model, batch, smoothing) -> loss and count of every sample, each (batch,).
+    `losses_of` is (model, batch, smoothing) -> loss and count of every sample, each (batch,).
     """
 
     def step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -79,12 +77,7 @@ def training_functions(
 def mean_functions(
     run: Any, smoothing: float = 0.0
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """As `training_functions`, of a loss that every sample has one of.
-
-    Args:
-        run: (model, batch, smoothing) -> tensors; the last are losses (batch,), float32.
-        smoothing: of the targets, for the steps only.
-    """
+    """As `training_functions`, where every sample has one loss: `run` is `Task.run`."""
 
     def losses_of(
         model: Any, batch: dict[str, Tensor], smoothing: float = 0.0

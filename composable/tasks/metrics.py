@@ -1,7 +1,7 @@
 """BLEU twice: by sacreBLEU, and as the thesis program measured it (torchtext)."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from composable.errors import MismatchError
@@ -50,20 +50,14 @@ def thesis_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     Source: torchtext 0.6.0, torchtext.data.metrics.bleu_score.
     """
     _check_pairs(hypotheses, references)
-    bleu_score, version = _torchtext_bleu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchtext is old: its sources warn when compiled
+        import torchtext
+        from torchtext.data.metrics import bleu_score
     candidates = [line.split() for line in hypotheses]
     value = 100 * bleu_score(candidates, [[line.split()] for line in references])
     settings = "torchtext.bleu_score|nrefs:1|case:mixed|tok:whitespace|smooth:none"
-    return Score("BLEU (thesis)", float(value), f"{settings}|version:{version}")
-
-
-def _torchtext_bleu() -> tuple[Callable[..., float], str]:
-    """Import torchtext quietly: it is old, and its sources warn when they are compiled."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torchtext
-        from torchtext.data.metrics import bleu_score
-    return bleu_score, torchtext.__version__
+    return Score("BLEU (thesis)", float(value), f"{settings}|version:{torchtext.__version__}")
 
 
 def _check_pairs(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:

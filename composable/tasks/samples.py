@@ -33,9 +33,7 @@ class Samples(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, items: list[dict[str, Any]], is_sorted: bool = False):
-        self.items = items
-        if is_sorted:
-            self.items = sorted(items, key=lambda item: -len(item["input_ids"]))
+        self.items = sorted(items, key=lambda item: -len(item["input_ids"])) if is_sorted else items
         self.lengths = [len(item["input_ids"]) for item in self.items]
         self.sizes = [(length, length) for length in self.lengths]
 
@@ -48,13 +46,12 @@ class Samples(Dataset[dict[str, Any]]):
 
 def positions(checkpoint: Any) -> int | None:
     """Return how many tokens the model has positions for; None where it has no such limit."""
-    config = checkpoint.model.config
-    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    limit = next((int(count) for count in found if count), None)
     for part in _position_tables(checkpoint.model):
         # where padding has a position of its own, those before it are not used
         return part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
-    return limit
+    config = checkpoint.model.config
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((int(count) for count in found if count), None)
 
 
 def counts_padding(model: nn.Module) -> bool:

@@ -97,15 +97,11 @@ def locate(
 
 
 def sources(split: str, found: Mapping[str, Path | None]) -> list[Source]:
-    """Say where a split is read.
+    """Say where a split is read; `found` is split -> its file, a single file is that of valid.
 
     Without a valid file, one of ten training samples is held out for it. Without a train file the
     valid file is divided in the same way. Without a test file (or without labels in it) the whole
     valid file stands in, or else what is held out of the training.
-
-    Args:
-        split: train, valid or test.
-        found: split -> its file; a single file counts as that of valid.
     """
     train, valid, test = (found.get(name) for name in NAMES)
     if split == "test":
@@ -142,10 +138,8 @@ def first_of(folder: Path, names: Sequence[str], endings: Sequence[str]) -> Path
 def folder_of(folder: Path, names: Sequence[str], classes: Sequence[str] = ()) -> Path | None:
     """Find the first folder that has folders: one for each class, or any where none is named."""
     for path in (folder / name for name in names if (folder / name).is_dir()):
-        wanted = (all if classes else any)(
-            each.is_dir() for each in ([path / one for one in classes] or path.iterdir())
-        )
-        if wanted:
+        inside = [path / each for each in classes] or path.iterdir()
+        if (all if classes else any)(each.is_dir() for each in inside):
             return path
     return None
 

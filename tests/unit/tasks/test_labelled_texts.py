@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from composable.errors import FormatError, UserError
-from composable.tasks import labelled_texts, splits, tables, text_classification, text_similarity
+from composable.tasks import labelled_texts, splits, text_classification, text_similarity
 from composable.tasks.labelled_texts import CLASSES, SCORES
 from composable.tasks.splits import Source
 from tests.paths import SHARED
@@ -255,7 +255,7 @@ def test_no_data_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "x.tsv.gz", "test")
     write(tmp_path, **{"x__txt": "x"})
     with pytest.raises(FormatError, match=r"unknown kind of table; expected \.tsv"):
-        tables.read_table(tmp_path / "x.txt")
+        labelled_texts.read_table(tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize(
