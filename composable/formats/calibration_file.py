@@ -65,14 +65,16 @@ class Header(NamedTuple):
         return tuple(split for split in SPLITS if split in self.info)
 
 
-def _build_header(header: Header) -> bytes:
-    """Return the JSON header; its length does not depend on the digests."""
+def _file_start(header: Header) -> bytes:
+    """Return all before the data, checked; its length does not depend on the digests."""
     metadata = {
         "fingerprint": header.fingerprint,
         "info": canonical_json(header.info),
         "inputs": canonical_json([vars(item) for item in header.inputs]),
     }
-    return container.build_header(FORMAT, metadata, _lay_out(header))
+    text, size = container.build_header(FORMAT, metadata, _lay_out(header))
+    _parse_header(text, size)  # what could not be read again must not be written
+    return container.file_start(text, size)
 
 
 def _lay_out(header: Header) -> Layout:
@@ -86,11 +88,7 @@ def _lay_out(header: Header) -> Layout:
 
 
 def _parse_header(text: bytes, size: int) -> Header:
-    """Read a header, with its padding, that `size` bytes follow; check everything that it says.
-
-    Raises:
-        FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
-    """
+    """Read a header that `size` bytes follow, and check everything that it says."""
     metadata, entries = container.parse_metadata(text, FORMAT, METADATA)
     info = header_json(metadata["info"], dict)
     _check_info(info)
@@ -147,22 +145,20 @@ def write(path: Path, header: Header, grams: Iterable[Gram]) -> None:
         UserError: a moment is not finite.
         OSError: the file cannot be written; an older one stays.
     """
-    size = container.data_size(_lay_out(header))
     for item in header.inputs:
         names = (f"{split}.{moment}" for split in header.splits for moment in MOMENTS)
         item.sha256 = dict.fromkeys(names, UNKNOWN)
     with atomic_write(Path(path)) as file:
-        start = container.file_start(_build_header(header), size)
+        start = _file_start(header)
         file.write(start)
         given = iter(grams)
         for split, item in product(header.splits, header.inputs):
             # no name for it here: it must be gone before the next is measured
             _write_gram(file, item, split, next(given))
-        text = _build_header(header)
-        _parse_header(text, size)  # what could not be read again must not be written
-        assert len(container.file_start(text, size)) == len(start), "the digests are known now"
+        final = _file_start(header)
+        assert len(final) == len(start), "the digests are known now"
         file.seek(0)
-        file.write(container.file_start(text, size))
+        file.write(final)
 
 
 def _write_gram(file: BinaryIO, item: Input, split: str, gram: Gram) -> None:

@@ -145,19 +145,17 @@ def _why_no_array(start: bytes, size: int, noun: str) -> str:
     return "not a .npy file" if start else f"an empty file, expected {noun}"
 
 
-def build_header(of: Format, metadata: Mapping[str, str], layout: Layout) -> bytes:
-    """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in.
+def build_header(of: Format, metadata: Mapping[str, str], layout: Layout) -> tuple[bytes, int]:
+    """Return the JSON header, padded to 8 bytes and with its checksum, and the size of the data.
 
-    Args:
-        of: the format.
-        metadata: all but checksum, format and version.
-        layout: of the tensors.
+    `metadata` lacks checksum, format and version.
     """
     whole = {"checksum": "0" * 64, "format": of.name, "version": of.version, **metadata}
     entries = {"__metadata__": dict(sorted(whole.items())), **layout}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
+    header = text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
+    return header, data_size(layout)
 
 
 def header_checksum(header: bytes) -> bytes:
@@ -265,6 +263,23 @@ def check_rules(what: str, rules: Mapping[str, Any]) -> None:
 def are_counts(values: Iterable[Any]) -> bool:
     """Tell whether all values are whole numbers from 0 on that any JSON reader can hold."""
     return all(type(value) is int and 0 <= value < 2**53 for value in values)
+
+
+def unpack_mask(packed: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Undo `np.packbits(mask)`: turn 1-D uint8 into booleans of `shape`.
+
+    The bits come row-major, the first in the highest bit of a byte, zero padded.
+
+    Raises:
+        FormatError: too few or too many bytes, or bits that belong to no value.
+    """
+    count = math.prod(shape)
+    if packed.shape != (-(-count // 8),):
+        raise FormatError(f"a mask of shape {packed.shape} for {count} values")
+    bits = np.unpackbits(packed).view(bool)
+    if bits[count:].any():
+        raise FormatError(f"a mask has bits after its {count} values")
+    return bits[:count].reshape(shape)
 
 
 def is_finite(value: Any) -> bool:
