@@ -37,7 +37,6 @@ class Description:
 
     Attributes:
         module: path of the module in the dense model.
-        kind: one of `families.base.KINDS`.
         entry: what it was made for; the methods are those really used, never None above rate 0.
         plain: keys of `entry.removals` that were made for a plain number too, so that they answer
             entries without a method as well.
@@ -181,8 +180,7 @@ def _describe(variant: Variant, index: int = 0) -> Record:
 
 
 def _describe_tensor(variant: Variant, name: str) -> Stored:
-    mask = variant.masks.get(name)
-    kept = None if mask is None else int(mask.sum())
+    kept = int(variant.masks[name].sum()) if name in variant.masks else None
     described = Stored(name, tuple(variant.tensors[name].shape), kept, "")
     arrays = (_encode(variant, name, suffix) for suffix in described.parts)
     return described._replace(sha256=container.sha256(*arrays))
@@ -231,7 +229,7 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 
 def _parse_header(text: bytes, size: int) -> tuple[str, dict[str, Any], list[Record], Layout]:
-    """Check all that a header says, which `size` bytes follow; see `Reader` for what it returns."""
+    """Check all that a header says, which `size` bytes follow; return what it says."""
     metadata, entries = container.parse_metadata(text, FORMAT, METADATA)
     options = header_json(metadata["options"], dict)
     variants = header_json(metadata["variants"], list)
@@ -259,7 +257,7 @@ def _record(index: int, value: Any) -> Record:
         index=index,
         stored=tuple(tensor._replace(shape=tuple(tensor.shape)) for tensor in stored),
     )
-    _check_rules(what, record)
+    container.check_rules(f'{what} ("{record.module}")', _rules(record))
     return record
 
 
@@ -276,10 +274,11 @@ def _entry(what: str, value: dict[str, Any]) -> Entry:
     return entry
 
 
-def _check_rules(what: str, record: Record) -> None:
+def _rules(record: Record) -> dict[str, bool]:
+    """Say for each rule between the values of a record whether it is kept."""
     units, entry, stored = record.kept_units, record.entry, record.stored
     names = [tensor.name for tensor in stored]
-    rules = {
+    return {
         f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
         "kept_units are numbers, ascending": units is None
         or (are_counts(units) and sorted(set(units)) == units),
@@ -298,16 +297,10 @@ def _check_rules(what: str, record: Record) -> None:
         ),
         "plain are keys of what was pruned": record.plain <= entry.removals.keys(),
     }
-    container.check_rules(f'{what} ("{record.module}")', rules)
 
 
 class Reader:
-    """An open bundle: all of its header is checked; tensors are read when asked for.
-
-    Attributes:
-        path, fingerprint, options: of the bundle.
-        records: all variants, in the order of the file.
-    """
+    """An open bundle: its header is checked; tensors are read when asked for."""
 
     def __init__(self, path: Path) -> None:
         text, self._data = container.open_payload(path, FORMAT.noun)
@@ -366,8 +359,7 @@ def choose(
         number: of the configuration in conf.json, for the message.
 
     Returns:
-        One (reader, record) for every module that is pruned, itself or in a part, in the
-        configuration's order.
+        One pair for every module that is pruned, itself or in a part, in this order.
 
     Raises:
         MismatchError: no variant answers an entry, or two different ones do.

@@ -19,7 +19,6 @@ from composable.linalg.grams import Gram
 METADATA = ("checksum", "fingerprint", "format", "info", "inputs", "version")
 SPLITS = ("train", "valid")  # the calibration texts; those held out, which may be missing
 MOMENTS = ("matrix", "total")
-UNKNOWN = "0" * 64  # a digest that is not known yet
 REMEDY = (
     "delete it, or name another file, and prune.py or block_level_finetuning.py will measure it "
     "again"
@@ -147,7 +146,7 @@ def write(path: Path, header: Header, grams: Iterable[Gram]) -> None:
     """
     for item in header.inputs:
         names = (f"{split}.{moment}" for split in header.splits for moment in MOMENTS)
-        item.sha256 = dict.fromkeys(names, UNKNOWN)
+        item.sha256 = dict.fromkeys(names, "0" * 64)  # not known yet
     with atomic_write(Path(path)) as file:
         start = _file_start(header)
         file.write(start)
@@ -182,13 +181,9 @@ def _write_gram(file: BinaryIO, item: Input, split: str, gram: Gram) -> None:
 
 
 class Calibration:
-    """An open calibration: all of its header is checked; moments are read when asked for.
+    """An open calibration: its header is checked; moments are read when asked for.
 
     Attributes:
-        path: the file.
-        header: what it says.
-        fingerprint: of the dense model it was measured on.
-        info: of the texts, see `Header`.
         names: paths of the linears it covers, in the order in which they run.
     """
 
@@ -210,7 +205,7 @@ class Calibration:
         return self._load(linear, "train")
 
     def held_out(self, linear: str) -> Gram:
-        """Read the moments of a linear's input on the held-out texts; errors as of `inputs`."""
+        """Do what `inputs` does, for the held-out texts."""
         if "valid" not in self.info:
             raise MismatchError(f"{self.path}: was measured without held-out texts; {REMEDY}.")
         return self._load(linear, "valid")
@@ -230,17 +225,17 @@ class Calibration:
 
     def _load(self, linear: str, split: str) -> Gram:
         self.require([linear])
-        index = self._index[linear]
-        item = self.header.inputs[index]
-        packed, total = (self._read(index, f"{split}.{moment}") for moment in MOMENTS)
+        item = self.header.inputs[self._index[linear]]
+        packed, total = (self._read(linear, f"{split}.{moment}") for moment in MOMENTS)
         upper = np.tri(item.width, dtype=bool).T
         matrix = np.empty(upper.shape)
         matrix[upper] = matrix.T[upper] = packed
         return Gram(torch.from_numpy(matrix), torch.from_numpy(total), item.tokens[split])
 
-    def _read(self, index: int, name: str) -> np.ndarray:
+    def _read(self, linear: str, name: str) -> np.ndarray:
         """Copy one tensor from the file and verify it."""
-        places, item = [self._layout[f"{index}/{name}"]], self.header.inputs[index]
+        index = self._index[linear]
+        item, places = self.header.inputs[index], [self._layout[f"{index}/{name}"]]
         try:
             values = container.read_numbers(self._data, places, item.sha256[name], "<f8")
             return values[0].astype(np.float64)

@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         rate: fraction removed, 0 (untouched) to 1 (the module is gone).
-        method: the method that was asked for; None for a plain number.
+        method: that was asked for; None for a plain number.
         parts: entries of linears in the module that are pruned together with it, by their path
             from the module's holder (`o`, `output.dense`).
         through: of a layer, the last one of the block that one thing replaces.
@@ -53,7 +53,12 @@ class Entry:
         """
         if not isinstance(value, dict):
             return cls(_parse_rate(value, where))
-        _check_keys(value, where)
+        known = ("rate", "method", "parts (in conf_prune.json)", "through (of a block of layers)")
+        for key in value:
+            if key not in [name.split()[0] for name in known]:
+                raise ConfigError(f"{where}: unknown key {_shown(key)}; known: {', '.join(known)}.")
+        if "rate" not in value:
+            raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
         method = _parse_method(value["method"], where, methods) if "method" in value else None
         entry = cls(_parse_rate(value["rate"], where), method)
         if "through" in value:
@@ -89,12 +94,9 @@ def read_configurations(
     """Read and check conf.json.
 
     Args:
-        path: the file, `[{module: entry, ...}, ...]`.
+        path: the file, `[{module: entry, ...}, ...]`; a module and its part are two keys.
         modules: what the model has, by name; None checks only what needs no model.
         methods: known method names; None leaves them unchecked.
-
-    Returns:
-        The configurations as written: a module and its part are two keys.
 
     Raises:
         ConfigError: the content is wrong; the message names configuration, module and value.
@@ -104,7 +106,8 @@ def read_configurations(
     value = files.read_json(path)
     remedy = "run config_generator.py to make"
     if not isinstance(value, list):
-        raise _unexpected(value, path, f"a list of configurations was expected; {remedy} one")
+        expected = f"a list of configurations was expected; {remedy} one"
+        raise _unexpected(value, f"{path}: holds", expected)
     if not value:
         raise ConfigError(f"{path}: [] holds no configuration; {remedy} some.")
     found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
@@ -132,7 +135,8 @@ def read_scheme(
     value = files.read_json(path)
     if not isinstance(value, dict):
         expected = "an object {module: [entry, ...]} was expected"
-        raise _unexpected(value, path, f"{expected}; run prune_scheme_generator.py to make it")
+        expected += "; run prune_scheme_generator.py to make it"
+        raise _unexpected(value, f"{path}: holds", expected)
     scheme = {name: _parse_variants(name, found, path, methods) for name, found in value.items()}
     if modules is not None:
         for name, entries in scheme.items():
@@ -201,22 +205,19 @@ def scheme_of(
     """Transpose configurations, read from the conf.json at `path`, into variants that must exist.
 
     Returns:
-        The scheme (modules and entries in the order of their first appearance, each once, rate 0
-        left out), the number of variants asked for (a module with its parts counts once), and the
-        number needed.
+        The scheme (in the order of first appearance, each entry once, rate 0 left out), the number
+        of variants asked for (a module with its parts counts once), and the number needed.
 
     Raises:
         ConfigError: a module and a part of it are both above 0.
     """
-    scheme: dict[str, dict[Entry, None]] = {}
-    asked = 0
-    for i, configuration in enumerate(configurations):
-        for name, entry in merge_parts(configuration, f"{path}[{i}]").items():
-            if entry.removals:
-                scheme.setdefault(name, {})[entry] = None
-                asked += 1
-    needed = sum(len(entries) for entries in scheme.values())
-    return {name: list(entries) for name, entries in scheme.items()}, asked, needed
+    merged = [merge_parts(one, f"{path}[{i}]") for i, one in enumerate(configurations)]
+    asked = [pair for one in merged for pair in one.items() if pair[1].removals]
+    needed = dict.fromkeys(asked)  # each once, in order
+    scheme: Scheme = {}
+    for name, entry in needed:
+        scheme.setdefault(name, []).append(entry)
+    return scheme, len(asked), len(needed)
 
 
 def pick(configurations: Sequence[Configuration], index: int, path: Path | str) -> Configuration:
@@ -300,7 +301,7 @@ def check_configuration(
 
 def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) -> Configuration:
     if not isinstance(value, dict):
-        raise _unexpected(value, where, "an object {module: rate} was expected")
+        raise _unexpected(value, f"{where}: holds", "an object {module: rate} was expected")
     configuration = {}
     for name, given in value.items():
         _check_name(name, where)
@@ -322,10 +323,8 @@ def _parse_variants(
 ) -> list[Entry]:
     _check_name(name, str(path))
     if not isinstance(value, list) or not value:
-        raise ConfigError(
-            f'{path}: "{name}" holds {_shown(value)}, a list of rates was expected; '
-            "list the rates, or leave the module out."
-        )
+        expected = "a list of rates was expected; list the rates, or leave the module out"
+        raise _unexpected(value, f'{path}: "{name}" holds', expected)
     entries: list[Entry] = []
     for i, given in enumerate(value):
         where = f'{path}: "{name}"[{i}]'
@@ -356,19 +355,9 @@ def _parse_method(value: Any, where: str, methods: Sequence[str] | None) -> str:
     return value
 
 
-def _check_keys(value: dict[str, Any], where: str) -> None:
-    known = "rate, method, parts (in conf_prune.json), through (of a block of layers)"
-    for key in value:
-        if key not in ("rate", "method", "parts", "through"):
-            raise ConfigError(f"{where}: unknown key {_shown(key)}; known: {known}.")
-    if "rate" not in value:
-        raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
-
-
 def _parse_parts(value: Any, where: str, methods: Sequence[str] | None) -> dict[str, Entry]:
     if not isinstance(value, dict) or not value:
-        expected = "an object {part: entry} was expected"
-        raise ConfigError(f'{where}: "parts" is {_shown(value)}, {expected}.')
+        raise _unexpected(value, f'{where}: "parts" is', "an object {part: entry} was expected")
     parts = {}
     for key, given in value.items():
         _check_name(key, f'{where}, "parts"')
@@ -410,8 +399,8 @@ def _check_name(name: str, where: str) -> None:
         raise ConfigError(f"{where}: {_shown(name)} is not the path of a module.")
 
 
-def _unexpected(value: Any, where: Path | str, expected: str) -> ConfigError:
-    return ConfigError(f"{where}: holds {_shown(value)}, {expected}.")
+def _unexpected(value: Any, place: str, expected: str) -> ConfigError:
+    return ConfigError(f"{place} {_shown(value)}, {expected}.")
 
 
 def _find_module(name: str, modules: Mapping[str, Module], where: str) -> Module:

@@ -24,11 +24,9 @@ ITEM_SIZE = {"F64": 8, "F32": 4, "U8": 1}
 
 
 class Format(NamedTuple):
-    """A kind of file.
+    """A kind of file: name and version in its metadata, and words of messages about it.
 
     Attributes:
-        name: what its metadata says.
-        version: of the format.
         noun: what a message calls the file, such as "a bundle".
         made: how it comes from a model, such as "made for".
         remedy: what to do about a damaged file.
@@ -43,12 +41,7 @@ class Format(NamedTuple):
     remedy_for_model: str = ""
 
     def open(self, kind: Callable[[Path], T], path: Path, fingerprint: str | None) -> T:
-        """Open a file and check its whole header.
-
-        Args:
-            kind: class of the open file, which has a `fingerprint`.
-            path: the .npy file.
-            fingerprint: of the dense model it has to belong to; None accepts any.
+        """Open a .npy file as `kind`, which checks its whole header; any model's where None.
 
         Raises:
             FormatError: another format, a newer one, or damaged.
@@ -91,8 +84,7 @@ def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
     return placed
 
 
-def data_size(layout: Layout) -> int:
-    """Bytes of all tensors together."""
+def _data_size(layout: Layout) -> int:
     return max((entry["data_offsets"][1] for entry in layout.values()), default=0)
 
 
@@ -115,7 +107,6 @@ def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
 
     Raises:
         FormatError: another file, truncated or extended.
-        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         start = file.read(ARRAY_HEADER)
@@ -155,7 +146,7 @@ def build_header(of: Format, metadata: Mapping[str, str], layout: Layout) -> tup
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     header = text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
-    return header, data_size(layout)
+    return header, _data_size(layout)
 
 
 def header_checksum(header: bytes) -> bytes:
@@ -167,12 +158,7 @@ def header_checksum(header: bytes) -> bytes:
 def parse_metadata(
     header: bytes, expected: Format, keys: tuple[str, ...]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read a header, with its padding, as far as all formats agree.
-
-    Args:
-        header: its bytes.
-        expected: the format it has to have.
-        keys: of the metadata, checksum included.
+    """Read a header as far as all formats agree; `keys` of the metadata include the checksum.
 
     Returns:
         The metadata, and what it says of the tensors.
@@ -202,7 +188,7 @@ def check_places(entries: dict[str, Any], layout: Layout, header: bytes, size: i
     Raises:
         FormatError: they differ, or the header is not padded.
     """
-    if entries != layout or size != data_size(layout) or len(header) % 8:
+    if entries != layout or size != _data_size(layout) or len(header) % 8:
         raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
 
 
@@ -241,10 +227,8 @@ def _json_types(hint: Any) -> set[type]:
     if isinstance(hint, UnionType):
         return {kind for each in get_args(hint) for kind in _json_types(each)}
     plain = get_origin(hint) or hint
-    special: dict[Any, set[type]] = {
-        float: {int, float}, Mapping: {dict}, Sequence: {list}, tuple: {list}
-    }  # fmt: skip
-    return special.get(plain, {plain})
+    special: Any = {float: {int, float}, Mapping: {dict}, Sequence: {list}, tuple: {list}}
+    return set(special.get(plain, {plain}))
 
 
 def record(what: str, value: Any, kind: type[T]) -> T:

@@ -21,12 +21,9 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """A module of the measured model, and what one unit of it costs.
+    """A module of the measured model, see `families.Module`, and what one unit of it costs.
 
     Attributes:
-        name: path in the dense model.
-        kind: one of `families.base.KINDS`.
-        stack: "encoder" or "decoder".
         units: heads of an attention, neurons of an ffn, weights of a linear; a layer is one.
         macs_per_unit: multiply-accumulates for one sample of the mean length of the texts; of the
             usual lengths (`models.cost`) in a stack that no text passed.
@@ -46,7 +43,6 @@ class TextsRead:
     Attributes:
         name: of the data.
         sha256: of all samples as the model sees them, see `tasks.samples.identity_of`.
-        samples: how many.
         tokens: stack -> real tokens of all samples, for the stacks that they pass.
     """
 
@@ -68,9 +64,7 @@ class Origin:
     Attributes:
         method: name of the ranker.
         options: all of its options, as JSON has them.
-        model: where the model came from.
-        fingerprint: of the dense model.
-        modules: of the dense model, in its order.
+        model: where the dense model, of which `fingerprint` and `modules` are, came from.
         texts: None for a ranker that reads none.
         versions: package -> its version.
     """
@@ -102,8 +96,7 @@ class BlockDistances:
     """How much every block of layers of one stack changes its input, by one distance.
 
     Attributes:
-        stack: "encoder" or "decoder"; "" in files of other programs.
-        distance: its name; "" in files of other programs.
+        stack, distance: names; "" in files of other programs.
         values: (layers, layers) float64 by block size - 1 and first layer; NaN where there is no
             block, or where it was not measured.
         samples: of the calibration set; 0 where that is not known.
@@ -165,8 +158,7 @@ class Candidates:
     Attributes:
         modules: name of the module of each.
         entries: of each, as conf.json has it.
-        columns: name -> (candidates,) float64, such as error, macs or seconds; NaN where it was not
-            measured.
+        columns: name -> (candidates,) float64, such as error or macs; NaN where not measured.
     """
 
     modules: Sequence[str]
@@ -206,11 +198,7 @@ class Scores:
             FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
 
     def blocks(self, stack: str | None = None, distance: str | None = None) -> BlockDistances:
-        """Return the distances of the blocks of a stack.
-
-        Args:
-            stack: None where there is one alone.
-            distance: None: the first of the file.
+        """Return a stack's distances of blocks: of its only one, by the first, where None.
 
         Raises:
             UserError: there are none, or a model of two stacks leaves open which one is meant.

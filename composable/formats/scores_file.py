@@ -6,7 +6,7 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from composable.families.base import KINDS
 from composable.files import atomic_write, canonical_json
 from composable.formats import scores as tables
 from composable.formats.config import Entry
-from composable.formats.container import HEX, check_types, header_json, is_finite, record
+from composable.formats.container import (
+    HEX,
+    are_counts,
+    check_types,
+    header_json,
+    is_finite,
+    record,
+)  # fmt: skip
 from composable.formats.scores import FORMAT, BlockDistances, ModuleCost, Numbers, Origin, Scores
 
 log = logging.getLogger("composable")
@@ -72,11 +79,7 @@ def load(path: Path) -> Scores:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Read every array of an .npz; the checksums of the archive are compared.
-
-    Raises:
-        FormatError: it is no .npz of plain arrays, or damaged.
-    """
+    """Read every array of an .npz; the checksums of the archive are compared."""
     try:
         with zipfile.ZipFile(path) as archive:
             contents = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
@@ -92,7 +95,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _of_another_program(arrays: Arrays) -> Scores:
-    found = arrays["result"] if "result" in arrays else arrays["arr_0"]
+    found = arrays["result" if "result" in arrays else "arr_0"]
     if found.ndim == 2 and len(found) == found.shape[1]:  # it has 0 where there is no block
         rows, columns = np.indices(found.shape)
         found = np.where(rows + columns < len(found), found, np.nan)
@@ -140,12 +143,7 @@ def _arrays_of(scores: Scores) -> dict[str, Numbers]:
 
 
 def _parse(text: bytes, arrays: Arrays) -> Scores:
-    """Read a header and the arrays that it names.
-
-    Raises:
-        FormatError: another format or version, or a rule of docs/formats.md is broken.
-        ConfigError: an entry of a candidate is none.
-    """
+    """Read a header and the arrays that it names."""
     header = header_json(text, dict)
     if (header.get("format"), header.get("version")) != FORMAT[:2]:
         met = f"{header.get('format')!r:.40} {header.get('version')!r:.20}"
@@ -173,14 +171,15 @@ def _parse(text: bytes, arrays: Arrays) -> Scores:
 def _origin(header: dict[str, Any]) -> Origin:
     model, texts = header["model"], header["texts"]
     check_types("model", model, {"source": str, "fingerprint": str})
-    _check_digest("fingerprint", model["fingerprint"])
+    fingerprint = model["fingerprint"]
+    _check(HEX.fullmatch(fingerprint), f"fingerprint {fingerprint!r:.20} is no SHA-256")
     _check(all(type(v) is str for v in header["versions"].values()), "versions are no strings")
     modules = [record("modules", one, ModuleCost) for one in header["modules"]]
     for one in modules:
         is_sound = one.kind in KINDS and one.stack in ("encoder", "decoder") and one.units >= 0
         _check(is_sound and is_finite(one.macs_per_unit), f"module {one.name}: {one}")
     return Origin(
-        *(header["method"], header["options"], model["source"], model["fingerprint"], modules),
+        *(header["method"], header["options"], model["source"], fingerprint, modules),
         *(None if texts is None else _texts(texts), header["versions"]),
     )
 
@@ -188,21 +187,15 @@ def _origin(header: dict[str, Any]) -> Origin:
 def _texts(value: dict[str, Any]) -> tables.TextsRead:
     mean = value.pop("mean_tokens", None)
     found = record("texts", value, tables.TextsRead)
-    _check_digest("texts, sha256", found.sha256)
+    _check(HEX.fullmatch(found.sha256), f"texts, sha256 {found.sha256!r:.20} is no SHA-256")
     counts = [found.samples, *found.tokens.values()]
-    _check(all(type(n) is int and n > 0 for n in counts), "texts: no counts above 0")
+    _check(all(counts) and are_counts(counts), "texts: no counts above 0")
     _check(found.mean_tokens == mean, "texts: mean_tokens is not tokens by samples")
     return found
 
 
 class _Tables:
-    """Reads tables from their records in a header.
-
-    Attributes:
-        modules: name -> module of the model that was measured.
-        arrays: of the file.
-        named: names of the arrays that were read.
-    """
+    """Reads tables from their records in a header; `named` are the arrays that were read."""
 
     def __init__(self, modules: Sequence[ModuleCost], arrays: Arrays) -> None:
         self.modules = {module.name: module for module in modules}
@@ -214,12 +207,11 @@ class _Tables:
         name, components = value["module"], value["components"]
         self._known(name)
         what = f"units of {name}"
-        is_named = _are_names(components) and "importance" not in components
-        _check(is_named, f"{what}: components {components!r:.60} are no names")
+        _check_names(f"{what}: components", components, taken="importance")
         importance = self._finite(f"units/{name}/importance")
-        is_layer = self.modules[name].kind == "layer" and importance.ndim
         # of a layer they are tokens, as many as pass it
-        count = len(importance) if is_layer else self.modules[name].units
+        is_layer = self.modules[name].kind == "layer"
+        count = importance.size if is_layer else self.modules[name].units
         found = {key: self._finite(f"units/{name}/{key}") for key in components}
         _check(
             importance.shape == (count,) and count > 0
@@ -251,12 +243,11 @@ class _Tables:
         found = record("trees", value, tables.Tree)
         for path in (found.root, *found.dependents):
             is_inside = any(f"{path}.".startswith(f"{name}.") for name in self.modules)
-            is_path = type(path) is str and is_inside
-            _check(is_path, f"a tree of {path!r:.60}, which is in no module")
-        _check(all(type(path) is str for path in found.operations), "operations that are no paths")
+            _check(is_inside, f"a tree of {path!r:.60}, which is in no module")
+        paths = [*found.dependents, *found.operations]
+        _check(all(type(path) is str for path in paths), "a tree of what is no path")
         _check(
-            all(type(unit) is int and unit >= 0 for unit in found.units) and found.parameters > 0
-            and is_finite(found.importance),
+            are_counts(found.units) and found.parameters > 0 and is_finite(found.importance),
             f"tree of {found.root}: units, parameters or importance that it cannot have",
         )  # fmt: skip
         return found
@@ -265,11 +256,10 @@ class _Tables:
         check_types("candidates", value, dict.fromkeys(("modules", "entries", "columns"), list))
         names, columns = value["modules"], value["columns"]
         self._known(*names)
-        is_whole = len(names) == len(value["entries"])
-        _check(is_whole, "candidates: not one entry for each module")
-        _check(_are_names(columns), f"candidates: columns {columns!r:.60} are no names")
+        _check(len(names) == len(value["entries"]), "candidates: not one entry for each module")
+        _check_names("candidates: columns", columns)
         entries = [Entry.parse(entry, "candidates") for entry in value["entries"]]
-        found = {key: self._array(f"candidates/{key}").astype(np.float64) for key in columns}
+        found = {key: self._array(f"candidates/{key}") for key in columns}
         _check(
             all(one.shape == (len(names),) and not np.isinf(one).any() for one in found.values()),
             f"candidates: columns that are not {len(names)} numbers each",
@@ -278,8 +268,7 @@ class _Tables:
 
     def _known(self, *names: Any) -> None:
         for name in names:
-            is_known = isinstance(name, str) and name in self.modules
-            _check(is_known, f"{name!r:.60} is no module of its header")
+            _check(name in list(self.modules), f"{name!r:.60} is no module of its header")
 
     def _array(self, name: str) -> NDArray[Any]:
         self.named.append(name)
@@ -305,12 +294,9 @@ def _matrix(values: NDArray[Any], layers: int) -> Numbers:
     return values.astype(np.float64)
 
 
-def _are_names(values: Iterable[Any]) -> bool:
-    return all(type(key) is str and re.fullmatch("[a-z][a-z0-9_]*", key) for key in values)
-
-
-def _check_digest(what: str, value: str) -> None:
-    _check(HEX.fullmatch(value), f"{what} {value!r:.20} is no SHA-256")
+def _check_names(what: str, keys: Sequence[Any], taken: str = "") -> None:
+    are_names = all(type(key) is str and re.fullmatch("[a-z][a-z0-9_]*", key) for key in keys)
+    _check(are_names and taken not in keys, f"{what} {keys!r:.60} are no names")
 
 
 def _check(is_sound: Any, message: str) -> None:
