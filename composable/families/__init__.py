@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from composable.errors import UserError
 from composable.families.base import Family, Module, Owner
-from composable.families.bert import BERT
-from composable.families.distilbert import DISTILBERT
+from composable.families.bert import BERT, DISTILBERT
 from composable.families.gpt2 import GPT2
 from composable.families.llama import LLAMA
 from composable.families.opt import OPT

@@ -40,7 +40,7 @@ def split(model: nn.Module) -> None:
 
 
 def join(model: nn.Module) -> None:
-    """Undo `split`: give a model the state dict of the library's."""
+    """Undo `split`: give a model the library's state dict."""
     for name, module in list(model.named_modules()):
         if name.split(".")[-1] in NAMES and not isinstance(module, Conv1D):
             parts = module.children() if isinstance(module, SideBySide) else [module]

@@ -211,18 +211,16 @@ def _encode(variant: Variant, name: str, suffix: str) -> np.ndarray:
 
 
 def _to_json(record: Record) -> dict[str, Any]:
-    parts = record.entry.parts.items()
+    facts = record.facts()
+    entry: Entry = facts.pop("entry")
+    parts = entry.parts.items()
     return {
-        "module": record.module,
-        "kind": record.kind,
-        "rate": float(record.entry.rate),
-        "method": record.entry.method,
+        **facts,
+        "rate": float(entry.rate),
+        "method": entry.method,
         "parts": {key: {"rate": float(part.rate), "method": part.method} for key, part in parts},
-        "through": record.entry.through,
+        "through": entry.through,
         "plain": sorted(record.plain),
-        "kept_units": record.kept_units,
-        "gqa": record.gqa,
-        "removed": record.removed,
         "tensors": [tensor._asdict() for tensor in record.stored],
         "stats": {key: float(value) for key, value in record.stats.items()},
     }
