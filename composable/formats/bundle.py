@@ -13,7 +13,7 @@ from composable.errors import ConfigError, FormatError, MismatchError
 from composable.families.base import KINDS
 from composable.files import atomic_write, canonical_json, digest_of
 from composable.formats import container
-from composable.formats.config import Entry, check_block
+from composable.formats.config import Entry
 from composable.formats.container import Format, Layout, are_counts, check_types, header_json
 
 FORMAT = Format(
@@ -263,8 +263,7 @@ def _entry(what: str, value: dict[str, Any]) -> Entry:
     keys = ("rate", "method", "parts", "through")
     wanted = {key: value[key] for key in keys if value[key] not in (None, {})}
     try:
-        entry = Entry.parse(wanted, what)
-        check_block(value["module"], entry, what)
+        entry = Entry.parse(wanted, what, name=value["module"])
     except ConfigError as error:
         raise FormatError(str(error).rstrip(".")) from error
     if not entry.removals or not all(each.method for each in entry.removals.values()):
@@ -303,8 +302,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         text, self._data = container.open_payload(path, FORMAT.noun)
         found = _parse_header(text, len(self._data))
-        self.path = path
-        self.fingerprint, self.options, self.records, self._layout = found
+        self.path, (self.fingerprint, self.options, self.records, self._layout) = path, found
 
     def load(self, record: Record) -> Variant:
         """Read and verify one of `records`; no other variant's bytes are touched.

@@ -40,13 +40,16 @@ class Entry:
         return own | dict(self.parts)
 
     @classmethod
-    def parse(cls, value: Any, where: str, methods: Sequence[str] | None = None) -> "Entry":
+    def parse(
+        cls, value: Any, where: str, methods: Sequence[str] | None = None, name: str = ""
+    ) -> "Entry":
         """Read a number or an object with `rate` and perhaps `method`, `parts` or `through`.
 
         Args:
             value: what `json` read.
             where: file and module, the beginning of every message.
             methods: names that `method` may have; None leaves them unchecked.
+            name: of the module, where `through` has to be of the same stack and not before it.
 
         Raises:
             ConfigError: any other shape, a rate outside 0..1, an unknown key or method.
@@ -62,7 +65,7 @@ class Entry:
         method = _parse_method(value["method"], where, methods) if "method" in value else None
         entry = cls(_parse_rate(value["rate"], where), method)
         if "through" in value:
-            return _block(entry, value, where)
+            return _block(entry, value, where, name)
         parts = _parse_parts(value["parts"], where, methods) if "parts" in value else {}
         return _with_parts(entry, parts, where) if parts else entry
 
@@ -257,11 +260,11 @@ def _uniform(
     wholes += all_covered(layers)
     found = {}
     for module in modules:
-        if module.name in layers:
-            found[module.name] = layers[module.name]
-        elif module.kind in rates:
+        if module.kind in rates:
             is_part = any(families.contains(name, module.name) for name in wholes)
             found[module.name] = Entry(0.0 if is_part else rates[module.kind])
+        if module.name in layers:
+            found[module.name] = layers[module.name]
     return found
 
 
@@ -313,8 +316,7 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
                 f'{where}: "{name}": {_shown(given)} has "parts", which only conf_prune.json has; '
                 f"write one key for each, {keys}."
             )
-        configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
-        check_block(name, configuration[name], where)
+        configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods, name)
     return configuration
 
 
@@ -328,8 +330,7 @@ def _parse_variants(
     entries: list[Entry] = []
     for i, given in enumerate(value):
         where = f'{path}: "{name}"[{i}]'
-        entry = Entry.parse(given, where, methods)
-        check_block(name, entry, where)
+        entry = Entry.parse(given, where, methods, name)
         if not entry.removals:
             problem = "has rate 0, which needs no variant; leave it out"
             raise ConfigError(f"{where}: {_shown(given)} {problem}.")
@@ -456,8 +457,8 @@ def check_linear(entry: Entry, place: str) -> None:
         raise ConfigError(f"{place}: {problem}.")
 
 
-def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
-    """Read the rest of an entry with "through"."""
+def _block(entry: Entry, value: dict[str, Any], where: str, name: str) -> Entry:
+    """Read the rest of an entry with "through": the block ends in the list it begins in."""
     through = value["through"]
     if not isinstance(through, str) or not through.rpartition(".")[2].isdecimal():
         raise ConfigError(f'{where}: "through" is {_shown(through)}; write the path of a layer.')
@@ -466,23 +467,13 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
             f'{where}: {_shown(value)} replaces a block of layers; write "rate": 1 and the '
             '"method" that does so.'
         )
-    return replace(entry, through=through)
-
-
-def check_block(name: str, entry: Entry, where: str) -> None:
-    """Check that a block of layers ends in the list it begins in, and not before it begins.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if entry.through is None:
-        return
-    (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name, entry.through))
+    (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name or through, through))
     if path != other or not first.isdecimal() or int(last) < int(first):
         raise ConfigError(
-            f'{where}: a block from "{name}" through "{entry.through}"; expected a layer and '
-            "itself or a later one of the same stack."
+            f'{where}: a block from "{name}" through "{through}"; expected a layer and itself or '
+            "a later one of the same stack."
         )
+    return replace(entry, through=through)
 
 
 def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:

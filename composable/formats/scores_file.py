@@ -258,7 +258,8 @@ class _Tables:
         self._known(*names)
         _check(len(names) == len(value["entries"]), "candidates: not one entry for each module")
         _check_names("candidates: columns", columns)
-        entries = [Entry.parse(entry, "candidates") for entry in value["entries"]]
+        pairs = zip(names, value["entries"], strict=True)
+        entries = [Entry.parse(entry, "candidates", name=name) for name, entry in pairs]
         found = {key: self._array(f"candidates/{key}") for key in columns}
         _check(
             all(one.shape == (len(names),) and not np.isinf(one).any() for one in found.values()),
