@@ -305,11 +305,7 @@ class Reader:
         self.path, (self.fingerprint, self.options, self.records, self._layout) = path, found
 
     def load(self, record: Record) -> Variant:
-        """Read and verify one of `records`; no other variant's bytes are touched.
-
-        Raises:
-            FormatError: its bytes are damaged.
-        """
+        """Read one of `records`, and no other's bytes; FormatError where they are damaged."""
         variant = Variant(**record.facts())
         for tensor in record.stored:
             try:

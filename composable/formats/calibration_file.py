@@ -211,11 +211,7 @@ class Calibration:
         return self._load(linear, "valid")
 
     def require(self, linears: Iterable[str]) -> None:
-        """Refuse to go on without the moments of `linears`.
-
-        Raises:
-            MismatchError: one was not measured.
-        """
+        """Raise MismatchError where the moments of one of `linears` were not measured."""
         missing = [linear for linear in linears if linear not in self._index]
         if missing:
             raise MismatchError(

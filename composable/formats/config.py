@@ -154,13 +154,10 @@ def write_scheme(path: Path, scheme: Scheme) -> None:
 
 
 def merge_parts(configuration: Configuration, where: str = "configuration") -> Configuration:
-    """Join what is pruned together to one entry, of the module with those of its parts.
+    """Join what is pruned together to one entry, which stands where the first of its keys stood.
 
     These are an attention and its output projection, both above 0, and the linears of an ffn where
     one of them goes as a whole. `where` is the beginning of every message.
-
-    Returns:
-        A new configuration; a joined entry stands where the first of its keys stood.
 
     Raises:
         ConfigError: another module and a part of it are both above 0, or nothing is left of a part.
@@ -224,11 +221,7 @@ def scheme_of(
 
 
 def pick(configurations: Sequence[Configuration], index: int, path: Path | str) -> Configuration:
-    """Return configuration `index`, counted from 0.
-
-    Raises:
-        ConfigError: there is none; the message names the range.
-    """
+    """Return configuration `index`, counted from 0; ConfigError with the range if there is none."""
     if not 0 <= index < len(configurations):
         valid = f"0 to {len(configurations) - 1}" if len(configurations) > 1 else "0 only"
         raise ConfigError(f"{path}: no configuration {index}; -n counts from 0, here {valid}.")
@@ -429,11 +422,6 @@ def _check_kind(name: str, entry: Entry, modules: Mapping[str, Module], where: s
         raise ConfigError(f"{place}: {entry}, {problem}.")
     if module.kind == "linear":
         check_linear(entry, place)
-    if entry.parts:
-        _check_parts(module, entry, place)
-
-
-def _check_parts(module: Module, entry: Entry, place: str) -> None:
     for key, part in entry.parts.items():
         if key not in module.linears:
             raise ConfigError(
@@ -441,17 +429,13 @@ def _check_parts(module: Module, entry: Entry, place: str) -> None:
                 f"{', '.join(module.linears) or 'none'}); name one that it has."
             )
         check_linear(part, f'{place}, part "{key}"')
-    if module.kind == "ffn":
+    if entry.parts and module.kind == "ffn":
         problem = "but neurons and weights of an ffn cannot both be pruned; set one of them to 0"
         raise ConfigError(f"{place}: {entry}, {problem}.")
 
 
 def check_linear(entry: Entry, place: str) -> None:
-    """Refuse a linear at rate 1: what should stand in its place is not defined yet.
-
-    Raises:
-        ConfigError: the rate is 1; the message begins with `place`.
-    """
+    """Raise ConfigError for a linear at rate 1, as nothing can stand in its place yet."""
     if entry.rate == 1:
         problem = "a linear cannot be removed whole (rate 1) yet; choose a rate below 1"
         raise ConfigError(f"{place}: {problem}.")

@@ -69,11 +69,7 @@ Layout = dict[str, dict[str, Any]]
 
 
 def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
-    """Place tensors, given by name, dtype and shape, in the data without holes.
-
-    Raises:
-        FormatError: two of them have the same name.
-    """
+    """Place tensors (name, dtype, shape) without holes; FormatError if two have one name."""
     placed: Layout = {}
     end = 0
     for name, dtype, shape in tensors:
@@ -183,21 +179,13 @@ def parse_metadata(
 
 
 def check_places(entries: dict[str, Any], layout: Layout, header: bytes, size: int) -> None:
-    """Compare what a header says of its tensors, and the size of the data, with what must be.
-
-    Raises:
-        FormatError: they differ, or the header is not padded.
-    """
+    """Raise FormatError where tensors or data size are not as laid out, or padding is missing."""
     if entries != layout or size != _data_size(layout) or len(header) % 8:
         raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
 
 
 def header_json(text: str | bytes, kind: type[T]) -> T:
-    """Parse a part of a header: strict JSON (see `files.parse_json`) of type `kind`.
-
-    Raises:
-        FormatError: it is not.
-    """
+    """Parse a part of a header; FormatError if it is no strict JSON (`files`) of type `kind`."""
     try:
         value = parse_json(text)
     except FormatError as error:

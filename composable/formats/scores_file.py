@@ -212,11 +212,7 @@ class Scores:
         return list(dict.fromkeys(one.stack for one in self.distances))
 
     def require_model(self, fingerprint: str, path: Path) -> None:
-        """Refuse scores of another model; those of other programs cannot be checked.
-
-        Raises:
-            MismatchError: they were measured on another model.
-        """
+        """Raise MismatchError for scores of another model, which other programs' do not name."""
         if self.origin is not None:
             FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
 
@@ -244,11 +240,7 @@ class Scores:
         return found[0]
 
     def order_of_layers(self, stack: str) -> Order:
-        """Return the order in which layers of a stack leave.
-
-        Raises:
-            UserError: it was not measured.
-        """
+        """Return the order in which layers of a stack leave; UserError if it was not measured."""
         modules = self.origin.modules if self.origin else ()
         layers = {one.name for one in modules if (one.kind, one.stack) == ("layer", stack)}
         for one in self.orders:
@@ -260,11 +252,7 @@ class Scores:
         )
 
     def importance(self, module: str) -> Numbers:
-        """Return how much every unit of a module matters: (units,) float64, higher is kept.
-
-        Raises:
-            UserError: it was not measured.
-        """
+        """Return the importance of a module's units, (units,); UserError if it is not measured."""
         if module in self.units:
             return self.units[module].importance
         has = f"that of {len(self.units)} others" if self.units else "none of any module"
