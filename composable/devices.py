@@ -12,11 +12,7 @@ NATIVE_BFLOAT16 = ("avx512_bf16", "amx_tile")
 
 
 def select_device(device: str) -> str:
-    """Turn a name such as auto or cuda:1 into cpu or cuda, and hide all GPUs but the chosen one.
-
-    Raises:
-        UserError: no such device.
-    """
+    """Turn auto, cuda:1 and the like into cpu or cuda, and hide all GPUs but the chosen one."""
     name, _, index = device.partition(":")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
         raise UserError(f"device {device}: expected auto, cpu, cuda or cuda:N.")

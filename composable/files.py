@@ -130,8 +130,7 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str | bytes) -> Any:
     """Parse strict JSON: UTF-8, no key twice in one object, no NaN and no infinities.
 
-    Raises:
-        FormatError: it is not; the message is a part of a sentence.
+    The message of its FormatError is a part of a sentence.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,11 +20,7 @@ __all__ = ["Family", "Module", "Owner"]
 
 
 def by_model_type(model_type: str) -> Family:
-    """Find the family of a `config.model_type`.
-
-    Raises:
-        UserError: no family covers it; the message names the known ones.
-    """
+    """Find the family of a `config.model_type`; UserError with the known ones if there is none."""
     known = {kind: family for family in FAMILIES for kind in family.model_types}
     if model_type not in known:
         raise UserError(

@@ -41,7 +41,7 @@ class Format(NamedTuple):
     remedy_for_model: str = ""
 
     def open(self, kind: Callable[[Path], T], path: Path, fingerprint: str | None) -> T:
-        """Open a .npy file as `kind`, which checks its whole header; any model's where None.
+        """Open a .npy file as `kind`, which checks its header; None stands for any model.
 
         Raises:
             FormatError: another format, a newer one, or damaged.
@@ -196,12 +196,9 @@ def header_json(text: str | bytes, kind: type[T]) -> T:
 
 
 def check_types(what: str, value: Any, types: Mapping[str, Any]) -> None:
-    """Compare the keys of a JSON object, and the exact types of its values, with a table.
+    """Raise FormatError where keys of a JSON object, or exact types of its values, are not these.
 
-    The table says key -> type as in an annotation; of lists and objects the content is not checked.
-
-    Raises:
-        FormatError: they differ.
+    `types` says key -> type as in an annotation; what lists and objects hold is not checked.
     """
     if not isinstance(value, dict) or value.keys() != types.keys():
         raise FormatError(f"{what}: {value!r:.60} has not the keys of docs/formats.md")
@@ -272,8 +269,7 @@ def read_numbers(
 ) -> list[np.ndarray]:
     """View tensors that have one digest: the first as numbers of `dtype`, others as bytes.
 
-    Raises:
-        FormatError: their bytes are damaged, or not all numbers are finite.
+    FormatError tells of damaged bytes, and of numbers that are not finite.
     """
     first, *others = (data[slice(*place["data_offsets"])] for place in places)
     if sha256(first, *others) != digest:
