@@ -12,7 +12,7 @@ from torch import Tensor
 from composable import families
 from composable.calibration.batching import GivenBatches, Texts
 from composable.errors import ConfigError, UserError
-from composable.formats.scores import Scores
+from composable.formats.scores_file import Scores
 from composable.models import in_memory, surgery
 from composable.models.checkpoint import Checkpoint
 from composable.models.export import record
@@ -70,8 +70,7 @@ def analyse(
         raise UserError(f"the calibration set is {what}; expected an iterable of samples.")
     names = (distances,) if isinstance(distances, str) else tuple(distances)
     options = LayerDistanceOptions(names, largest=largest, batch_size=batch_size)
-    some = list(islice(dataset, limit))
-    if not some:
+    if not (some := list(islice(dataset, limit))):
         raise UserError("the calibration set is empty; give at least one sample.")
     dense = Checkpoint(model, tokenizer, {}, info={"max_length": max_length})
     texts = (
@@ -125,7 +124,7 @@ def block_table(
     stack: str | None = None,
     distance: str | None = None,
 ) -> str:
-    """Return the best block of every size as a Markdown table, up to a distance of `threshold`."""
+    """Return the best block of every size, up to a distance of `threshold`, in Markdown."""
     return tables.as_markdown(list(tables.block_table(scores.blocks(stack, distance), threshold)))
 
 
@@ -169,9 +168,9 @@ def cut(
     why: dict[str, Any] = {}
     if scores is not None and gone:
         used = scores.blocks(name)
-        is_block = gone[-1] - gone[0] == len(gone) - 1
         why["distance"] = used.distance
-        why |= {"score": float(used.values[len(gone) - 1, gone[0]])} if is_block else {}
+        if gone[-1] - gone[0] == len(gone) - 1:
+            why["score"] = float(used.values[len(gone) - 1, gone[0]])
     record(model.config, name, gone, len(present), why)
     for key, value in model.config.to_dict().items():
         if before.get(key) != value:

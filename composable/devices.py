@@ -12,16 +12,16 @@ NATIVE_BFLOAT16 = ("avx512_bf16", "amx_tile")
 
 
 def select_device(device: str) -> str:
-    """Turn a name such as auto or cuda:1 into cpu or cuda, and hide all GPUs but the chosen one.
-
-    Raises:
-        UserError: no such device.
-    """
+    """Turn auto, cuda:1 and the like into cpu or cuda, and hide all GPUs but the chosen one."""
     name, _, index = device.partition(":")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device, re.ASCII):
         raise UserError(f"device {device}: expected auto, cpu, cuda or cuda:N.")
     if name == "cuda" and index and not torch.cuda.is_initialized():
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(int(index))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        listed = [str(int(index))] if visible is None else visible.split(",")[int(index) :]
+        if not listed:
+            raise UserError(f"device {device}: CUDA_VISIBLE_DEVICES is {visible!r}; count from 0.")
+        os.environ["CUDA_VISIBLE_DEVICES"] = listed[0]
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise UserError(f"device {device}: no CUDA device is available; use cpu.")
@@ -44,14 +44,3 @@ def select_dtype(dtype: str, device: str, trains: bool = True) -> str:
         tests = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in NATIVE_BFLOAT16)
         has_it = trains and any(test() for test in tests if test)
     return "bfloat16" if has_it else "float32"
-
-
-def _visible_device(index: int) -> str:
-    """Name the GPU that is number `index` of those this process may see."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return str(index)
-    listed = visible.split(",")
-    if index >= len(listed):
-        raise UserError(f"device cuda:{index}: CUDA_VISIBLE_DEVICES is {visible!r}; count from 0.")
-    return listed[index]

@@ -50,12 +50,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Open a temporary folder beside `path` and rename it to `path` when the block ends well.
-
-    Raises:
-        OSError: the folder above cannot be written, or the disk is full.
-        UserError: something is in the folder, or it is a file.
-    """
+    """Do for a folder what `atomic_write` does for a file; UserError as of `check_folder`."""
     check_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _beside(path)
@@ -75,11 +70,7 @@ def _beside(path: Path) -> Path:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder in which there is something.
-
-    Raises:
-        UserError: something is in the folder, or it is a file.
-    """
+    """Raise UserError where something is in the folder, or it is a file."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists already; name a folder that does not, or is empty.")
 
@@ -129,12 +120,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of strict JSON, see `parse_json`.
-
-    Raises:
-        FormatError: it is not; the message names the file.
-        OSError: the file cannot be read.
-    """
+    """Read a file of strict JSON, see `parse_json`, whose error gets the name of the file."""
     try:
         return parse_json(Path(path).read_bytes())
     except FormatError as error:
@@ -144,8 +130,7 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str | bytes) -> Any:
     """Parse strict JSON: UTF-8, no key twice in one object, no NaN and no infinities.
 
-    Raises:
-        FormatError: it is not; the message is a part of a sentence.
+    The message of its FormatError is a part of a sentence.
     """
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,11 +165,7 @@ def digest_of(value: Any) -> str:
 
 
 def assets(name: str) -> Path:
-    """Find a folder of assets/, beside the package in a clone, inside it when installed.
-
-    Raises:
-        FormatError: it is not there.
-    """
+    """Find a folder of assets/, beside the package or in it; FormatError if it is in neither."""
     here = Path(__file__).resolve().parent
     clone, installed = here.parent / "assets" / name, here / "assets" / name
     if not (clone.is_dir() or installed.is_dir()):

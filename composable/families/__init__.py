@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from composable.errors import UserError
 from composable.families.base import Family, Module, Owner
-from composable.families.bert import BERT
-from composable.families.distilbert import DISTILBERT
+from composable.families.bert import BERT, DISTILBERT
 from composable.families.gpt2 import GPT2
 from composable.families.llama import LLAMA
 from composable.families.opt import OPT
@@ -21,11 +20,7 @@ __all__ = ["Family", "Module", "Owner"]
 
 
 def by_model_type(model_type: str) -> Family:
-    """Find the family of a `config.model_type`.
-
-    Raises:
-        UserError: no family covers it; the message names the known ones.
-    """
+    """Find the family of a `config.model_type`; UserError with the known ones if there is none."""
     known = {kind: family for family in FAMILIES for kind in family.model_types}
     if model_type not in known:
         raise UserError(

@@ -20,12 +20,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Module:
-    """A named prunable part of a model.
+    """A named prunable part of a model, of one of the `KINDS`.
 
     Attributes:
         name: path in `named_modules()`; of an ffn that is no module of its own, that of its layer
             and `.ffn`.
-        kind: one of `KINDS`.
         stack: "encoder" or "decoder", whose tokens flow through it.
         parts: (role, child name) pairs; roles q, k, v, o of an attention, gate, up and down of an
             ffn. Child names may have dots.
@@ -81,11 +80,9 @@ class Owner(NamedTuple):
 
 @dataclass(frozen=True)
 class Layers:
-    """A list of layers.
+    """A list of layers, and the pattern of its path.
 
     Attributes:
-        path: pattern of its path.
-        stack: "encoder" or "decoder".
         counts: config values that hold its length.
         lists: config values that are lists with one entry per layer.
     """
@@ -103,17 +100,15 @@ class Family:
     Patterns are regular expressions for `re.fullmatch`. What lies in a layer is named from there.
 
     Attributes:
-        name: how the family is called in messages and tables.
         model_types: values of `config.model_type` that it covers.
-        layers: its lists of layers.
-        attention: pattern of an attention.
+        attention, cross_attention: patterns of all attentions, and of those that read the other
+            stack.
         attention_parts: (role, child name) of q, k, v and o.
         head_size: attribute of the attention, or of its `core`, with the width of a head.
         ffn: pattern of a feed-forward; "" where its linears lie in the layer itself.
         ffn_parts: (role, child name) of all linears an ffn may have: gate, up, down. Where there is
             a gate, the activation is the gate's.
         activation: child or attribute of the ffn (of the layer) that is its activation function.
-        cross_attention: pattern of those attentions that read the other stack.
         core: child of an attention that computes all but o; "" where the attention does so itself.
         counters: (attribute of the attention's core, what it counts) pairs to correct after heads
             went: "heads", "width" (heads times head size) or "per_group" (query heads of a group).
@@ -165,11 +160,7 @@ class Family:
         return None
 
     def modules(self, model: "nn.Module") -> list[Module]:
-        """List every prunable module, in the order of `named_modules()`.
-
-        Args:
-            model: dense or composed; units are read from the shapes it has now.
-        """
+        """List a model's prunable modules as they are now, in the order of `named_modules()`."""
         found: list[Module] = []
         waiting: dict[str, list[Module]] = {}  # path -> what is listed when it comes
         for name, child in model.named_modules():
@@ -219,10 +210,7 @@ class Family:
 
     def owner(self, name: str) -> Owner | None:
         """Find what a linear is a part of, by its name; None if it is no part of a module."""
-        place = self.place(name)
-        if place is None:
-            return None
-        _, layer, inner = place
+        _, layer, inner = self.place(name) or ("", "", "")
         ffn = [child for _, child in self.ffn_parts]
         if not self.ffn and inner in ffn:
             return Owner(f"{layer}.{FFN}", "ffn", inner)
@@ -235,14 +223,9 @@ class Family:
         return None
 
     def valid_tokens(self, model: Any, batch: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """Mark the tokens of each stack that are no padding.
+        """Mark the tokens of each stack that are no padding: stack -> (batch, length), bool.
 
-        Args:
-            model: of this family.
-            batch: from a collator.
-
-        Returns:
-            Stack -> (batch, length), bool; without targets nothing passes a decoder of two stacks.
+        Without targets nothing passes a decoder of two stacks.
         """
         if self.image_tokens is not None:
             pixels = batch["pixel_values"]
@@ -273,7 +256,7 @@ class Family:
         """Turn the recorded call of a dense attention into one that its variants can take."""
         if self.replay is not None:
             return self.replay(args, kwargs, output)
-        without = {name: None for name in kwargs if name == "past_key_values"}
+        without = {"past_key_values": None} if "past_key_values" in kwargs else {}
         return tuple(args), {**kwargs, **without}
 
 

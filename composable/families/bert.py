@@ -1,4 +1,4 @@
-"""BERT and what shares its layout (RoBERTa, XLM-R, CamemBERT, ELECTRA): post-norm encoders."""
+"""BERT, what shares its layout (RoBERTa, XLM-R, CamemBERT, ELECTRA), and DistilBERT."""
 
 from composable.families.base import Family, Layers
 
@@ -19,4 +19,16 @@ BERT = Family(
     ffn="",
     ffn_parts=(("up", "intermediate.dense"), ("down", "output.dense")),
     activation="intermediate.intermediate_act_fn",
+)
+
+DISTILBERT = Family(
+    name="DistilBERT",
+    model_types=("distilbert",),
+    layers=(Layers(r"(?:\w+\.)?transformer\.layer", "encoder", ("num_hidden_layers",)),),
+    attention="attention",
+    attention_parts=(("q", "q_lin"), ("k", "k_lin"), ("v", "v_lin"), ("o", "out_lin")),
+    head_size="attention_head_size",
+    ffn="ffn",
+    ffn_parts=(("up", "lin1"), ("down", "lin2")),
+    activation="activation",
 )

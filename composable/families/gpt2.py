@@ -17,10 +17,9 @@ def _prepare(model: "nn.Module") -> None:
 
 def _restore(model: "nn.Module") -> None:
     """Turn plain linears into the fused, transposed ones."""
-    from composable.families.gpt2_linears import join, rescale
+    from composable.families.gpt2_linears import join
 
     join(model)
-    rescale(model)
 
 
 GPT2 = Family(

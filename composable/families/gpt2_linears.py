@@ -40,29 +40,29 @@ def split(model: nn.Module) -> None:
 
 
 def join(model: nn.Module) -> None:
-    """Undo `split`: give a model the state dict of the library's."""
+    """Undo `split`, and let every attention compute what the library's does at its number."""
     for name, module in list(model.named_modules()):
         if name.split(".")[-1] in NAMES and not isinstance(module, Conv1D):
             parts = module.children() if isinstance(module, SideBySide) else [module]
             model.set_submodule(name, _conv(list(parts)))
-
-
-def rescale(model: nn.Module) -> None:
-    """Let the scores of every attention be divided as its present number says.
-
-    With `scale_attn_by_inverse_layer_idx` an attention divides its scores by a number that it gets
-    when it is made; where layers before it have left, its queries make up for the difference.
-    """
     for module in model.modules():
         if getattr(module, "scale_attn_by_inverse_layer_idx", False):
-            attention: Any = module
-            base = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
-            wanted = base / (attention.layer_idx + 1)
-            linear = attention.c_attn
-            width = linear.nf // 3
-            for queries in (linear.weight.data[:, :width], linear.bias.data[:width]):
-                queries *= attention.scaling / wanted
-            attention.scaling = wanted
+            _rescale(module)
+
+
+def _rescale(attention: Any) -> None:
+    """Let an attention divide its scores as its present number says.
+
+    It divides by a number that it got when it was made; where layers before it have left, its
+    queries make up for the difference.
+    """
+    base = attention.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+    wanted = base / (attention.layer_idx + 1)
+    linear = attention.c_attn
+    width = linear.nf // 3
+    for queries in (linear.weight.data[:, :width], linear.bias.data[:width]):
+        queries *= attention.scaling / wanted
+    attention.scaling = wanted
 
 
 def _conv(linears: Any) -> Conv1D:

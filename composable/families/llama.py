@@ -5,9 +5,7 @@ from composable.families.base import Family, Layers
 LLAMA = Family(
     name="Llama",
     model_types=("llama", "mistral", "qwen2", "qwen3"),
-    layers=(
-        Layers(r"(?:\w+\.)?layers", "decoder", ("num_hidden_layers",), lists=("layer_types",)),
-    ),
+    layers=(Layers(r"(?:\w+\.)?layers", "decoder", ("num_hidden_layers",), ("layer_types",)),),
     attention="self_attn",
     attention_parts=(("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "o_proj")),
     head_size="head_dim",

@@ -1,19 +1,114 @@
-"""Variant, and the .npy of variants: read, check, write, choose (docs/formats.md)."""
+"""Variants, and the .npy of variants: read, check, write, choose (docs/formats.md)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from composable.errors import FormatError, MismatchError
-from composable.files import atomic_write
-from composable.formats import bitmask, bundle_header, container
-from composable.formats.bundle_header import FORMAT, Description, Header, Record, Stored
+from composable.errors import ConfigError, FormatError, MismatchError
+from composable.families.base import KINDS
+from composable.files import atomic_write, canonical_json, digest_of
+from composable.formats import container
 from composable.formats.config import Entry
+from composable.formats.container import Format, Layout, are_counts, check_types, header_json
+
+FORMAT = Format(
+    *("composable.bundle", "4", "a bundle", "made for", "make it again with prune.py"),
+    remedy_for_model="give the model it was made from, or run prune.py on this one",
+)
+#: How heads leave an attention whose query heads share key/value heads.
+PER_GROUP, WHOLE_GROUPS = "per-group", "whole-groups"
+METADATA = ("checksum", "fingerprint", "format", "options", "variants", "version")
+TYPES = {
+    "module": str, "kind": str, "rate": float, "method": str | None, "parts": dict,
+    "through": str | None, "plain": list, "kept_units": list | None, "gqa": str | None,
+    "removed": bool, "tensors": list, "stats": dict,
+}  # fmt: skip
+PART_TYPES = {"rate": float, "method": str}
+
+
+@dataclass
+class Description:
+    """What is known of a variant without its tensors.
+
+    Attributes:
+        module: path of the module in the dense model.
+        entry: what it was made for; the methods are those really used, never None above rate 0.
+        plain: keys of `entry.removals` that were made for a plain number too, so that they answer
+            entries without a method as well.
+        kept_units: ascending ids of heads or neurons, numbered as in the dense module; None where
+            none left.
+        removed: the module is gone; there are no tensors but those of what stands in its place.
+        stats: finite numbers such as error_before and error_after.
+        gqa: with grouped queries, how heads left: PER_GROUP or WHOLE_GROUPS; else None.
+    """
+
+    module: str
+    kind: str
+    entry: Entry
+    plain: frozenset[str] = frozenset()
+    kept_units: list[int] | None = None
+    removed: bool = False
+    stats: dict[str, float] = field(default_factory=dict)
+    gqa: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the attributes above by name, without those that a subclass adds."""
+        return {name: getattr(self, name) for name in Description.__dataclass_fields__}
+
+
+class Stored(NamedTuple):
+    """A tensor as the header describes it; `kept` counts the values of a masked one, else None."""
+
+    name: str
+    shape: tuple[int, ...]
+    kept: int | None
+    sha256: str
+
+    @property
+    def parts(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """What the file appends to the tensor's name -> dtype and shape of what it holds there."""
+        if self.kept is None:
+            return {"": ("F32", self.shape)}
+        bits = -(-math.prod(self.shape) // 8)
+        return {".values": ("F32", (self.kept,)), ".mask": ("U8", (bits,))}
+
+
+@dataclass
+class Record(Description):
+    """One variant of a bundle as the header describes it; `Reader.load` gets its tensors."""
+
+    index: int = 0
+    stored: tuple[Stored, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of module, block, kind, kept units, removed, tensors; no rate, method, stats."""
+        stored = [list(tensor) for tensor in self.stored]
+        block = [self.module, self.entry.through]
+        return digest_of([block, self.kind, self.kept_units, self.removed, stored])
+
+
+def _parts_of(records: Iterable[Record]) -> list[tuple[int, Stored, str]]:
+    """List what the file holds, in its order: all float32 (so they stay aligned), then the masks.
+
+    Each is the index of the variant, the tensor, and a key of the tensor's `parts`.
+    """
+    parts = [(one.index, tensor, key) for one in records for tensor in one.stored
+             for key in tensor.parts]  # fmt: skip
+    return sorted(parts, key=lambda part: part[2] == ".mask")
+
+
+def _lay_out(records: Iterable[Record]) -> Layout:
+    """Place every tensor in the data, see `container.lay_out`."""
+    return container.lay_out(
+        (f"{index}/{tensor.name}{suffix}", *tensor.parts[suffix])
+        for index, tensor, suffix in _parts_of(records)
+    )
 
 
 @dataclass(eq=False)
@@ -57,14 +152,18 @@ def write(path: Path, bundle: Bundle) -> None:
     """
     try:
         records = [_describe(variant, i) for i, variant in enumerate(bundle.variants)]
-        text = bundle_header.build_header(Header(bundle.fingerprint, bundle.options, records))
-        size = container.data_size(bundle_header.lay_out(records))
-        bundle_header.parse_header(text, size)  # what could not be read must not be written
+        metadata = {
+            "fingerprint": bundle.fingerprint,
+            "options": canonical_json(bundle.options),
+            "variants": canonical_json([_to_json(record) for record in records]),
+        }
+        text, size = container.build_header(FORMAT, metadata, _lay_out(records))
+        _parse_header(text, size)  # what could not be read must not be written
     except FormatError as error:
         raise FormatError(f"{path}: not written: {error}.") from error
     with atomic_write(Path(path)) as file:
         file.write(container.file_start(text, size))
-        for index, tensor, suffix in bundle_header.parts_of(records):
+        for index, tensor, suffix in _parts_of(records):
             file.write(_encode(bundle.variants[index], tensor.name, suffix).data)
 
 
@@ -81,8 +180,7 @@ def _describe(variant: Variant, index: int = 0) -> Record:
 
 
 def _describe_tensor(variant: Variant, name: str) -> Stored:
-    mask = variant.masks.get(name)
-    kept = None if mask is None else int(mask.sum())
+    kept = int(variant.masks[name].sum()) if name in variant.masks else None
     described = Stored(name, tuple(variant.tensors[name].shape), kept, "")
     arrays = (_encode(variant, name, suffix) for suffix in described.parts)
     return described._replace(sha256=container.sha256(*arrays))
@@ -107,31 +205,107 @@ def _encode(variant: Variant, name: str, suffix: str) -> np.ndarray:
     if suffix:
         mask = variant.masks[name].cpu().numpy()
         if suffix == ".mask":
-            return bitmask.pack(mask)
+            return np.packbits(mask)
         values = values.reshape(-1)[np.flatnonzero(mask)]
     return values.astype("<f4", copy=False).reshape(-1).view(np.uint8)
 
 
-class Reader:
-    """An open bundle: all of its header is checked; tensors are read when asked for.
+def _to_json(record: Record) -> dict[str, Any]:
+    facts = record.facts()
+    entry: Entry = facts.pop("entry")
+    parts = entry.parts.items()
+    return {
+        **facts,
+        "rate": float(entry.rate),
+        "method": entry.method,
+        "parts": {key: {"rate": float(part.rate), "method": part.method} for key, part in parts},
+        "through": entry.through,
+        "plain": sorted(record.plain),
+        "tensors": [tensor._asdict() for tensor in record.stored],
+        "stats": {key: float(value) for key, value in record.stats.items()},
+    }
 
-    Attributes:
-        path, fingerprint, options: of the bundle.
-        records: all variants, in the order of the file.
-    """
+
+def _parse_header(text: bytes, size: int) -> tuple[str, dict[str, Any], list[Record], Layout]:
+    """Check all that a header says, which `size` bytes follow; return what it says."""
+    metadata, entries = container.parse_metadata(text, FORMAT, METADATA)
+    options = header_json(metadata["options"], dict)
+    variants = header_json(metadata["variants"], list)
+    records = [_record(i, value) for i, value in enumerate(variants)]
+    if len({(record.module, record.entry) for record in records}) < len(records):
+        raise FormatError("two variants of one module have the same rate and method")
+    layout = _lay_out(records)
+    container.check_places(entries, layout, text, size)
+    return metadata["fingerprint"], options, records, layout
+
+
+def _record(index: int, value: Any) -> Record:
+    """Check one record of the header: its keys, their values, the rules between them."""
+    what = f"variant {index}"
+    check_types(what, value, TYPES)
+    stored = [container.record(f"{what}, a tensor", each, Stored) for each in value["tensors"]]
+    for part in value["parts"].values():
+        check_types(f"{what}, a part", part, PART_TYPES)
+    if value["plain"] != sorted({str(key) for key in value["plain"]}):
+        raise FormatError(f"{what}: plain {value['plain']!r:.60} are no ascending keys")
+    record = Record(
+        **{key: value[key] for key in ("module", "kind", "kept_units", "removed", "stats", "gqa")},
+        entry=_entry(what, value),
+        plain=frozenset(value["plain"]),
+        index=index,
+        stored=tuple(tensor._replace(shape=tuple(tensor.shape)) for tensor in stored),
+    )
+    container.check_rules(f'{what} ("{record.module}")', _rules(record))
+    return record
+
+
+def _entry(what: str, value: dict[str, Any]) -> Entry:
+    keys = ("rate", "method", "parts", "through")
+    wanted = {key: value[key] for key in keys if value[key] not in (None, {})}
+    try:
+        entry = Entry.parse(wanted, what, name=value["module"])
+    except ConfigError as error:
+        raise FormatError(str(error).rstrip(".")) from error
+    if not entry.removals or not all(each.method for each in entry.removals.values()):
+        raise FormatError(f"{what}: {entry} needs a rate above 0 and a method")
+    return entry
+
+
+def _rules(record: Record) -> dict[str, bool]:
+    """Say for each rule between the values of a record whether it is kept."""
+    units, entry, stored = record.kept_units, record.entry, record.stored
+    names = [tensor.name for tensor in stored]
+    return {
+        f"kind is one of {', '.join(KINDS)}": record.kind in KINDS,
+        "kept_units are numbers, ascending": units is None
+        or (are_counts(units) and sorted(set(units)) == units),
+        f"gqa is {PER_GROUP} or {WHOLE_GROUPS}": record.gqa in (None, PER_GROUP, WHOLE_GROUPS),
+        "shapes are sizes": all(are_counts(tensor.shape) for tensor in stored),
+        "kept values are counted": are_counts(tensor.kept or 0 for tensor in stored),
+        "tensors are sorted by name": names == sorted(set(names)),
+        "stats are finite": all(map(container.is_finite, record.stats.values())),
+        "a removed variant has nothing else": not (record.removed and units)
+        and not (record.removed and stored and record.kind != "layer"),
+        "rate 1 means removed": record.removed or entry.rate < 1,
+        "an attention above rate 0 or an ffn at rate 0 has parts": not entry.parts
+        or record.kind == ("attention" if entry.rate > 0 else "ffn"),
+        "a part that is left has a weight": all(
+            part.rate == 1 or f"{key}.weight" in names for key, part in entry.parts.items()
+        ),
+        "plain are keys of what was pruned": record.plain <= entry.removals.keys(),
+    }
+
+
+class Reader:
+    """An open bundle: its header is checked; tensors are read when asked for."""
 
     def __init__(self, path: Path) -> None:
         text, self._data = container.open_payload(path, FORMAT.noun)
-        self.path, header = path, bundle_header.parse_header(text, len(self._data))
-        self.fingerprint, self.options, self.records = header
-        self._layout = bundle_header.lay_out(self.records)
+        found = _parse_header(text, len(self._data))
+        self.path, (self.fingerprint, self.options, self.records, self._layout) = path, found
 
     def load(self, record: Record) -> Variant:
-        """Read and verify one of `records`; no other variant's bytes are touched.
-
-        Raises:
-            FormatError: its bytes are damaged.
-        """
+        """Read one of `records`, and no other's bytes; FormatError where they are damaged."""
         variant = Variant(**record.facts())
         for tensor in record.stored:
             try:
@@ -149,7 +323,7 @@ class Reader:
         places = [self._layout[f"{index}/{tensor.name}{suffix}"] for suffix in tensor.parts]
         values, *packed = container.read_numbers(self._data, places, tensor.sha256, "<f4")
         if packed:
-            mask = bitmask.unpack(packed[0], tensor.shape)
+            mask = container.unpack_mask(packed[0], tensor.shape)
             if (found := np.count_nonzero(mask)) != tensor.kept:
                 raise FormatError(f"{found} mask bits are set, there are {tensor.kept} values")
             variant.masks[tensor.name] = torch.from_numpy(mask)
@@ -177,8 +351,7 @@ def choose(
         number: of the configuration in conf.json, for the message.
 
     Returns:
-        One (reader, record) for every module that is pruned, itself or in a part, in the
-        configuration's order.
+        One pair for every module that is pruned, itself or in a part, in this order.
 
     Raises:
         MismatchError: no variant answers an entry, or two different ones do.

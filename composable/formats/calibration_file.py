@@ -19,7 +19,6 @@ from composable.linalg.grams import Gram
 METADATA = ("checksum", "fingerprint", "format", "info", "inputs", "version")
 SPLITS = ("train", "valid")  # the calibration texts; those held out, which may be missing
 MOMENTS = ("matrix", "total")
-UNKNOWN = "0" * 64  # a digest that is not known yet
 REMEDY = (
     "delete it, or name another file, and prune.py or block_level_finetuning.py will measure it "
     "again"
@@ -65,14 +64,16 @@ class Header(NamedTuple):
         return tuple(split for split in SPLITS if split in self.info)
 
 
-def _build_header(header: Header) -> bytes:
-    """Return the JSON header; its length does not depend on the digests."""
+def _file_start(header: Header) -> bytes:
+    """Return all before the data, checked; its length does not depend on the digests."""
     metadata = {
         "fingerprint": header.fingerprint,
         "info": canonical_json(header.info),
         "inputs": canonical_json([vars(item) for item in header.inputs]),
     }
-    return container.build_header(FORMAT, metadata, _lay_out(header))
+    text, size = container.build_header(FORMAT, metadata, _lay_out(header))
+    _parse_header(text, size)  # what could not be read again must not be written
+    return container.file_start(text, size)
 
 
 def _lay_out(header: Header) -> Layout:
@@ -86,11 +87,7 @@ def _lay_out(header: Header) -> Layout:
 
 
 def _parse_header(text: bytes, size: int) -> Header:
-    """Read a header, with its padding, that `size` bytes follow; check everything that it says.
-
-    Raises:
-        FormatError: another format, a newer one, damaged, or it breaks a rule of the format.
-    """
+    """Read a header that `size` bytes follow, and check everything that it says."""
     metadata, entries = container.parse_metadata(text, FORMAT, METADATA)
     info = header_json(metadata["info"], dict)
     _check_info(info)
@@ -147,22 +144,20 @@ def write(path: Path, header: Header, grams: Iterable[Gram]) -> None:
         UserError: a moment is not finite.
         OSError: the file cannot be written; an older one stays.
     """
-    size = container.data_size(_lay_out(header))
     for item in header.inputs:
         names = (f"{split}.{moment}" for split in header.splits for moment in MOMENTS)
-        item.sha256 = dict.fromkeys(names, UNKNOWN)
+        item.sha256 = dict.fromkeys(names, "0" * 64)  # not known yet
     with atomic_write(Path(path)) as file:
-        start = container.file_start(_build_header(header), size)
+        start = _file_start(header)
         file.write(start)
         given = iter(grams)
         for split, item in product(header.splits, header.inputs):
             # no name for it here: it must be gone before the next is measured
             _write_gram(file, item, split, next(given))
-        text = _build_header(header)
-        _parse_header(text, size)  # what could not be read again must not be written
-        assert len(container.file_start(text, size)) == len(start), "the digests are known now"
+        final = _file_start(header)
+        assert len(final) == len(start), "the digests are known now"
         file.seek(0)
-        file.write(container.file_start(text, size))
+        file.write(final)
 
 
 def _write_gram(file: BinaryIO, item: Input, split: str, gram: Gram) -> None:
@@ -186,13 +181,9 @@ def _write_gram(file: BinaryIO, item: Input, split: str, gram: Gram) -> None:
 
 
 class Calibration:
-    """An open calibration: all of its header is checked; moments are read when asked for.
+    """An open calibration: its header is checked; moments are read when asked for.
 
     Attributes:
-        path: the file.
-        header: what it says.
-        fingerprint: of the dense model it was measured on.
-        info: of the texts, see `Header`.
         names: paths of the linears it covers, in the order in which they run.
     """
 
@@ -214,17 +205,13 @@ class Calibration:
         return self._load(linear, "train")
 
     def held_out(self, linear: str) -> Gram:
-        """Read the moments of a linear's input on the held-out texts; errors as of `inputs`."""
+        """Do what `inputs` does, for the held-out texts."""
         if "valid" not in self.info:
             raise MismatchError(f"{self.path}: was measured without held-out texts; {REMEDY}.")
         return self._load(linear, "valid")
 
     def require(self, linears: Iterable[str]) -> None:
-        """Refuse to go on without the moments of `linears`.
-
-        Raises:
-            MismatchError: one was not measured.
-        """
+        """Raise MismatchError where the moments of one of `linears` were not measured."""
         missing = [linear for linear in linears if linear not in self._index]
         if missing:
             raise MismatchError(
@@ -234,17 +221,17 @@ class Calibration:
 
     def _load(self, linear: str, split: str) -> Gram:
         self.require([linear])
-        index = self._index[linear]
-        item = self.header.inputs[index]
-        packed, total = (self._read(index, f"{split}.{moment}") for moment in MOMENTS)
+        item = self.header.inputs[self._index[linear]]
+        packed, total = (self._read(linear, f"{split}.{moment}") for moment in MOMENTS)
         upper = np.tri(item.width, dtype=bool).T
         matrix = np.empty(upper.shape)
         matrix[upper] = matrix.T[upper] = packed
         return Gram(torch.from_numpy(matrix), torch.from_numpy(total), item.tokens[split])
 
-    def _read(self, index: int, name: str) -> np.ndarray:
+    def _read(self, linear: str, name: str) -> np.ndarray:
         """Copy one tensor from the file and verify it."""
-        places, item = [self._layout[f"{index}/{name}"]], self.header.inputs[index]
+        index = self._index[linear]
+        item, places = self.header.inputs[index], [self._layout[f"{index}/{name}"]]
         try:
             values = container.read_numbers(self._data, places, item.sha256[name], "<f8")
             return values[0].astype(np.float64)

@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         rate: fraction removed, 0 (untouched) to 1 (the module is gone).
-        method: the method that was asked for; None for a plain number.
+        method: that was asked for; None for a plain number.
         parts: entries of linears in the module that are pruned together with it, by their path
             from the module's holder (`o`, `output.dense`).
         through: of a layer, the last one of the block that one thing replaces.
@@ -40,24 +40,32 @@ class Entry:
         return own | dict(self.parts)
 
     @classmethod
-    def parse(cls, value: Any, where: str, methods: Sequence[str] | None = None) -> "Entry":
+    def parse(
+        cls, value: Any, where: str, methods: Sequence[str] | None = None, name: str = ""
+    ) -> "Entry":
         """Read a number or an object with `rate` and perhaps `method`, `parts` or `through`.
 
         Args:
             value: what `json` read.
             where: file and module, the beginning of every message.
             methods: names that `method` may have; None leaves them unchecked.
+            name: of the module, where `through` has to be of the same stack and not before it.
 
         Raises:
             ConfigError: any other shape, a rate outside 0..1, an unknown key or method.
         """
         if not isinstance(value, dict):
             return cls(_parse_rate(value, where))
-        _check_keys(value, where)
+        known = ("rate", "method", "parts (in conf_prune.json)", "through (of a block of layers)")
+        for key in value:
+            if key not in [name.split()[0] for name in known]:
+                raise ConfigError(f"{where}: unknown key {_shown(key)}; known: {', '.join(known)}.")
+        if "rate" not in value:
+            raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
         method = _parse_method(value["method"], where, methods) if "method" in value else None
         entry = cls(_parse_rate(value["rate"], where), method)
         if "through" in value:
-            return _block(entry, value, where)
+            return _block(entry, value, where, name)
         parts = _parse_parts(value["parts"], where, methods) if "parts" in value else {}
         return _with_parts(entry, parts, where) if parts else entry
 
@@ -89,12 +97,9 @@ def read_configurations(
     """Read and check conf.json.
 
     Args:
-        path: the file, `[{module: entry, ...}, ...]`.
+        path: the file, `[{module: entry, ...}, ...]`; a module and its part are two keys.
         modules: what the model has, by name; None checks only what needs no model.
         methods: known method names; None leaves them unchecked.
-
-    Returns:
-        The configurations as written: a module and its part are two keys.
 
     Raises:
         ConfigError: the content is wrong; the message names configuration, module and value.
@@ -104,7 +109,8 @@ def read_configurations(
     value = files.read_json(path)
     remedy = "run config_generator.py to make"
     if not isinstance(value, list):
-        raise _unexpected(value, path, f"a list of configurations was expected; {remedy} one")
+        expected = f"a list of configurations was expected; {remedy} one"
+        raise _unexpected(value, f"{path}: holds", expected)
     if not value:
         raise ConfigError(f"{path}: [] holds no configuration; {remedy} some.")
     found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
@@ -132,7 +138,8 @@ def read_scheme(
     value = files.read_json(path)
     if not isinstance(value, dict):
         expected = "an object {module: [entry, ...]} was expected"
-        raise _unexpected(value, path, f"{expected}; run prune_scheme_generator.py to make it")
+        expected += "; run prune_scheme_generator.py to make it"
+        raise _unexpected(value, f"{path}: holds", expected)
     scheme = {name: _parse_variants(name, found, path, methods) for name, found in value.items()}
     if modules is not None:
         for name, entries in scheme.items():
@@ -147,13 +154,10 @@ def write_scheme(path: Path, scheme: Scheme) -> None:
 
 
 def merge_parts(configuration: Configuration, where: str = "configuration") -> Configuration:
-    """Join what is pruned together to one entry, of the module with those of its parts.
+    """Join what is pruned together to one entry, which stands where the first of its keys stood.
 
     These are an attention and its output projection, both above 0, and the linears of an ffn where
     one of them goes as a whole. `where` is the beginning of every message.
-
-    Returns:
-        A new configuration; a joined entry stands where the first of its keys stood.
 
     Raises:
         ConfigError: another module and a part of it are both above 0, or nothing is left of a part.
@@ -201,30 +205,23 @@ def scheme_of(
     """Transpose configurations, read from the conf.json at `path`, into variants that must exist.
 
     Returns:
-        The scheme (modules and entries in the order of their first appearance, each once, rate 0
-        left out), the number of variants asked for (a module with its parts counts once), and the
-        number needed.
+        The scheme (in the order of first appearance, each entry once, rate 0 left out), the number
+        of variants asked for (a module with its parts counts once), and the number needed.
 
     Raises:
         ConfigError: a module and a part of it are both above 0.
     """
-    scheme: dict[str, dict[Entry, None]] = {}
-    asked = 0
-    for i, configuration in enumerate(configurations):
-        for name, entry in merge_parts(configuration, f"{path}[{i}]").items():
-            if entry.removals:
-                scheme.setdefault(name, {})[entry] = None
-                asked += 1
-    needed = sum(len(entries) for entries in scheme.values())
-    return {name: list(entries) for name, entries in scheme.items()}, asked, needed
+    merged = [merge_parts(one, f"{path}[{i}]") for i, one in enumerate(configurations)]
+    asked = [pair for one in merged for pair in one.items() if pair[1].removals]
+    needed = dict.fromkeys(asked)  # each once, in order
+    scheme: Scheme = {}
+    for name, entry in needed:
+        scheme.setdefault(name, []).append(entry)
+    return scheme, len(asked), len(needed)
 
 
 def pick(configurations: Sequence[Configuration], index: int, path: Path | str) -> Configuration:
-    """Return configuration `index`, counted from 0.
-
-    Raises:
-        ConfigError: there is none; the message names the range.
-    """
+    """Return configuration `index`, counted from 0; ConfigError with the range if there is none."""
     if not 0 <= index < len(configurations):
         valid = f"0 to {len(configurations) - 1}" if len(configurations) > 1 else "0 only"
         raise ConfigError(f"{path}: no configuration {index}; -n counts from 0, here {valid}.")
@@ -256,11 +253,11 @@ def _uniform(
     wholes += all_covered(layers)
     found = {}
     for module in modules:
-        if module.name in layers:
-            found[module.name] = layers[module.name]
-        elif module.kind in rates:
+        if module.kind in rates:
             is_part = any(families.contains(name, module.name) for name in wholes)
             found[module.name] = Entry(0.0 if is_part else rates[module.kind])
+        if module.name in layers:
+            found[module.name] = layers[module.name]
     return found
 
 
@@ -300,7 +297,7 @@ def check_configuration(
 
 def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) -> Configuration:
     if not isinstance(value, dict):
-        raise _unexpected(value, where, "an object {module: rate} was expected")
+        raise _unexpected(value, f"{where}: holds", "an object {module: rate} was expected")
     configuration = {}
     for name, given in value.items():
         _check_name(name, where)
@@ -312,8 +309,7 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
                 f'{where}: "{name}": {_shown(given)} has "parts", which only conf_prune.json has; '
                 f"write one key for each, {keys}."
             )
-        configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods)
-        check_block(name, configuration[name], where)
+        configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods, name)
     return configuration
 
 
@@ -322,15 +318,12 @@ def _parse_variants(
 ) -> list[Entry]:
     _check_name(name, str(path))
     if not isinstance(value, list) or not value:
-        raise ConfigError(
-            f'{path}: "{name}" holds {_shown(value)}, a list of rates was expected; '
-            "list the rates, or leave the module out."
-        )
+        expected = "a list of rates was expected; list the rates, or leave the module out"
+        raise _unexpected(value, f'{path}: "{name}" holds', expected)
     entries: list[Entry] = []
     for i, given in enumerate(value):
         where = f'{path}: "{name}"[{i}]'
-        entry = Entry.parse(given, where, methods)
-        check_block(name, entry, where)
+        entry = Entry.parse(given, where, methods, name)
         if not entry.removals:
             problem = "has rate 0, which needs no variant; leave it out"
             raise ConfigError(f"{where}: {_shown(given)} {problem}.")
@@ -356,19 +349,9 @@ def _parse_method(value: Any, where: str, methods: Sequence[str] | None) -> str:
     return value
 
 
-def _check_keys(value: dict[str, Any], where: str) -> None:
-    known = "rate, method, parts (in conf_prune.json), through (of a block of layers)"
-    for key in value:
-        if key not in ("rate", "method", "parts", "through"):
-            raise ConfigError(f"{where}: unknown key {_shown(key)}; known: {known}.")
-    if "rate" not in value:
-        raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
-
-
 def _parse_parts(value: Any, where: str, methods: Sequence[str] | None) -> dict[str, Entry]:
     if not isinstance(value, dict) or not value:
-        expected = "an object {part: entry} was expected"
-        raise ConfigError(f'{where}: "parts" is {_shown(value)}, {expected}.')
+        raise _unexpected(value, f'{where}: "parts" is', "an object {part: entry} was expected")
     parts = {}
     for key, given in value.items():
         _check_name(key, f'{where}, "parts"')
@@ -410,8 +393,8 @@ def _check_name(name: str, where: str) -> None:
         raise ConfigError(f"{where}: {_shown(name)} is not the path of a module.")
 
 
-def _unexpected(value: Any, where: Path | str, expected: str) -> ConfigError:
-    return ConfigError(f"{where}: holds {_shown(value)}, {expected}.")
+def _unexpected(value: Any, place: str, expected: str) -> ConfigError:
+    return ConfigError(f"{place} {_shown(value)}, {expected}.")
 
 
 def _find_module(name: str, modules: Mapping[str, Module], where: str) -> Module:
@@ -439,11 +422,6 @@ def _check_kind(name: str, entry: Entry, modules: Mapping[str, Module], where: s
         raise ConfigError(f"{place}: {entry}, {problem}.")
     if module.kind == "linear":
         check_linear(entry, place)
-    if entry.parts:
-        _check_parts(module, entry, place)
-
-
-def _check_parts(module: Module, entry: Entry, place: str) -> None:
     for key, part in entry.parts.items():
         if key not in module.linears:
             raise ConfigError(
@@ -451,24 +429,20 @@ def _check_parts(module: Module, entry: Entry, place: str) -> None:
                 f"{', '.join(module.linears) or 'none'}); name one that it has."
             )
         check_linear(part, f'{place}, part "{key}"')
-    if module.kind == "ffn":
+    if entry.parts and module.kind == "ffn":
         problem = "but neurons and weights of an ffn cannot both be pruned; set one of them to 0"
         raise ConfigError(f"{place}: {entry}, {problem}.")
 
 
 def check_linear(entry: Entry, place: str) -> None:
-    """Refuse a linear at rate 1: what should stand in its place is not defined yet.
-
-    Raises:
-        ConfigError: the rate is 1; the message begins with `place`.
-    """
+    """Raise ConfigError for a linear at rate 1, as nothing can stand in its place yet."""
     if entry.rate == 1:
         problem = "a linear cannot be removed whole (rate 1) yet; choose a rate below 1"
         raise ConfigError(f"{place}: {problem}.")
 
 
-def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
-    """Read the rest of an entry with "through"."""
+def _block(entry: Entry, value: dict[str, Any], where: str, name: str) -> Entry:
+    """Read the rest of an entry with "through": the block ends in the list it begins in."""
     through = value["through"]
     if not isinstance(through, str) or not through.rpartition(".")[2].isdecimal():
         raise ConfigError(f'{where}: "through" is {_shown(through)}; write the path of a layer.')
@@ -477,23 +451,13 @@ def _block(entry: Entry, value: dict[str, Any], where: str) -> Entry:
             f'{where}: {_shown(value)} replaces a block of layers; write "rate": 1 and the '
             '"method" that does so.'
         )
-    return replace(entry, through=through)
-
-
-def check_block(name: str, entry: Entry, where: str) -> None:
-    """Check that a block of layers ends in the list it begins in, and not before it begins.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if entry.through is None:
-        return
-    (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name, entry.through))
+    (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name or through, through))
     if path != other or not first.isdecimal() or int(last) < int(first):
         raise ConfigError(
-            f'{where}: a block from "{name}" through "{entry.through}"; expected a layer and '
-            "itself or a later one of the same stack."
+            f'{where}: a block from "{name}" through "{through}"; expected a layer and itself or '
+            "a later one of the same stack."
         )
+    return replace(entry, through=through)
 
 
 def _overlaps(configuration: Configuration) -> Iterator[tuple[str, str]]:

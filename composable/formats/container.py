@@ -24,11 +24,9 @@ ITEM_SIZE = {"F64": 8, "F32": 4, "U8": 1}
 
 
 class Format(NamedTuple):
-    """A kind of file.
+    """A kind of file: name and version in its metadata, and words of messages about it.
 
     Attributes:
-        name: what its metadata says.
-        version: of the format.
         noun: what a message calls the file, such as "a bundle".
         made: how it comes from a model, such as "made for".
         remedy: what to do about a damaged file.
@@ -43,12 +41,7 @@ class Format(NamedTuple):
     remedy_for_model: str = ""
 
     def open(self, kind: Callable[[Path], T], path: Path, fingerprint: str | None) -> T:
-        """Open a file and check its whole header.
-
-        Args:
-            kind: class of the open file, which has a `fingerprint`.
-            path: the .npy file.
-            fingerprint: of the dense model it has to belong to; None accepts any.
+        """Open a .npy file as `kind`, which checks its header; None stands for any model.
 
         Raises:
             FormatError: another format, a newer one, or damaged.
@@ -76,11 +69,7 @@ Layout = dict[str, dict[str, Any]]
 
 
 def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
-    """Place tensors, given by name, dtype and shape, in the data without holes.
-
-    Raises:
-        FormatError: two of them have the same name.
-    """
+    """Place tensors (name, dtype, shape) without holes; FormatError if two have one name."""
     placed: Layout = {}
     end = 0
     for name, dtype, shape in tensors:
@@ -91,8 +80,7 @@ def lay_out(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> Layout:
     return placed
 
 
-def data_size(layout: Layout) -> int:
-    """Bytes of all tensors together."""
+def _data_size(layout: Layout) -> int:
     return max((entry["data_offsets"][1] for entry in layout.values()), default=0)
 
 
@@ -115,7 +103,6 @@ def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
 
     Raises:
         FormatError: another file, truncated or extended.
-        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         start = file.read(ARRAY_HEADER)
@@ -145,19 +132,17 @@ def _why_no_array(start: bytes, size: int, noun: str) -> str:
     return "not a .npy file" if start else f"an empty file, expected {noun}"
 
 
-def build_header(of: Format, metadata: Mapping[str, str], layout: Layout) -> bytes:
-    """Return the JSON header, padded to a multiple of 8 bytes, with its checksum filled in.
+def build_header(of: Format, metadata: Mapping[str, str], layout: Layout) -> tuple[bytes, int]:
+    """Return the JSON header, padded to 8 bytes and with its checksum, and the size of the data.
 
-    Args:
-        of: the format.
-        metadata: all but checksum, format and version.
-        layout: of the tensors.
+    `metadata` lacks checksum, format and version.
     """
     whole = {"checksum": "0" * 64, "format": of.name, "version": of.version, **metadata}
     entries = {"__metadata__": dict(sorted(whole.items())), **layout}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
+    header = text[: CHECKSUM.start] + header_checksum(text) + text[CHECKSUM.stop :]
+    return header, _data_size(layout)
 
 
 def header_checksum(header: bytes) -> bytes:
@@ -169,12 +154,7 @@ def header_checksum(header: bytes) -> bytes:
 def parse_metadata(
     header: bytes, expected: Format, keys: tuple[str, ...]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Read a header, with its padding, as far as all formats agree.
-
-    Args:
-        header: its bytes.
-        expected: the format it has to have.
-        keys: of the metadata, checksum included.
+    """Read a header as far as all formats agree; `keys` of the metadata include the checksum.
 
     Returns:
         The metadata, and what it says of the tensors.
@@ -199,21 +179,13 @@ def parse_metadata(
 
 
 def check_places(entries: dict[str, Any], layout: Layout, header: bytes, size: int) -> None:
-    """Compare what a header says of its tensors, and the size of the data, with what must be.
-
-    Raises:
-        FormatError: they differ, or the header is not padded.
-    """
-    if entries != layout or size != data_size(layout) or len(header) % 8:
+    """Raise FormatError where tensors or data size are not as laid out, or padding is missing."""
+    if entries != layout or size != _data_size(layout) or len(header) % 8:
         raise FormatError("damaged (names, types, shapes or offsets of the tensors are wrong)")
 
 
 def header_json(text: str | bytes, kind: type[T]) -> T:
-    """Parse a part of a header: strict JSON (see `files.parse_json`) of type `kind`.
-
-    Raises:
-        FormatError: it is not.
-    """
+    """Parse a part of a header; FormatError if it is no strict JSON (`files`) of type `kind`."""
     try:
         value = parse_json(text)
     except FormatError as error:
@@ -224,12 +196,9 @@ def header_json(text: str | bytes, kind: type[T]) -> T:
 
 
 def check_types(what: str, value: Any, types: Mapping[str, Any]) -> None:
-    """Compare the keys of a JSON object, and the exact types of its values, with a table.
+    """Raise FormatError where keys of a JSON object, or exact types of its values, are not these.
 
-    The table says key -> type as in an annotation; of lists and objects the content is not checked.
-
-    Raises:
-        FormatError: they differ.
+    `types` says key -> type as in an annotation; what lists and objects hold is not checked.
     """
     if not isinstance(value, dict) or value.keys() != types.keys():
         raise FormatError(f"{what}: {value!r:.60} has not the keys of docs/formats.md")
@@ -243,10 +212,8 @@ def _json_types(hint: Any) -> set[type]:
     if isinstance(hint, UnionType):
         return {kind for each in get_args(hint) for kind in _json_types(each)}
     plain = get_origin(hint) or hint
-    special: dict[Any, set[type]] = {
-        float: {int, float}, Mapping: {dict}, Sequence: {list}, tuple: {list}
-    }  # fmt: skip
-    return special.get(plain, {plain})
+    special: Any = {float: {int, float}, Mapping: {dict}, Sequence: {list}, tuple: {list}}
+    return set(special.get(plain, {plain}))
 
 
 def record(what: str, value: Any, kind: type[T]) -> T:
@@ -267,6 +234,23 @@ def are_counts(values: Iterable[Any]) -> bool:
     return all(type(value) is int and 0 <= value < 2**53 for value in values)
 
 
+def unpack_mask(packed: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Undo `np.packbits(mask)`: turn 1-D uint8 into booleans of `shape`.
+
+    The bits come row-major, the first in the highest bit of a byte, zero padded.
+
+    Raises:
+        FormatError: too few or too many bytes, or bits that belong to no value.
+    """
+    count = math.prod(shape)
+    if packed.shape != (-(-count // 8),):
+        raise FormatError(f"a mask of shape {packed.shape} for {count} values")
+    bits = np.unpackbits(packed).view(bool)
+    if bits[count:].any():
+        raise FormatError(f"a mask has bits after its {count} values")
+    return bits[:count].reshape(shape)
+
+
 def is_finite(value: Any) -> bool:
     """Tell whether what `json` read is a finite number."""
     return type(value) in (int, float) and abs(value) < math.inf
@@ -285,8 +269,7 @@ def read_numbers(
 ) -> list[np.ndarray]:
     """View tensors that have one digest: the first as numbers of `dtype`, others as bytes.
 
-    Raises:
-        FormatError: their bytes are damaged, or not all numbers are finite.
+    FormatError tells of damaged bytes, and of numbers that are not finite.
     """
     first, *others = (data[slice(*place["data_offsets"])] for place in places)
     if sha256(first, *others) != digest:

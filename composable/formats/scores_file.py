@@ -1,4 +1,4 @@
-"""The file of scores, scores.npz: write, read, and check what its header says of its tables."""
+"""Scores of a whole model, what matters how much, as tables; scores.npz: write, read, check."""
 
 import dataclasses
 import io
@@ -6,28 +6,260 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from composable.errors import ConfigError, FormatError
+from composable.errors import ConfigError, FormatError, UserError
 from composable.families.base import KINDS
 from composable.files import atomic_write, canonical_json
-from composable.formats import scores as tables
 from composable.formats.config import Entry
-from composable.formats.container import HEX, check_types, header_json, is_finite, record
-from composable.formats.scores import FORMAT, BlockDistances, ModuleCost, Numbers, Origin, Scores
+from composable.formats.container import (
+    HEX,
+    Format,
+    are_counts,
+    check_types,
+    header_json,
+    is_finite,
+    record,
+)  # fmt: skip
 
 log = logging.getLogger("composable")
+FORMAT = Format(
+    *("composable.scores", "2", "a file of scores", "measured on"),
+    *("make it again with rank_importance.py", "run rank_importance.py on this one"),
+)
+Numbers = NDArray[np.float64]
 HEADER = {
     "format": str, "version": str, "method": str, "options": dict, "model": dict,
     "texts": dict | None, "modules": list, "versions": dict, "units": list, "distances": list,
     "orders": list, "trees": list, "candidates": dict | None,
 }  # fmt: skip
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """A module of the measured model, see `families.Module`, and what one unit of it costs.
+
+    Attributes:
+        units: heads of an attention, neurons of an ffn, weights of a linear; a layer is one.
+        macs_per_unit: multiply-accumulates for one sample of the mean length of the texts; of the
+            usual lengths (`models.cost`) in a stack that no text passed.
+    """
+
+    name: str
+    kind: str
+    stack: str
+    units: int
+    macs_per_unit: float
+
+
+@dataclass(frozen=True)
+class TextsRead:
+    """The calibration set of a measurement.
+
+    Attributes:
+        name: of the data.
+        sha256: of all samples as the model sees them, see `tasks.samples.identity_of`.
+        tokens: stack -> real tokens of all samples, for the stacks that they pass.
+    """
+
+    name: str
+    sha256: str
+    samples: int
+    tokens: Mapping[str, int]
+
+    @property
+    def mean_tokens(self) -> dict[str, float]:
+        """Stack -> real tokens of a sample on average."""
+        return {stack: count / self.samples for stack, count in self.tokens.items()}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was measured, how, and on what.
+
+    Attributes:
+        method: name of the ranker.
+        options: all of its options, as JSON has them.
+        model: where the dense model, of which `fingerprint` and `modules` are, came from.
+        texts: None for a ranker that reads none.
+        versions: package -> its version.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    model: str
+    fingerprint: str
+    modules: Sequence[ModuleCost]
+    texts: TextsRead | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitImportance:
+    """How much every unit of a module matters.
+
+    Attributes:
+        importance: (units,) float64; higher is kept.
+        components: name -> what it was made of: (units,) or (units, K) float64.
+    """
+
+    importance: Numbers
+    components: Mapping[str, Numbers] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockDistances:
+    """How much every block of layers of one stack changes its input, by one distance.
+
+    Attributes:
+        stack, distance: names; "" in files of other programs.
+        values: (layers, layers) float64 by block size - 1 and first layer; NaN where there is no
+            block, or where it was not measured.
+        samples: of the calibration set; 0 where that is not known.
+    """
+
+    stack: str
+    distance: str
+    values: Numbers
+    samples: int = 0
+
+    @property
+    def layers(self) -> int:
+        """Layers of the stack."""
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order in which modules leave one by one, each chosen when the ones before it had left.
+
+    Attributes:
+        modules: names, the first to go first.
+        scores: of each when it was chosen; the lower, the less it mattered.
+        distance: by which it was chosen; "" where by none.
+        protected: names of modules that had to stay.
+    """
+
+    modules: Sequence[str]
+    scores: Sequence[float]
+    distance: str = ""
+    protected: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Weights that can only leave together.
+
+    Attributes:
+        root: the module, or the path of a linear in one, that leaves by choice.
+        units: of the root that leave; () for all of it.
+        dependents: paths of linears that lose rows or columns with it.
+        operations: paths of what has nothing left to do, such as an activation.
+        parameters: how many leave.
+        importance: of all of them; higher is kept.
+    """
+
+    root: str
+    units: Sequence[int]
+    dependents: Sequence[str]
+    operations: Sequence[str]
+    parameters: int
+    importance: float
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Variants that could be made, and what each would cost or save.
+
+    Attributes:
+        modules: name of the module of each.
+        entries: of each, as conf.json has it.
+        columns: name -> (candidates,) float64, such as error or macs; NaN where not measured.
+    """
+
+    modules: Sequence[str]
+    entries: Sequence[Entry]
+    columns: Mapping[str, Numbers]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a file of scores holds: where it comes from, and any of five tables.
+
+    Attributes:
+        origin: None in files of other programs.
+        units: by name of the module.
+        distances: every stack by every distance; the first is the main one.
+    """
+
+    origin: Origin | None = None
+    units: Mapping[str, UnitImportance] = field(default_factory=dict)
+    distances: Sequence[BlockDistances] = ()
+    orders: Sequence[Order] = ()
+    trees: Sequence[Tree] = ()
+    candidates: Candidates | None = None
+
+    @property
+    def stacks(self) -> list[str]:
+        """Stacks of which there are distances of blocks."""
+        return list(dict.fromkeys(one.stack for one in self.distances))
+
+    def require_model(self, fingerprint: str, path: Path) -> None:
+        """Raise MismatchError for scores of another model, which other programs' do not name."""
+        if self.origin is not None:
+            FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
+
+    def blocks(self, stack: str | None = None, distance: str | None = None) -> BlockDistances:
+        """Return a stack's distances of blocks: of its only one, by the first, where None.
+
+        Raises:
+            UserError: there are none, or a model of two stacks leaves open which one is meant.
+        """
+        if not self.distances:
+            method = self.origin.method if self.origin else "another program"
+            raise UserError(
+                f"the scores (of {method}) hold no distances of blocks of layers; measure them "
+                "with rank_importance.py, method layer_distance."
+            )
+        if stack is None and len(self.stacks) > 1:
+            raise UserError(f"the scores are of {' and '.join(self.stacks)}; name one stack.")
+        here = [one for one in self.distances if one.stack in (stack or self.stacks[0], "")]
+        if not here:
+            raise UserError(f"no scores of the {stack}; the file has those of {self.stacks[0]}.")
+        found = [one for one in here if distance in (None, one.distance)]
+        if not found:
+            names = ", ".join(one.distance or "one without a name" for one in here)
+            raise UserError(f'no scores by "{distance}"; the file has {names}.')
+        return found[0]
+
+    def order_of_layers(self, stack: str) -> Order:
+        """Return the order in which layers of a stack leave; UserError if it was not measured."""
+        modules = self.origin.modules if self.origin else ()
+        layers = {one.name for one in modules if (one.kind, one.stack) == ("layer", stack)}
+        for one in self.orders:
+            if layers.issuperset(one.modules):
+                return one
+        raise UserError(
+            f"the scores hold no order of removal of the {stack}; measure it with "
+            "rank_importance.py, option iterative."
+        )
+
+    def importance(self, module: str) -> Numbers:
+        """Return the importance of a module's units, (units,); UserError if it is not measured."""
+        if module in self.units:
+            return self.units[module].importance
+        has = f"that of {len(self.units)} others" if self.units else "none of any module"
+        raise UserError(
+            f'the scores hold no importance of the units of "{module}", but {has}; measure it '
+            "with rank_importance.py, for example by the method l1."
+        )
 
 
 def save(path: Path, scores: Scores) -> None:
@@ -72,11 +304,7 @@ def load(path: Path) -> Scores:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """Read every array of an .npz; the checksums of the archive are compared.
-
-    Raises:
-        FormatError: it is no .npz of plain arrays, or damaged.
-    """
+    """Read every array of an .npz; the checksums of the archive are compared."""
     try:
         with zipfile.ZipFile(path) as archive:
             contents = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
@@ -92,7 +320,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _of_another_program(arrays: Arrays) -> Scores:
-    found = arrays["result"] if "result" in arrays else arrays["arr_0"]
+    found = arrays["result" if "result" in arrays else "arr_0"]
     if found.ndim == 2 and len(found) == found.shape[1]:  # it has 0 where there is no block
         rows, columns = np.indices(found.shape)
         found = np.where(rows + columns < len(found), found, np.nan)
@@ -140,12 +368,7 @@ def _arrays_of(scores: Scores) -> dict[str, Numbers]:
 
 
 def _parse(text: bytes, arrays: Arrays) -> Scores:
-    """Read a header and the arrays that it names.
-
-    Raises:
-        FormatError: another format or version, or a rule of docs/formats.md is broken.
-        ConfigError: an entry of a candidate is none.
-    """
+    """Read a header and the arrays that it names."""
     header = header_json(text, dict)
     if (header.get("format"), header.get("version")) != FORMAT[:2]:
         met = f"{header.get('format')!r:.40} {header.get('version')!r:.20}"
@@ -173,60 +396,54 @@ def _parse(text: bytes, arrays: Arrays) -> Scores:
 def _origin(header: dict[str, Any]) -> Origin:
     model, texts = header["model"], header["texts"]
     check_types("model", model, {"source": str, "fingerprint": str})
-    _check_digest("fingerprint", model["fingerprint"])
+    fingerprint = model["fingerprint"]
+    _check(HEX.fullmatch(fingerprint), f"fingerprint {fingerprint!r:.20} is no SHA-256")
     _check(all(type(v) is str for v in header["versions"].values()), "versions are no strings")
     modules = [record("modules", one, ModuleCost) for one in header["modules"]]
     for one in modules:
         is_sound = one.kind in KINDS and one.stack in ("encoder", "decoder") and one.units >= 0
         _check(is_sound and is_finite(one.macs_per_unit), f"module {one.name}: {one}")
     return Origin(
-        *(header["method"], header["options"], model["source"], model["fingerprint"], modules),
+        *(header["method"], header["options"], model["source"], fingerprint, modules),
         *(None if texts is None else _texts(texts), header["versions"]),
     )
 
 
-def _texts(value: dict[str, Any]) -> tables.TextsRead:
+def _texts(value: dict[str, Any]) -> TextsRead:
     mean = value.pop("mean_tokens", None)
-    found = record("texts", value, tables.TextsRead)
-    _check_digest("texts, sha256", found.sha256)
+    found = record("texts", value, TextsRead)
+    _check(HEX.fullmatch(found.sha256), f"texts, sha256 {found.sha256!r:.20} is no SHA-256")
     counts = [found.samples, *found.tokens.values()]
-    _check(all(type(n) is int and n > 0 for n in counts), "texts: no counts above 0")
+    _check(all(counts) and are_counts(counts), "texts: no counts above 0")
     _check(found.mean_tokens == mean, "texts: mean_tokens is not tokens by samples")
     return found
 
 
 class _Tables:
-    """Reads tables from their records in a header.
-
-    Attributes:
-        modules: name -> module of the model that was measured.
-        arrays: of the file.
-        named: names of the arrays that were read.
-    """
+    """Reads tables from their records in a header; `named` are the arrays that were read."""
 
     def __init__(self, modules: Sequence[ModuleCost], arrays: Arrays) -> None:
         self.modules = {module.name: module for module in modules}
         self.arrays, self.named = arrays, list[str]()
         _check(len(self.modules) == len(modules), "a module is listed twice")
 
-    def units(self, value: Any) -> tuple[str, tables.UnitImportance]:
+    def units(self, value: Any) -> tuple[str, UnitImportance]:
         check_types("units", value, {"module": str, "components": list})
         name, components = value["module"], value["components"]
         self._known(name)
         what = f"units of {name}"
-        is_named = _are_names(components) and "importance" not in components
-        _check(is_named, f"{what}: components {components!r:.60} are no names")
+        _check_names(f"{what}: components", components, taken="importance")
         importance = self._finite(f"units/{name}/importance")
-        is_layer = self.modules[name].kind == "layer" and importance.ndim
         # of a layer they are tokens, as many as pass it
-        count = len(importance) if is_layer else self.modules[name].units
+        is_layer = self.modules[name].kind == "layer"
+        count = importance.size if is_layer else self.modules[name].units
         found = {key: self._finite(f"units/{name}/{key}") for key in components}
         _check(
             importance.shape == (count,) and count > 0
             and all(one.ndim in (1, 2) and len(one) == count for one in found.values()),
             f"{what}: arrays are not of shape ({count},) or ({count}, K)",
         )  # fmt: skip
-        return name, tables.UnitImportance(importance, found)
+        return name, UnitImportance(importance, found)
 
     def distances(self, value: Any) -> BlockDistances:
         check_types("distances", value, {"stack": str, "distance": str, "samples": int})
@@ -236,8 +453,8 @@ class _Tables:
         values = _matrix(self._array(f"distances/{stack}/{value['distance']}"), layers)
         return BlockDistances(**value, values=values)
 
-    def order(self, value: Any) -> tables.Order:
-        found = record("orders", value, tables.Order)
+    def order(self, value: Any) -> Order:
+        found = record("orders", value, Order)
         names = [*found.modules, *found.protected]
         self._known(*names)
         _check(found.modules and len(set(names)) == len(names), f"the order {names!r:.80}")
@@ -247,39 +464,37 @@ class _Tables:
         )
         return found
 
-    def tree(self, value: Any) -> tables.Tree:
-        found = record("trees", value, tables.Tree)
+    def tree(self, value: Any) -> Tree:
+        found = record("trees", value, Tree)
         for path in (found.root, *found.dependents):
             is_inside = any(f"{path}.".startswith(f"{name}.") for name in self.modules)
-            is_path = type(path) is str and is_inside
-            _check(is_path, f"a tree of {path!r:.60}, which is in no module")
-        _check(all(type(path) is str for path in found.operations), "operations that are no paths")
+            _check(is_inside, f"a tree of {path!r:.60}, which is in no module")
+        paths = [*found.dependents, *found.operations]
+        _check(all(type(path) is str for path in paths), "a tree of what is no path")
         _check(
-            all(type(unit) is int and unit >= 0 for unit in found.units) and found.parameters > 0
-            and is_finite(found.importance),
+            are_counts(found.units) and found.parameters > 0 and is_finite(found.importance),
             f"tree of {found.root}: units, parameters or importance that it cannot have",
         )  # fmt: skip
         return found
 
-    def candidates(self, value: Any) -> tables.Candidates:
+    def candidates(self, value: Any) -> Candidates:
         check_types("candidates", value, dict.fromkeys(("modules", "entries", "columns"), list))
         names, columns = value["modules"], value["columns"]
         self._known(*names)
-        is_whole = len(names) == len(value["entries"])
-        _check(is_whole, "candidates: not one entry for each module")
-        _check(_are_names(columns), f"candidates: columns {columns!r:.60} are no names")
-        entries = [Entry.parse(entry, "candidates") for entry in value["entries"]]
-        found = {key: self._array(f"candidates/{key}").astype(np.float64) for key in columns}
+        _check(len(names) == len(value["entries"]), "candidates: not one entry for each module")
+        _check_names("candidates: columns", columns)
+        pairs = zip(names, value["entries"], strict=True)
+        entries = [Entry.parse(entry, "candidates", name=name) for name, entry in pairs]
+        found = {key: self._array(f"candidates/{key}") for key in columns}
         _check(
             all(one.shape == (len(names),) and not np.isinf(one).any() for one in found.values()),
             f"candidates: columns that are not {len(names)} numbers each",
         )
-        return tables.Candidates(names, entries, found)
+        return Candidates(names, entries, found)
 
     def _known(self, *names: Any) -> None:
         for name in names:
-            is_known = isinstance(name, str) and name in self.modules
-            _check(is_known, f"{name!r:.60} is no module of its header")
+            _check(name in list(self.modules), f"{name!r:.60} is no module of its header")
 
     def _array(self, name: str) -> NDArray[Any]:
         self.named.append(name)
@@ -305,12 +520,9 @@ def _matrix(values: NDArray[Any], layers: int) -> Numbers:
     return values.astype(np.float64)
 
 
-def _are_names(values: Iterable[Any]) -> bool:
-    return all(type(key) is str and re.fullmatch("[a-z][a-z0-9_]*", key) for key in values)
-
-
-def _check_digest(what: str, value: str) -> None:
-    _check(HEX.fullmatch(value), f"{what} {value!r:.20} is no SHA-256")
+def _check_names(what: str, keys: Sequence[Any], taken: str = "") -> None:
+    are_names = all(type(key) is str and re.fullmatch("[a-z][a-z0-9_]*", key) for key in keys)
+    _check(are_names and taken not in keys, f"{what} {keys!r:.60} are no names")
 
 
 def _check(is_sound: Any, message: str) -> None:

@@ -18,12 +18,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Curve:
-    """One stats CSV: the name in the legend, and columns.
-
-    Attributes:
-        epochs: as in the file; 0 is the state before training.
-        training: losses; NaN where there is none (epoch 0).
-    """
+    """One stats CSV: the name in the legend, and columns; NaN where there is no training loss."""
 
     label: str
     epochs: tuple[float, ...]

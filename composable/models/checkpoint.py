@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import init_empty_weights
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from composable import families, files
 from composable.errors import FormatError, MismatchError, UserError
 from composable.families import Family
-from composable.formats import bitmask
+from composable.formats.container import unpack_mask
 from composable.models.structure import Structure, from_json, to_json
 from composable.models.surgery import apply_structure
 
@@ -161,7 +162,7 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
         model.generation_config = GenerationConfig.from_dict(generation)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     masks = {
-        name: torch.from_numpy(bitmask.unpack(packed.numpy(), shapes[name]))
+        name: torch.from_numpy(unpack_mask(packed.numpy(), shapes[name]))
         for name, packed in stored["masks"].items()
     }
     return Checkpoint(
@@ -199,7 +200,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": checkpoint.fingerprint,
         "tokenizer": _tokenizer_files(checkpoint.tokenizer),
         "masks": {
-            name: torch.from_numpy(bitmask.pack(mask.cpu().numpy()))
+            name: torch.from_numpy(np.packbits(mask.cpu().numpy()))
             for name, mask in sorted(checkpoint.masks.items())
         },
         "state_dict": state,

@@ -14,8 +14,7 @@ from composable import methods, progress
 from composable.calibration.collect import Block, States
 from composable.errors import ConfigError, UserError
 from composable.families import Module
-from composable.formats.bundle import Variant
-from composable.formats.bundle_header import PER_GROUP, WHOLE_GROUPS
+from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS, Variant
 from composable.formats.config import Entry, check_linear
 from composable.linalg.grams import Gram
 from composable.methods import Evidence, Method

@@ -11,7 +11,7 @@ import transformers
 
 from composable.errors import MismatchError
 from composable.formats import scores_file
-from composable.formats.scores import BlockDistances, Scores
+from composable.formats.scores_file import BlockDistances, Scores
 from composable.models import checkpoint, export
 from composable.models.structure import Edit, removed_layers
 from composable.ranking import layer_choice

@@ -13,7 +13,7 @@ from composable.errors import ShapeError, UserError
 from composable.formats import scores_file
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
-from composable.formats.scores import Scores
+from composable.formats.scores_file import Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base

@@ -31,7 +31,7 @@ DATA = np.frombuffer(np.array([1, -2.5, 0.25], np.float32).tobytes() + b"\x07\xf
 def path(tmp_path: Path) -> Path:
     """Two tensors, and their digest as a value of the format's own."""
     metadata = {"digest": container.sha256(DATA)}
-    start = container.file_start(container.build_header(FORMAT, metadata, LAYOUT), len(DATA))
+    start = container.file_start(*container.build_header(FORMAT, metadata, LAYOUT))
     (tmp_path / "x.npy").write_bytes(start + DATA.tobytes())
     return tmp_path / "x.npy"
 

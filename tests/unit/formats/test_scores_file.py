@@ -13,7 +13,7 @@ import pytest
 from composable.errors import FormatError, MismatchError, UserError
 from composable.formats import scores_file
 from composable.formats.config import Entry
-from composable.formats.scores import (
+from composable.formats.scores_file import (
     BlockDistances,
     Candidates,
     Order,

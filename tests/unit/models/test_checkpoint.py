@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from composable.errors import FormatError, MismatchError, UserError
-from composable.formats import bitmask
 from composable.formats.config import Entry
+from composable.formats.container import unpack_mask
 from composable.models.checkpoint import Checkpoint, fingerprint_of, load, save
 from composable.models.pretrained import import_model
 from composable.models.structure import Edit, from_json, to_json
@@ -407,17 +407,17 @@ def test_every_flipped_bit_is_refused(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (8,), (4, 16), (0, 4)])
 def test_masks_are_packed_row_by_row(shape: tuple[int, ...]) -> None:
     mask = np.random.default_rng(1).random(shape) > 0.5
-    packed = bitmask.pack(mask)
+    packed = np.packbits(mask)
     bits = "".join(str(int(bit)) for bit in mask.flatten())
     expected = [int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8)]
     assert packed.tolist() == expected
-    np.testing.assert_array_equal(bitmask.unpack(packed, shape), mask)
+    np.testing.assert_array_equal(unpack_mask(packed, shape), mask)
     with pytest.raises(FormatError, match="a mask of shape"):
-        bitmask.unpack(np.append(packed, packed[:1] if len(packed) else 0), shape)
+        unpack_mask(np.append(packed, packed[:1] if len(packed) else 0), shape)
     if spare := -len(bits) % 8:
         packed[-1] |= 1 << (spare - 1)
         with pytest.raises(FormatError, match=f"has bits after its {len(bits)} values"):
-            bitmask.unpack(packed, shape)
+            unpack_mask(packed, shape)
 
 
 EDITS = [
