@@ -4,19 +4,17 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from composable.calibration.second_moments import eval_mode
+from composable.families import Family
 from composable.linalg.grams import Gram, Regression, full_float32
 from composable.models.surgery import layer_lists
 from composable.progress import shows_progress
-
-if TYPE_CHECKING:
-    from composable.families import Family
 
 log = logging.getLogger("composable")
 Batch = Mapping[str, Tensor]
@@ -37,11 +35,11 @@ class Reader:
     """
 
     model: Any
-    family: "Family"
+    family: Family
     stacks: Mapping[str, nn.ModuleList]
 
     @classmethod
-    def of(cls, model: Any, family: "Family") -> "Reader":
+    def of(cls, model: Any, family: Family) -> "Reader":
         """Find the stacks of a model."""
         return cls(model, family, layer_lists(model, family))
 

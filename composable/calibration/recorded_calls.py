@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composable.families import Family, Module
 from composable.linalg.grams import Regression
-
-if TYPE_CHECKING:
-    from composable.families import Family, Module
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Recorder:
     """
 
     def __init__(
-        self, model: nn.Module, family: "Family", modules: Sequence["Module"], dtype: torch.dtype
+        self, model: nn.Module, family: Family, modules: Sequence[Module], dtype: torch.dtype
     ):
         self.model, self.family, self.modules, self.dtype = model, family, modules, dtype
         self._calls: dict[str, Call] = {}
@@ -124,13 +122,13 @@ class Recorder:
         self._outputs, self._stored = {}, {}
         return self._calls
 
-    def _see(self, module: "Module") -> Callable[..., None]:
+    def _see(self, module: Module) -> Callable[..., None]:
         def see(part: nn.Module, args: Any, output: Tensor) -> None:
             self._outputs[module.name] = self._store(output)
 
         return see
 
-    def _hook(self, module: "Module") -> Callable[..., None]:
+    def _hook(self, module: Module) -> Callable[..., None]:
         def keep(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             args, kwargs = self.family.replayed(args, kwargs, output)
             self._calls[module.name] = Call(
@@ -194,7 +192,7 @@ def mean_error(run: Callable[..., Tensor] | None, calls: Sequence[Call]) -> floa
 
 
 @torch.no_grad()
-def output_moments(part: nn.Module, module: "Module", calls: Sequence[Call]) -> Regression:
+def output_moments(part: nn.Module, module: Module, calls: Sequence[Call]) -> Regression:
     """Sum up the inputs of a variant's `o`, with the dense outputs as targets; on the CPU."""
     o = part.get_submodule(module.output)
     inputs: list[Tensor] = []

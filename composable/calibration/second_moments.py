@@ -3,16 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from composable.errors import UserError
+from composable.families import Family
 from composable.linalg.grams import Gram, full_float32
-
-if TYPE_CHECKING:
-    from composable.families import Family
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class SharedInput:
     stack: str
 
 
-def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dict[str, str]:
+def stacks_of(model: nn.Module, family: Family, linears: Iterable[str]) -> dict[str, str]:
     """Say whose tokens each linear reads: the encoder's where a cross-attention takes k and v.
 
     Raises:
@@ -56,7 +54,7 @@ def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dic
 
 
 def shared_inputs(
-    model: nn.Module, family: "Family", stacks: Mapping[str, str], batch: Mapping[str, Tensor]
+    model: nn.Module, family: Family, stacks: Mapping[str, str], batch: Mapping[str, Tensor]
 ) -> list[SharedInput]:
     """Run one sample and see which linears read the same tensor.
 
@@ -98,7 +96,7 @@ class InputMoments:
         inputs: from `shared_inputs`.
     """
 
-    def __init__(self, model: nn.Module, family: "Family", inputs: Sequence[SharedInput]):
+    def __init__(self, model: nn.Module, family: Family, inputs: Sequence[SharedInput]):
         self.model, self.family, self.inputs = model, family, inputs
         self.device = next(model.parameters()).device
         self._grams = [Gram.zeros(item.width, self.device) for item in inputs]
@@ -170,7 +168,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _run(model: nn.Module, family: "Family", batch: Mapping[str, Tensor]) -> None:
+def _run(model: nn.Module, family: Family, batch: Mapping[str, Tensor]) -> None:
     """Run the model up to its last layer, in float32."""
     device = next(iter(batch.values())).device
     with torch.inference_mode(), full_float32(device):

@@ -144,7 +144,7 @@ def load(path: Path) -> Checkpoint:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(
             f"{path}: its parts do not fit together "
-            f"({type(error).__name__}: {_first_line(error)}); make it again."
+            f"({type(error).__name__}: {first_line(error)}); make it again."
         ) from error
 
 
@@ -274,7 +274,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
         ) from error
     except Exception as error:
-        raise FormatError(f"{path}: unreadable ({_first_line(error)}); make it again.") from error
+        raise FormatError(f"{path}: unreadable ({first_line(error)}); make it again.") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
@@ -360,5 +360,6 @@ def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its class where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from composable.errors import ShapeError
+from composable.families import Family, Module
 from composable.models.surgery import LinearMap
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from composable.families import Family, Module
-
 
 SOURCE_LENGTH = 32
 TARGET_LENGTH = 32
@@ -41,23 +38,23 @@ class MACs:
         return self.total / self.tokens
 
 
-def parameters(model: "nn.Module") -> int:
+def parameters(model: nn.Module) -> int:
     """Count the stored weights; tied ones once, a masked one (0.0) like any other."""
     return sum(weight.numel() for weight in _stored(model))
 
 
-def nonzero_parameters(model: "nn.Module") -> int:
+def nonzero_parameters(model: nn.Module) -> int:
     """Count the stored weights that are not 0; tied ones once."""
     return sum(int(weight.count_nonzero()) for weight in _stored(model))
 
 
-def sparsity(model: "nn.Module") -> float:
+def sparsity(model: nn.Module) -> float:
     """Share of zeros among the parameters the model stores (removed ones are not among them)."""
     stored = parameters(model)
     return 1 - nonzero_parameters(model) / stored if stored else 0.0
 
 
-def removed(model: "nn.Module", dense_parameters: int) -> float:
+def removed(model: nn.Module, dense_parameters: int) -> float:
     """Share of the dense model's parameters that is gone or 0 in this one.
 
     Args:
@@ -76,8 +73,8 @@ def removed(model: "nn.Module", dense_parameters: int) -> float:
 
 
 def macs(
-    model: "nn.Module",
-    family: "Family",
+    model: nn.Module,
+    family: Family,
     source_length: int = SOURCE_LENGTH,
     target_length: int = TARGET_LENGTH,
     nonzero: bool = False,
@@ -118,7 +115,7 @@ def macs(
 
 
 def macs_per_unit(
-    model: "nn.Module", family: "Family", lengths: Mapping[str, float] | None = None
+    model: nn.Module, family: Family, lengths: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """Count the multiply-accumulates that leave with one unit of a module, in one forward pass.
 
@@ -152,8 +149,8 @@ def macs_per_unit(
 
 
 def report(
-    model: "nn.Module",
-    family: "Family",
+    model: nn.Module,
+    family: Family,
     dense_parameters: int | None = None,
     source_length: int = SOURCE_LENGTH,
     target_length: int = TARGET_LENGTH,
@@ -181,7 +178,7 @@ def report(
     }
 
 
-def _stored(model: "nn.Module") -> Iterator["nn.Parameter"]:
+def _stored(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield each stored weight once, also where two parameters share one memory."""
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for weight in model.parameters():
@@ -193,7 +190,7 @@ def _stored(model: "nn.Module") -> Iterator["nn.Parameter"]:
 
 
 def _module_macs(
-    model: "nn.Module", module: "Module", lengths: Mapping[str, float], nonzero: bool = False
+    model: nn.Module, module: Module, lengths: Mapping[str, float], nonzero: bool = False
 ) -> float:
     """MACs of one attention or ffn: weights times the tokens that pass them, scores, context."""
     holder = model.get_submodule(module.holder)

@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from composable.errors import ShapeError
 from composable.families import Family, Module
 from composable.families.base import Layers
 from composable.models.structure import Structure, check, mapped_layers, removed_layers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Zeros(nn.Module):
@@ -238,7 +236,7 @@ def adapt(holder: nn.Module, module: Module, family: Family, kept: list[int] | N
             setattr(core, attribute, counts[what])
 
 
-def apply_structure(model: "PreTrainedModel", family: Family, structure: Structure) -> None:
+def apply_structure(model: PreTrainedModel, family: Family, structure: Structure) -> None:
     """Give a dense `model` (also on the meta device) the shapes that its edits describe.
 
     Args:

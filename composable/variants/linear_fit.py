@@ -48,14 +48,14 @@ def fit_linear(
     pruned = [linear.read(variant) for variant in variants.values()]
     matrices = [gram.augmented() if linear.has_bias else gram.matrix for gram in texts]
     refitted = [weight for weight, _ in pruned]
-    if solver.tells_nothing(matrices[0]):
+    if solver.is_constant(matrices[0]):
         log.warning(
             "%s: its inputs never vary; the weights stay as pruned.", linear.module.output_path
         )
     else:
         refitted = _refit(linear.weight, pruned, matrices[0], options)
     values = [gram.count * len(linear.weight) for gram in texts]
-    norm = solver.squared_output(matrices[1], linear.weight) / values[1]
+    norm = solver.squared_error(matrices[1], linear.weight) / values[1]
 
     def fit(weight: Tensor, tensors: dict[str, Tensor], seconds: float) -> Fit:
         sums = [solver.squared_error(matrix, weight - linear.weight) for matrix in matrices]

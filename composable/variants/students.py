@@ -1,16 +1,14 @@
 """A variant that learns to imitate its dense module."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composable.families import Family, Module
+from composable.formats.bundle import Variant
 from composable.models.surgery import adapt, keep_units, put
-
-if TYPE_CHECKING:
-    from composable.families import Family, Module
-    from composable.formats.bundle import Variant
 
 
 class FeedForward(nn.Module):
@@ -24,7 +22,7 @@ class FeedForward(nn.Module):
         family: names the activation.
     """
 
-    def __init__(self, holder: nn.Module, module: "Module", family: "Family"):
+    def __init__(self, holder: nn.Module, module: Module, family: Family):
         super().__init__()
         for _, path in module.parts:
             self._add_parents(path)
@@ -60,7 +58,7 @@ class Student(nn.Module):
         masks: parameter name within `part` -> boolean tensor, True where the weight stays.
     """
 
-    def __init__(self, variant: "Variant", module: "Module", family: "Family", model: nn.Module):
+    def __init__(self, variant: Variant, module: Module, family: Family, model: nn.Module):
         super().__init__()
         holder = model.get_submodule(module.holder)
         if module.kind == "ffn":
