@@ -95,7 +95,7 @@ def block_moments(
         Block -> its moments on the calibration texts and on the held-out ones.
     """
     device = devices.select_device(device)
-    reader = layer_states.Reader.of(dense.model.float().to(device), dense.family)  # type: ignore[arg-type]
+    reader = layer_states.Reader(dense.model.float().to(device), dense.family)  # type: ignore[arg-type]
     places = {block: _place(dense, block) for block in blocks}
     pairs: dict[str, list[Pair]] = {}
     for stack, pair in places.values():

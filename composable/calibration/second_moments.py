@@ -1,7 +1,7 @@
 """Second moments of the inputs of linears, summed by hooks while the dense model runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,8 @@ def shared_inputs(
     def hook(linear: str) -> Callable[..., None]:
         return lambda part, args: seen.append((linear, args[0]))
 
-    with _hooked(model, {linear: hook(linear) for linear in stacks}):
-        _run(model, family, {name: tensor[:1] for name, tensor in batch.items()})
+    one = {name: tensor[:1] for name, tensor in batch.items()}
+    _run(model, family, one, {linear: hook(linear) for linear in stacks})
     if sorted(linear for linear, _ in seen) != sorted(stacks):
         raise RuntimeError(f"not every one of {sorted(stacks)} runs once in a pass")
     groups: dict[tuple[Any, ...], list[str]] = {}
@@ -117,8 +117,7 @@ class InputMoments:
             for index, item in enumerate(self.inputs)
             for linear in item.linears
         }
-        with _hooked(self.model, hooks):
-            _run(self.model, self.family, batch)
+        _run(self.model, self.family, batch, hooks)
         if any(self._reads):
             raise RuntimeError(f"linears of {self.inputs} did not run")
 
@@ -147,17 +146,6 @@ class InputMoments:
 
 
 @contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
-    """Call a hook before each of some modules runs."""
-    handles = [model.get_submodule(k).register_forward_pre_hook(v) for k, v in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off."""
     was_training = model.training
@@ -168,8 +156,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _run(model: nn.Module, family: Family, batch: Mapping[str, Tensor]) -> None:
-    """Run the model up to its last layer, in float32."""
+def _run(
+    model: nn.Module,
+    family: Family,
+    batch: Mapping[str, Tensor],
+    hooks: Mapping[str, Callable[..., None]],
+) -> None:
+    """Run the model up to its last layer, in float32; call a hook before each of some modules."""
     device = next(iter(batch.values())).device
-    with torch.inference_mode(), full_float32(device):
+    with ExitStack() as stack, torch.inference_mode(), full_float32(device):
+        for path, hook in hooks.items():
+            stack.enter_context(model.get_submodule(path).register_forward_pre_hook(hook))
         family.run(model, batch)

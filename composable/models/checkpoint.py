@@ -113,12 +113,7 @@ def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def fingerprint_of_stream(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash a model as `fingerprint_of` does, of which one tensor at a time is in memory.
-
-    Args:
-        config: as stored in the model file.
-        tensors: names and tensors in the order of the names, tied ones once.
-    """
+    """Hash as `fingerprint_of` does, with one tensor of `unique_tensors` at a time in memory."""
     total = hashlib.sha256(files.canonical_json(dict(config)).encode())
     for name, tensor in tensors:
         total.update(files.canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -55,11 +55,7 @@ def sparsity(model: nn.Module) -> float:
 
 
 def removed(model: nn.Module, dense_parameters: int) -> float:
-    """Share of the dense model's parameters that is gone or 0 in this one.
-
-    Args:
-        model: dense or composed.
-        dense_parameters: `parameters` of the dense model it was made from.
+    """Share of the `parameters` of the dense model it was made from that is gone or 0 in this one.
 
     Raises:
         ShapeError: the dense model cannot have so few parameters.
@@ -155,14 +151,9 @@ def report(
     source_length: int = SOURCE_LENGTH,
     target_length: int = TARGET_LENGTH,
 ) -> dict[str, Any]:
-    """Return every cost of a model as the scripts report it.
+    """Return every cost of a model with real weights as the scripts report it.
 
-    Args:
-        model: dense or composed, with real weights.
-        family: the model's family.
-        dense_parameters: parameters of the dense model; unknown: `removed` is None.
-        source_length: tokens of the encoder, for the MACs.
-        target_length: tokens of the decoder, for the MACs.
+    What is `removed` is None without `dense_parameters`; the lengths are those of `macs`.
     """
     shapes = macs(model, family, source_length, target_length)
     weights = macs(model, family, source_length, target_length, nonzero=True)

@@ -97,10 +97,7 @@ def record(
 
 
 def save(
-    model: Any,
-    folder: Path | str,
-    tokenizer: Any = None,
-    extra: Mapping[str, Any] | None = None,
+    model: Any, folder: Path | str, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write a plain transformers folder, whole or not at all; AutoModel reads it.
 

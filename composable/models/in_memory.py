@@ -35,7 +35,8 @@ def describe(model: Any) -> Checkpoint:
         UserError: unknown family.
     """
     family = families.of(model)
-    tensors = _fetched(model) if _is_offloaded(model) else unique_tensors(model.state_dict())
+    is_offloaded = any(has_offloaded_params(module) for module in model.modules())
+    tensors = _fetched(model) if is_offloaded else unique_tensors(model.state_dict())
     shown = model
     if family.prepare is not None and not _is_prepared(model, family):
         shown = _prepared(model, family, dict(tensors))
@@ -45,11 +46,6 @@ def describe(model: Any) -> Checkpoint:
     return Checkpoint(
         shown, None, config, fingerprint=fingerprint_of_stream(config, tensors), info=info
     )
-
-
-def _is_offloaded(model: nn.Module) -> bool:
-    """Tell whether some weights are elsewhere while the model does not run."""
-    return any(has_offloaded_params(module) for module in model.modules())
 
 
 def _fetched(model: Any) -> Iterator[tuple[str, Tensor]]:

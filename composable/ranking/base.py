@@ -42,27 +42,13 @@ class Ranker:
 
 
 def rank(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Scores:
-    """Measure a model, and say what was measured and how.
-
-    Args:
-        ranker: of the table.
-        dense: the dense model, where it should run.
-        texts: its calibration set; None for a ranker that reads none.
-        options: of the ranker's class of options.
-    """
+    """Measure a model, and say what was measured and how; for the arguments see `Ranker`."""
     found = ranker.measure(dense, texts, options)
     return dataclasses.replace(found, origin=origin_of(ranker, dense, texts, options))
 
 
 def origin_of(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Origin:
-    """Say what a ranker measured, how and on what.
-
-    Args:
-        ranker: as for `rank`, like the others.
-        dense: its weights are not looked at, and may be on the meta device.
-        texts: they are counted.
-        options: all of them are kept.
-    """
+    """Say what a ranker measured, how and on what; weights may be on the meta device."""
     read = None if texts is None else _read(dense, texts)
     macs = cost.macs_per_unit(dense.model, dense.family, read.mean_tokens if read else None)
     modules = [

@@ -186,17 +186,13 @@ def configurations(
     protect: Collection[int],
     linear_map: bool,
 ) -> list[Configuration]:
-    """Choose layers as the options of config_generator.py say.
+    """Choose layers as the options of config_generator.py say; most of them are of a `Choice`.
 
     Args:
         dense: the model.
         cuts: for every configuration how many layers go, or their numbers.
-        policy: see `Choice`, as for the options below.
+        policy, stack, distance, reference_offset, protect: see `Choice`.
         scores: file.
-        stack: whose layers, where there are two.
-        distance: of the scores.
-        reference_offset: see `best_block`.
-        protect: numbers of layers that stay.
         linear_map: whether a linear map comes in the place of every run of layers.
 
     Returns:
@@ -241,12 +237,9 @@ def _layers(dense: Checkpoint, stack: str | None) -> tuple[str, list[str]]:
 def layer_entries(
     names: Sequence[str], layers: Sequence[int], is_mapped: bool = False
 ) -> Configuration:
-    """Write down that some layers go.
+    """Write down which of a stack's layers go; their numbers ascend.
 
-    Args:
-        names: of all layers of a stack.
-        layers: numbers of those that go, ascending.
-        is_mapped: whether a linear map comes in the place of every run of neighbours.
+    With `is_mapped` a linear map comes in the place of every run of neighbours.
     """
     if not is_mapped:
         return {names[layer]: Entry(1.0) for layer in layers}

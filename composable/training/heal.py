@@ -44,11 +44,7 @@ class Heal:
 
 
 def prepare(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
-    """Let only some weights of a model learn.
-
-    Args:
-        composed: its model is changed.
-        heal: what learns.
+    """Let only some weights of a model learn; the model is changed.
 
     Returns:
         What undoes it after the training: adapters are merged, every weight may learn again.

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from composable.calibration.recorded_calls import Call, Recorder, groups
+from composable.calibration.recorded_calls import Call, groups, record_calls
 from composable.calibration.second_moments import eval_mode
 from composable.families import Module
 from composable.linalg import kernels
@@ -73,10 +72,10 @@ def _attentions(
     by_name = {module.name: module for module in modules}
 
     def calls_of(names: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Call]:
-        some = [by_name[name] for name in names]
-        recorder = Recorder(dense.model, dense.family, some, torch.float32)
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        return recorder.record(moved, dense.family.valid_tokens(dense.model, moved))
+        valid = dense.family.valid_tokens(dense.model, moved)
+        some = [by_name[name] for name in names]
+        return record_calls(dense.model, dense.family, some, moved, valid)
 
     longest = batches[0][0]
     repeats = sum(_tokens(batch) for part in batches for batch in part) / _tokens(longest)

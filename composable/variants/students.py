@@ -113,9 +113,6 @@ def output_of(part: nn.Module, last: str, *args: Any, **kwargs: Any) -> Tensor:
         found: Tensor = part(*args, **kwargs)
         return found
     seen: list[Tensor] = []
-    handle = part.get_submodule(last).register_forward_hook(lambda _, __, out: seen.append(out))
-    try:
+    with part.get_submodule(last).register_forward_hook(lambda _, __, out: seen.append(out)):
         part(*args, **kwargs)
-    finally:
-        handle.remove()
     return seen[-1]
