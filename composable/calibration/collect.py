@@ -122,14 +122,10 @@ def calibration_set(
     calibration_samples: int,
     max_length: int | None,
 ) -> Texts:
-    """Read a calibration set and tokenise it: plain texts, or the training split of the task.
+    """Read the first samples of a calibration set and tokenise them.
 
-    Args:
-        dense: whose tokenizer, and whose task.
-        calibration_data: a file of texts, or data of the task.
-        key: of the text in a .jsonl file.
-        calibration_samples: the first so many.
-        max_length: tokens of a text.
+    They are a file of texts (`key` is that of the text in a .jsonl file), or the training split of
+    data of the task. A text has up to `max_length` tokens.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.

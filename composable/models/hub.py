@@ -57,7 +57,11 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
     """
     local = files.assets(EMBEDDED) if source == EMBEDDED else Path(source).expanduser()
     if source and local.exists():  # an empty name would be the working folder
-        _refuse_revision(source, revision)
+        if revision is not None:
+            raise UserError(
+                f'revision "{revision}": "{source}" is on this disk and has no revisions; '
+                "leave the option out, or give a hub id."
+            )
         if local.suffix == GGUF and local.is_file():
             return local, None
         _check_folder(local, f"give a folder with config.json and {WEIGHTS}.")
@@ -66,14 +70,6 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
     folder = _download(source, revision)
     _check_folder(folder, f"if it should be whole, delete {folder} and run this again.", source)
     return folder, folder.name
-
-
-def _refuse_revision(source: str, revision: str | None) -> None:
-    if revision is not None:
-        raise UserError(
-            f'revision "{revision}": "{source}" is on this disk and has no revisions; '
-            "leave the option out, or give a hub id."
-        )
 
 
 def _check_hub_id(source: str) -> None:
@@ -89,7 +85,11 @@ def _check_hub_id(source: str) -> None:
 
 def _download(source: str, revision: str | None) -> Path:
     """Fetch a snapshot of a repository into the hub's own cache, or take it from there."""
-    _quieten_hub()
+    # progress bars only where they are wanted, and one line of our own on a failure
+    if not log.isEnabledFor(logging.DEBUG):
+        huggingface_hub.utils.logging.set_verbosity_error()
+    if not (progress.shows_progress() and sys.stderr.isatty()):
+        huggingface_hub.utils.disable_progress_bars()
     try:
         return _snapshot(source, revision)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
@@ -121,14 +121,6 @@ def _snapshot(source: str, revision: str | None) -> Path:
     for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns):
         huggingface_hub.hf_hub_download(source, name, revision=commit)
     return Path(fetch(source, revision=commit, allow_patterns=patterns, local_files_only=True))
-
-
-def _quieten_hub() -> None:
-    """Leave progress bars only where they are wanted, and one line of our own on a failure."""
-    if not log.isEnabledFor(logging.DEBUG):
-        huggingface_hub.utils.logging.set_verbosity_error()
-    if not (progress.shows_progress() and sys.stderr.isatty()):
-        huggingface_hub.utils.disable_progress_bars()
 
 
 def _refusal(source: str, revision: str | None, error: Exception) -> str:

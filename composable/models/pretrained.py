@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from composable import families, files, tasks
@@ -167,7 +166,11 @@ def _load(folder: Path, task: Task, may_add: bool, reading: dict[str, Any]) -> P
             f"{folder}: {task.name} is not done with {model.config.num_labels} outputs; give "
             "the number of labels, or another task."
         )
-    _check_finite(model, folder)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(
+                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
+            )
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -203,14 +206,6 @@ def _is_head(name: str, model: Any) -> bool:
     """Tell whether a parameter lies outside of what all heads share; a pooler counts as head."""
     trunk = {id(parameter) for parameter in model.base_model.parameters()}
     return id(model.get_parameter(name)) not in trunk or ".pooler." in f".{name}"
-
-
-def _check_finite(model: nn.Module, folder: Path) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(
-                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
-            )
 
 
 def _tokenizer(folder: Path, reading: dict[str, Any]) -> Any:

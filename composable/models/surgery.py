@@ -177,13 +177,9 @@ def own_tensors(
 ) -> dict[str, Tensor]:
     """Copy the weights that belong to a module alone (not T5's shared bias table).
 
-    Args:
-        holder: the module that has the parts, with all its units.
-        module: its description.
-        kept: ids of heads or neurons; None for all.
-
     Returns:
-        Name relative to `holder` -> weight or bias, of the kept units only.
+        Name relative to `holder`, which has all its units -> weight or bias, of the units `kept`
+        only; of all where that is None.
     """
     found = {name: weight.detach() for name, weight in own_parameters(holder, module).items()}
     for child, ids in unit_rows(module, kept).items() if kept is not None else ():

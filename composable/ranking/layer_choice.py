@@ -17,12 +17,8 @@ from composable.models.checkpoint import Checkpoint
 
 def starts(values: NDArray[np.float64], size: int, protected: Collection[int] = ()) -> list[int]:
     """List the first layers that a block of `size` layers may have."""
-    layers = len(values)
-    return [
-        first
-        for first in range(layers - size + 1)
-        if not set(range(first, first + size)) & set(protected)
-    ]
+    blocks = [range(first, first + size) for first in range(len(values) - size + 1)]
+    return [block.start for block in blocks if not set(block) & set(protected)]
 
 
 def best_block(
@@ -84,11 +80,7 @@ class Choice:
     offset: bool = False
 
     def layers(self, count: int, total: int) -> list[int]:
-        """Choose.
-
-        Args:
-            count: how many layers go.
-            total: layers of the stack.
+        """Choose `count` of a stack's `total` layers to go.
 
         Returns:
             Their numbers, ascending; [] for a count of 0.
@@ -188,12 +180,8 @@ def configurations(
 ) -> list[Configuration]:
     """Choose layers as the options of config_generator.py say; most of them are of a `Choice`.
 
-    Args:
-        dense: the model.
-        cuts: for every configuration how many layers go, or their numbers.
-        policy, stack, distance, reference_offset, protect: see `Choice`.
-        scores: file.
-        linear_map: whether a linear map comes in the place of every run of layers.
+    For every configuration `cuts` say how many layers go, or their numbers. With `linear_map` a
+    linear map comes in the place of every run of layers.
 
     Returns:
         The entries of the layers that go, for every configuration.

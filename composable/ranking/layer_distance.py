@@ -221,7 +221,6 @@ def _fit_errors(
     for name in masks:
         layers, width = len(reader.stacks[name]), reader.model.config.hidden_size
         values = torch.full((layers, layers), torch.nan, dtype=torch.float64)
-        starts = list(range(layers))
         reach = min(largest or layers, layers)
         size = 8 * width**2 * (reach + 1)  # the inputs of a start, and every block from there
         at_once = max(1, budget // size)
@@ -229,7 +228,7 @@ def _fit_errors(
         for begin in range(0, layers, at_once):
             pairs = [
                 (first, last)
-                for first in starts[begin : begin + at_once]
+                for first in range(begin, min(begin + at_once, layers))
                 for last in range(first + 1, min(first + reach, layers) + 1)
             ]
             for (_, (first, last)), found in moments(reader, batches, {name: pairs}).items():

@@ -48,8 +48,8 @@ def tune_model(
     """
     heal = heal or Heal()
     training = dataclasses.replace(training, optimizer=heal.optimizer)
-    size = tasks.by_name(composed.info["task"]).batch_size
-    training = with_defaults(training.resolved(), batch_size=size, lr=heal.lr)
+    task = tasks.by_name(composed.info["task"])
+    training = with_defaults(training.resolved(), batch_size=task.batch_size, lr=heal.lr)
     corpora, stored = corpora_of(composed, data, limit), composed.model.dtype
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
@@ -64,7 +64,7 @@ def tune_model(
         composed.model,
         composed.masks,
         train.data_of(composed, corpora),
-        tasks.by_name(composed.info["task"]).functions(training.smoothing),
+        task.functions(training.smoothing),
         training,
         identity,
         stats,

@@ -4,10 +4,10 @@ import dataclasses
 import time
 from collections.abc import Mapping
 
+from composable.calibration.recorded_calls import RecordedAttention
 from composable.formats.bundle import Variant
 from composable.models.checkpoint import Checkpoint
 from composable.variants import attention_phase
-from composable.variants.attention_calls import RecordedAttention
 from composable.variants.attention_phase import Trained
 from composable.variants.last_linear import LastLinear
 from composable.variants.linear_fit import Refit, fit_output
@@ -30,7 +30,7 @@ def fit_attention(
     mask.
 
     Args:
-        dense: the dense model, within `attention_calls.record`.
+        dense: the dense model, within `recorded_attentions`.
         linear: the attention's `o`.
         variants: digest -> variant.
         solved: digest of a variant, and of it with its `o` unmasked -> fits "pruned" and "ls".

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from composable import files
-from composable.calibration.recorded_calls import Call, mean_error, output_moments, output_values
+from composable.calibration.recorded_calls import (
+    Call,
+    RecordedAttention,
+    mean_error,
+    output_moments,
+    output_values,
+)
 from composable.formats.bundle import Variant
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
-from composable.variants.attention_calls import RecordedAttention
 from composable.variants.students import Student
 
 log = logging.getLogger("composable")
@@ -99,7 +104,7 @@ def train(
     attention train side by side; what comes out for one depends on no other.
 
     Args:
-        dense: the dense model, within `attention_calls.record`.
+        dense: the dense model, within `recorded_attentions`.
         starts: any key -> variant of the attention; what its masks leave out stays 0.
         recorded: the attention and its calls.
         settings: how.

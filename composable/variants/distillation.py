@@ -15,10 +15,7 @@ class Distillation(nn.Module):
 
     The dense model is no submodule, so that checkpoints hold the students alone. What is known of
     each student (lowest error, epochs without a better one) lies in buffers: a resumed run has it.
-
-    Args:
-        dense: the dense model.
-        variants: those that have tensors.
+    Students are made of variants that have tensors.
     """
 
     dense_norm: Tensor

@@ -17,12 +17,13 @@ from tqdm import tqdm
 from composable import files, progress
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import Calibration
+from composable.calibration.recorded_calls import recorded_attentions
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
 from composable.linalg.solver import RIDGE, refit
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_tensors
-from composable.variants import attention_calls, attention_phase
+from composable.variants import attention_phase
 from composable.variants.attention_fit import fit_attention
 from composable.variants.last_linear import LastLinear
 from composable.variants.linear_fit import Refit, fit_linear
@@ -108,6 +109,7 @@ class _Run:
         self.calibration, self.texts, self.settings = calibration, texts, settings
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.is_quiet = self.rank > 0 or not progress.shows_progress()
         self.digests = [variant.digest for variant in variants]
         self.distinct = {
             digest: variant
@@ -149,8 +151,7 @@ class _Run:
         for name, attentions in self._attentions().items():
             whole = [self.linears[name].unmasked(variant) for variant in attentions.values()]
             problems[name] |= {variant.digest: variant for variant in whole}
-        hidden = not self._shows_progress()
-        for name in tqdm(self._share(problems), "solve", unit="linear", disable=hidden):
+        for name in tqdm(self._share(problems), "solve", unit="linear", disable=self.is_quiet):
             if self.store.load(f"solved {name}") is None:
                 linear = self.linears[name]
                 path = linear.module.output_path
@@ -170,11 +171,12 @@ class _Run:
                 part.batches(phase.device, rows)
                 for part, rows in zip(self.texts, (phase.batch_size, HELD_OUT_BATCH), strict=True)
             )
-            with attention_calls.record(
+            with recorded_attentions(
                 self.dense, modules, (train, held_out), phase.device, phase.budget
             ) as calls:
-                hidden = not self._shows_progress()
-                for recorded in tqdm(calls, "attend", len(modules), unit="module", disable=hidden):
+                for recorded in tqdm(
+                    calls, "attend", len(modules), unit="module", disable=self.is_quiet
+                ):
                     name = recorded.module.name
                     found = fit_attention(
                         self.dense, self.linears[name], attentions[name], self.solved, recorded,
@@ -246,9 +248,6 @@ class _Run:
         """Let all processes come to this point."""
         if self.world > 1:
             PartialState(cpu=self.settings.device == "cpu").wait_for_everyone()
-
-    def _shows_progress(self) -> bool:
-        return progress.shows_progress() and self.rank == 0
 
 
 def _with(variant: Variant, fits: Fits, kind: str) -> Variant:

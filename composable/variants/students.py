@@ -14,12 +14,8 @@ from composable.models.surgery import adapt, keep_units, put
 class FeedForward(nn.Module):
     """An ffn by itself: down(activation(up(x))), or down(activation(gate(x)) * up(x)).
 
-    Its linears have the names that they have in the model, which may lie in the layer itself.
-
-    Args:
-        holder: the module that has the parts; they are copied.
-        module: description of the ffn.
-        family: names the activation.
+    Its linears are copies of those in `holder`, under the same names; these may lie in the layer
+    itself. The family names the activation.
     """
 
     def __init__(self, holder: nn.Module, module: Module, family: Family):

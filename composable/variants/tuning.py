@@ -16,7 +16,8 @@ from composable.formats.bundle import Bundle, Variant
 from composable.models import checkpoint
 from composable.training import train
 from composable.training.finetune import corpora_of, with_defaults
-from composable.variants import attention_phase, gradient, least_squares
+from composable.variants import gradient, least_squares
+from composable.variants.attention_phase import Settings as Phase
 from composable.variants.result import Result
 
 log = logging.getLogger("composable")
@@ -63,20 +64,11 @@ def tune_variants(
         remedy = f"lower lr (now {options.lr:g}), or give more training data"
     else:
         calibration, (train_texts, held_out) = calibrate(dense, **texts)
-        facts = {"calibration": str(calibration.path)}
-        facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
+        seconds = round(time.perf_counter() - started, 3)
+        facts = {"calibration": str(calibration.path), "calibration_seconds": seconds}
         size = task.batch_size // 4
-        training = with_defaults(training, epochs=4, batch_size=size, lr=0.08)
-        phase = attention_phase.Settings(
-            epochs=training.epochs,
-            batch_size=training.batch_size,
-            lr=training.lr,
-            patience=training.early_stop,
-            seed=training.seed,
-            device=devices.select_device(training.device),
-            budget=texts["memory_budget"],
-        )
-        settings = least_squares.Settings(solver, linear_solver, device=phase.device, phase=phase)
+        training = with_defaults(training, epochs=Phase.epochs, batch_size=size, lr=Phase.lr)
+        settings = _settings(training, solver, linear_solver, texts["memory_budget"])
         folder = training.checkpoint_dir
         result = least_squares.tune(
             dense, variants, calibration, (train_texts, held_out), settings, folder, training.resume
@@ -101,6 +93,22 @@ def tune_variants(
         "mean_error_before": _mean([stats["error_before"] for stats in errors]),
         "mean_error_after": _mean([stats["error_after"] for stats in errors]),
     }
+
+
+def _settings(
+    training: train.Options, solver: str, linear_solver: str, memory_budget: int
+) -> least_squares.Settings:
+    """Turn the options of the script into settings of the least-squares forms."""
+    phase = Phase(
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        lr=training.lr,
+        patience=training.early_stop,
+        seed=training.seed,
+        device=devices.select_device(training.device),
+        budget=memory_budget,
+    )
+    return least_squares.Settings(solver, linear_solver, device=phase.device, phase=phase)
 
 
 def _warn(variants: list[Variant], kept: list[str | None], remedy: str) -> None:

@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from composable.calibration import recorded_calls
 from composable.calibration.batching import Texts
-from composable.calibration.recorded_calls import Call, Valid, groups, mean_error, record_calls
+from composable.calibration.recorded_calls import (
+    Call,
+    Valid,
+    groups,
+    mean_error,
+    record_calls,
+    recorded_attentions,
+)  # fmt: skip
 from composable.families import Module
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -20,7 +28,7 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_parameters
 from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
-from composable.variants import attention_calls, attention_phase
+from composable.variants import attention_phase
 from composable.variants.attention_phase import Settings, Trained
 from composable.variants.distillation import Distillation
 from composable.variants.pruning import make_variants
@@ -77,7 +85,7 @@ def train(
     wanted = {start.module for start in starts.values()}
     modules = [m for m in dense.family.modules(dense.model) if m.name in wanted]
     found: dict[Any, Trained] = {}
-    with attention_calls.record(
+    with recorded_attentions(
         dense, modules, (train, held_out), "cpu", settings.budget
     ) as attentions:
         for recorded in attentions:
@@ -330,13 +338,13 @@ def test_neither_company_nor_order_nor_budget_matters(
     texts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    real = attention_calls.record_calls
+    real = recorded_calls.record_calls
 
     def counted(model: Any, family: Any, modules: Any, *args: Any) -> Any:
         passes.append(len(modules))
         return real(model, family, modules, *args)
 
-    monkeypatch.setattr(attention_calls, "record_calls", counted)
+    monkeypatch.setattr(recorded_calls, "record_calls", counted)
     together = run(texts)
     batches = math.ceil(len(texts[0].source) / 8) + math.ceil(len(texts[1].source) / 64)
     assert passes == [len(NAMES)] * (1 + batches), "one more to see how much they take"
@@ -502,7 +510,7 @@ def test_calls_of_an_attention_are_freed_with_the_next(texts: Any) -> None:
     modules = [module_of(dense, name) for name in NAMES]
     batches = Texts(dense, texts[0]).batches("cpu", 32)
     earlier: list[Any] = []
-    with attention_calls.record(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
+    with recorded_attentions(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
         for recorded in attentions:
             assert len(recorded.train) == len(recorded.held_out) == len(batches)
             assert not any(some.train or some.held_out for some in earlier)

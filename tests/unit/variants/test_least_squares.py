@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from composable.calibration import obtain
+from composable.calibration import obtain, recorded_calls
 from composable.calibration.batching import Texts
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
@@ -18,7 +18,7 @@ from composable.linalg import grams
 from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
 from composable.training import train
-from composable.variants import attention_calls, attention_phase, gradient, least_squares, tuning
+from composable.variants import attention_phase, gradient, least_squares, tuning
 from composable.variants.compose import compose
 from composable.variants.distillation import Distillation
 from composable.variants.least_squares import Settings
@@ -273,13 +273,13 @@ def test_attentions_are_recorded_once(
 ) -> None:
     """Heads, and pairs after them: one pass over both splits, and a batch to see how much it is."""
     passes: list[int] = []
-    record = attention_calls.record_calls
+    record = recorded_calls.record_calls
 
     def counted(model: Any, family: Any, modules: Any, *args: Any) -> Any:
         passes.append(len(modules))
         return record(model, family, modules, *args)
 
-    monkeypatch.setattr(attention_calls, "record_calls", counted)
+    monkeypatch.setattr(recorded_calls, "record_calls", counted)
     tune(statistics, corpora, tmp_path, "hybrid")
     batches = [-(-len(corpora[0].source) // PHASE.batch_size), -(-len(corpora[1].source) // 64)]
     assert passes == [3] * (1 + sum(batches))
