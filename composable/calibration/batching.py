@@ -64,11 +64,7 @@ class Texts:
 
 
 class GivenBatches(Texts):
-    """Batches of tensors that somebody else made; they stay as they are.
-
-    Args:
-        batches: as the model takes them.
-    """
+    """Batches of tensors that somebody else made, as the model takes them; they stay so."""
 
     def __init__(self, batches: list[dict[str, Tensor]]):
         self.corpus = None

@@ -95,7 +95,7 @@ def block_moments(
         Block -> its moments on the calibration texts and on the held-out ones.
     """
     device = devices.select_device(device)
-    reader = layer_states.Reader.of(dense.model.float().to(device), dense.family)  # type: ignore[arg-type]
+    reader = layer_states.Reader(dense.model.float().to(device), dense.family)  # type: ignore[arg-type]
     places = {block: _place(dense, block) for block in blocks}
     pairs: dict[str, list[Pair]] = {}
     for stack, pair in places.values():
@@ -122,14 +122,10 @@ def calibration_set(
     calibration_samples: int,
     max_length: int | None,
 ) -> Texts:
-    """Read a calibration set and tokenise it: plain texts, or the training split of the task.
+    """Read the first samples of a calibration set and tokenise them.
 
-    Args:
-        dense: whose tokenizer, and whose task.
-        calibration_data: a file of texts, or data of the task.
-        key: of the text in a .jsonl file.
-        calibration_samples: the first so many.
-        max_length: tokens of a text.
+    They are a file of texts (`key` is that of the text in a .jsonl file), or the training split of
+    data of the task. A text has up to `max_length` tokens.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.

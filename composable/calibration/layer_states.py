@@ -1,24 +1,21 @@
 """What flows between the layers of a stack: states taken by hooks, and what is measured of them."""
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from composable.calibration.second_moments import eval_mode
+from composable.families import Family
 from composable.linalg.grams import Gram, Regression, full_float32
-from composable.models.surgery import layer_lists
+from composable.models.surgery import layer_paths
 from composable.progress import shows_progress
 
-if TYPE_CHECKING:
-    from composable.families import Family
-
-log = logging.getLogger("composable")
 Batch = Mapping[str, Tensor]
 #: Tokens for each feature, for a linear map.
 ENOUGH = 20
@@ -33,17 +30,16 @@ class Reader:
     Attributes:
         model: dense; where its parts lie, also on several devices, they are left.
         family: of the model.
-        stacks: name -> its layers.
     """
 
     model: Any
-    family: "Family"
-    stacks: Mapping[str, nn.ModuleList]
+    family: Family
 
-    @classmethod
-    def of(cls, model: Any, family: "Family") -> "Reader":
-        """Find the stacks of a model."""
-        return cls(model, family, layer_lists(model, family))
+    @cached_property
+    def stacks(self) -> dict[str, Any]:
+        """The layers of every stack."""
+        paths = layer_paths(self.model, self.family)
+        return {stack: self.model.get_submodule(path) for stack, path in paths.items()}
 
     @property
     def device(self) -> torch.device:
@@ -66,14 +62,23 @@ class Reader:
             Stack -> what enters layer 0 and what leaves each layer: (tokens, features) each.
         """
         found: dict[str, list[Tensor]] = {name: [] for name in index}
+
+        def keep(name: str, states: Tensor) -> None:
+            found[name].append(states.flatten(0, 1)[index[name].to(states.device)])
+
+        def before(name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
+            keep(name, _entering(args, kwargs))
+
+        def after(name: str, layer: nn.Module, args: Any, output: Any) -> None:
+            keep(name, output if isinstance(output, Tensor) else output[0])
+
         with ExitStack() as hooks:
-            for name, places in index.items():
-                layers = self.stacks[name]
-                hooks.callback(layers[0].register_forward_pre_hook(
-                    _before(found[name], places), with_kwargs=True).remove)  # fmt: skip
-                for layer in layers:
-                    hook = layer.register_forward_hook(_after(found[name], places))
-                    hooks.callback(hook.remove)
+            for name in index:
+                first = self.stacks[name][0]
+                hook = first.register_forward_pre_hook(partial(before, name), with_kwargs=True)
+                hooks.enter_context(hook)
+                for layer in self.stacks[name]:
+                    hooks.enter_context(layer.register_forward_hook(partial(after, name)))
             moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
             with torch.inference_mode(), full_float32(self.device), eval_mode(self.model):
                 self.family.run(self.model, moved)
@@ -84,32 +89,18 @@ class Reader:
         hooks = ExitStack()
         for layer in layers:
             # before those of `read`, which see what this one returns
-            handle = self.stacks[stack][layer].register_forward_hook(_bypass, with_kwargs=True)
-            hooks.callback(handle.remove)
+            hook = self.stacks[stack][layer].register_forward_hook(_bypass, with_kwargs=True)
+            hooks.enter_context(hook)
         return hooks
 
 
+def _entering(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else kwargs["hidden_states"]
+
+
 def _bypass(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    states = args[0] if args else kwargs["hidden_states"]
+    states = _entering(args, kwargs)
     return states if isinstance(output, Tensor) else (states, *output[1:])
-
-
-def _take(states: Tensor, places: Tensor) -> Tensor:
-    return states.flatten(0, 1)[places.to(states.device)]
-
-
-def _before(found: list[Tensor], places: Tensor) -> Any:
-    def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        found.append(_take(args[0] if args else kwargs["hidden_states"], places))
-
-    return hook
-
-
-def _after(found: list[Tensor], places: Tensor) -> Any:
-    def hook(layer: nn.Module, args: Any, output: Any) -> None:
-        found.append(_take(output if isinstance(output, Tensor) else output[0], places))
-
-    return hook
 
 
 def moments(
@@ -127,7 +118,7 @@ def moments(
     """
     grams: dict[tuple[str, int], Gram] = {}
     found: dict[tuple[str, Pair], Regression] = {}
-    for batch in _bar(batches, "moments"):
+    for batch in bar(batches, "moments"):
         masks = reader.masks(batch)
         index = {name: masks[name].flatten().nonzero()[:, 0] for name in pairs if name in masks}
         for name, states in reader.read(batch, index).items():
@@ -144,5 +135,6 @@ def moments(
     return found
 
 
-def _bar(batches: Sequence[Batch], what: str) -> Any:
+def bar(batches: Sequence[Batch], what: str) -> Any:
+    """Go through batches with a progress bar, where bars are wanted."""
     return tqdm(batches, what, unit="batch", disable=not shows_progress())

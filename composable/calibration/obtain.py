@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def measure(
     new = texts[len(info) :]
     batches = [part.batches(device) for part in new]
     for name, part, some in zip(SPLITS[len(info) :], new, batches, strict=False):
-        tokens = _tokens(dense, some)
+        tokens = real_tokens(dense, some)
         info[name] = {"identity": part.identity, "samples": len(part), "tokens": tokens}
     model: nn.Module = dense.model
     with eval_mode(model.to(device)):
@@ -144,10 +145,13 @@ def measure(
     return open_calibration(path, dense.fingerprint)
 
 
-def _tokens(dense: Checkpoint, batches: Batches) -> dict[str, int]:
+def real_tokens(dense: Checkpoint, batches: Batches) -> dict[str, int]:
     """Count the tokens of each stack that are no padding."""
-    valid = [dense.family.valid_tokens(dense.model, batch) for batch in batches]
-    return {stack: sum(int(masks[stack].sum()) for masks in valid) for stack in valid[0]}
+    tokens: Counter[str] = Counter()
+    for batch in batches:
+        masks = dense.family.valid_tokens(dense.model, batch)
+        tokens.update({stack: int(mask.sum()) for stack, mask in masks.items()})
+    return dict(tokens)
 
 
 def _wanted(dense: Checkpoint, linears: Sequence[str] | None) -> list[str]:

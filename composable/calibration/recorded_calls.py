@@ -1,16 +1,23 @@
 """Calls of a dense model's attentions, recorded so that variants can train without the model."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composable.calibration.second_moments import eval_mode
+from composable.families import Family, Module
+from composable.linalg import kernels
 from composable.linalg.grams import Regression
+from composable.models.checkpoint import Checkpoint
 
-if TYPE_CHECKING:
-    from composable.families import Family, Module
+#: Batches of the training texts and of the held-out texts, from a collator.
+Batches = tuple[Sequence[Mapping[str, Tensor]], Sequence[Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,6 @@ class Call:
     target: Tensor
     valid: Valid
 
-    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments in float32, to be used for all variants of the attention."""
-        return _each_tensor(_widen, self.args), _each_tensor(_widen, self.kwargs)
-
     def difference(self, output: Tensor) -> Tensor:
         """Subtract the dense output from a variant's (batch, length, features); 0 in padding."""
         difference = output - self.target
@@ -71,8 +74,31 @@ class Call:
         return {tensor.data_ptr(): tensor.nbytes for tensor in found}
 
 
-class Recorder:
-    """Runs the dense model and records the calls of some attentions.
+@dataclass(frozen=True)
+class RecordedAttention:
+    """A dense attention and what it was called with.
+
+    Attributes:
+        module: its description.
+        train: its calls on the training texts.
+        held_out: its calls on the held-out texts.
+        seconds: its part of the time that the recording took.
+    """
+
+    module: Module
+    train: list[Call]
+    held_out: list[Call]
+    seconds: float
+
+
+def record_calls(
+    model: nn.Module,
+    family: Family,
+    modules: Sequence[Module],
+    batch: Mapping[str, Tensor],
+    valid: Mapping[str, Tensor],
+) -> dict[str, Call]:
+    """Run the dense model on one batch and record the calls of some attentions.
 
     What several attentions are given, such as masks, the position bias and the other stack's
     states, is stored once. All is copied, for a model may go on working on its tensors in place.
@@ -81,78 +107,41 @@ class Recorder:
         model: the dense model, in eval mode.
         family: of the model.
         modules: the attentions; each runs once in a pass.
-        dtype: of stored hidden states and outputs; masks and biases stay as they are, since
-            what stands for minus infinity in a mask becomes infinite in bfloat16.
+        batch: from a collator, on the model's device.
+        valid: stack -> real tokens (batch, length), bool.
+
+    Returns:
+        Name of the attention -> its call.
     """
+    calls: dict[str, Call] = {}
+    outputs: dict[str, Tensor] = {}
+    stored: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+    real = {stack: Valid.of(mask) for stack, mask in valid.items()}
 
-    def __init__(
-        self, model: nn.Module, family: "Family", modules: Sequence["Module"], dtype: torch.dtype
-    ):
-        self.model, self.family, self.modules, self.dtype = model, family, modules, dtype
-        self._calls: dict[str, Call] = {}
-        self._outputs: dict[str, Tensor] = {}
-        self._valid: dict[str, Valid] = {}
-        self._stored: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
-
-    def record(self, batch: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> dict[str, Call]:
-        """Run one batch.
-
-        Args:
-            batch: from a collator, on the model's device.
-            valid: stack -> real tokens (batch, length), bool.
-
-        Returns:
-            Name of the attention -> its call.
-        """
-        self._calls, self._outputs, self._stored = {}, {}, {}
-        self._valid = {stack: Valid.of(mask) for stack, mask in valid.items()}
-        parts = {module.name: self.model.get_submodule(module.name) for module in self.modules}
-        # an attention's own output may have its input added
-        handles = [
-            parts[module.name].get_submodule(module.output).register_forward_hook(self._see(module))
-            for module in self.modules
-        ] + [
-            parts[module.name].register_forward_hook(self._hook(module), with_kwargs=True)
-            for module in self.modules
-        ]
-        try:
-            with torch.no_grad():
-                self.family.run(self.model, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        self._outputs, self._stored = {}, {}
-        return self._calls
-
-    def _see(self, module: "Module") -> Callable[..., None]:
-        def see(part: nn.Module, args: Any, output: Tensor) -> None:
-            self._outputs[module.name] = self._store(output)
-
-        return see
-
-    def _hook(self, module: "Module") -> Callable[..., None]:
-        def keep(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            args, kwargs = self.family.replayed(args, kwargs, output)
-            self._calls[module.name] = Call(
-                _each_tensor(self._store, tuple(args)),
-                _each_tensor(self._store, dict(kwargs)),
-                self._outputs[module.name],
-                self._valid[module.stack],
-            )
-
-        return keep
-
-    def _store(self, tensor: Tensor) -> Tensor:
+    def store(tensor: Tensor) -> Tensor:
         """Copy a tensor, or find the copy that another attention's call has."""
         # the version counts changes in place; the source is held, so that no address comes twice
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version)
-        if key not in self._stored:
-            width: int = self.model.config.hidden_size  # type: ignore[assignment,union-attr]
-            # rotary angles have three dimensions, too
-            is_states = tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[2] == width
-            copy = tensor.detach().to(self.dtype if is_states else tensor.dtype, copy=True)
-            self._stored[key] = tensor, copy
-        return self._stored[key][1]
+        if key not in stored:
+            stored[key] = tensor, tensor.detach().clone()
+        return stored[key][1]
+
+    def see(module: Module, part: nn.Module, args: Any, output: Tensor) -> None:
+        outputs[module.name] = store(output)
+
+    def keep(module: Module, part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        args, kwargs = _each_tensor(store, family.replayed(args, kwargs, output))
+        calls[module.name] = Call(tuple(args), kwargs, outputs[module.name], real[module.stack])
+
+    with ExitStack() as hooks, torch.no_grad():
+        for module in modules:
+            part = model.get_submodule(module.name)
+            # an attention's own output may have its input added
+            output = part.get_submodule(module.output)
+            hooks.enter_context(output.register_forward_hook(partial(see, module)))
+            hooks.enter_context(part.register_forward_hook(partial(keep, module), with_kwargs=True))
+        family.run(model, batch)
+    return calls
 
 
 def groups(
@@ -177,6 +166,69 @@ def groups(
     return found
 
 
+@contextmanager
+def recorded_attentions(
+    dense: Checkpoint, modules: Sequence[Module], batches: Batches, device: str, budget: int
+) -> Iterator[Iterator[RecordedAttention]]:
+    """Run the dense model and record the calls of attentions, one after the other.
+
+    Within this context the model is on the device, without dropout, and computes as suits the
+    device; copies of its parts do so too.
+
+    Args:
+        dense: the dense model; left as it is.
+        modules: the attentions.
+        batches: to run.
+        device: where the model runs and the calls lie.
+        budget: bytes that calls may take; attentions that do not fit wait for another pass.
+
+    Yields:
+        An iterator over the attentions. The calls of each are freed when the next one is asked for.
+    """
+    model: Any = dense.model
+    before = next(model.parameters()).device
+    firsts = [dense.family.valid_tokens(model, part[0]) for part in batches]
+    longest = max(mask.shape[1] for masks in firsts for mask in masks.values())
+    try:
+        model.to(device)
+        with eval_mode(model), kernels.for_cpu(model, device, longest, trains=True):
+            yield _attentions(dense, modules, batches, device, budget)
+    finally:
+        model.to(before)
+
+
+def _attentions(
+    dense: Checkpoint, modules: Sequence[Module], batches: Batches, device: str, budget: int
+) -> Iterator[RecordedAttention]:
+    by_name = {module.name: module for module in modules}
+
+    def calls_of(names: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Call]:
+        moved = {name: tensor.to(device) for name, tensor in batch.items()}
+        valid = dense.family.valid_tokens(dense.model, moved)
+        some = [by_name[name] for name in names]
+        return record_calls(dense.model, dense.family, some, moved, valid)
+
+    longest = batches[0][0]
+    repeats = sum(_tokens(batch) for part in batches for batch in part) / _tokens(longest)
+    for names in groups(calls_of(list(by_name), longest), by_name, repeats, budget):
+        started = time.perf_counter()
+        calls: dict[str, tuple[list[Call], list[Call]]] = {name: ([], []) for name in names}
+        for split, part in enumerate(batches):
+            for batch in part:
+                for name, call in calls_of(names, batch).items():
+                    calls[name][split].append(call)
+        seconds = (time.perf_counter() - started) / len(names)
+        for name, (train, held_out) in calls.items():
+            yield RecordedAttention(by_name[name], train, held_out, seconds)
+            train.clear()
+            held_out.clear()
+
+
+def _tokens(batch: Mapping[str, Tensor]) -> int:
+    """Tokens of a batch with its padding."""
+    return sum(tensor.numel() for tensor in batch.values())
+
+
 def output_values(calls: Sequence[Call]) -> int:
     """Count the output values of real tokens."""
     return sum(call.valid.tokens * call.target.shape[-1] for call in calls)
@@ -187,35 +239,28 @@ def mean_error(run: Callable[..., Tensor] | None, calls: Sequence[Call]) -> floa
     """Mean squared error of a variant's outputs per token and feature; None stands for zeros."""
     total = torch.zeros((), dtype=torch.float64, device=calls[0].target.device)
     for call in calls:
-        args, kwargs = call.inputs()
-        output = torch.zeros_like(call.target) if run is None else run(*args, **kwargs)
+        output = torch.zeros_like(call.target) if run is None else run(*call.args, **call.kwargs)
         total += call.difference(output).square().sum()
     return float(total) / output_values(calls)
 
 
 @torch.no_grad()
-def output_moments(part: nn.Module, module: "Module", calls: Sequence[Call]) -> Regression:
+def output_moments(part: nn.Module, module: Module, calls: Sequence[Call]) -> Regression:
     """Sum up the inputs of a variant's `o`, with the dense outputs as targets; on the CPU."""
     o = part.get_submodule(module.output)
     inputs: list[Tensor] = []
-    handle = o.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     rows, width = o.get_parameter("weight").shape
     moments = Regression.zeros(width, rows, calls[0].target.device)
-    for call in calls:
-        args, kwargs = call.inputs()
-        part(*args, **kwargs)
-        moments.add(call.valid.rows(inputs.pop()), call.valid.rows(call.target))
-    handle.remove()
+    with o.register_forward_pre_hook(lambda _, args: inputs.append(args[0])):
+        for call in calls:
+            part(*call.args, **call.kwargs)
+            moments.add(call.valid.rows(inputs.pop()), call.valid.rows(call.target))
     return replace(
         moments,
         inputs=moments.inputs.to("cpu"),
         cross=moments.cross.cpu(),
         target_total=moments.target_total.cpu(),
     )
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _each_tensor(function: Callable[[Tensor], Any], value: Any) -> Any:

@@ -1,18 +1,16 @@
 """Second moments of the inputs of linears, summed by hooks while the dense model runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from composable.errors import UserError
+from composable.families import Family
 from composable.linalg.grams import Gram, full_float32
-
-if TYPE_CHECKING:
-    from composable.families import Family
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class SharedInput:
     stack: str
 
 
-def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dict[str, str]:
+def stacks_of(model: nn.Module, family: Family, linears: Iterable[str]) -> dict[str, str]:
     """Say whose tokens each linear reads: the encoder's where a cross-attention takes k and v.
 
     Raises:
@@ -56,7 +54,7 @@ def stacks_of(model: nn.Module, family: "Family", linears: Iterable[str]) -> dic
 
 
 def shared_inputs(
-    model: nn.Module, family: "Family", stacks: Mapping[str, str], batch: Mapping[str, Tensor]
+    model: nn.Module, family: Family, stacks: Mapping[str, str], batch: Mapping[str, Tensor]
 ) -> list[SharedInput]:
     """Run one sample and see which linears read the same tensor.
 
@@ -74,8 +72,8 @@ def shared_inputs(
     def hook(linear: str) -> Callable[..., None]:
         return lambda part, args: seen.append((linear, args[0]))
 
-    with _hooked(model, {linear: hook(linear) for linear in stacks}):
-        _run(model, family, {name: tensor[:1] for name, tensor in batch.items()})
+    one = {name: tensor[:1] for name, tensor in batch.items()}
+    _run(model, family, one, {linear: hook(linear) for linear in stacks})
     if sorted(linear for linear, _ in seen) != sorted(stacks):
         raise RuntimeError(f"not every one of {sorted(stacks)} runs once in a pass")
     groups: dict[tuple[Any, ...], list[str]] = {}
@@ -98,7 +96,7 @@ class InputMoments:
         inputs: from `shared_inputs`.
     """
 
-    def __init__(self, model: nn.Module, family: "Family", inputs: Sequence[SharedInput]):
+    def __init__(self, model: nn.Module, family: Family, inputs: Sequence[SharedInput]):
         self.model, self.family, self.inputs = model, family, inputs
         self.device = next(model.parameters()).device
         self._grams = [Gram.zeros(item.width, self.device) for item in inputs]
@@ -119,8 +117,7 @@ class InputMoments:
             for index, item in enumerate(self.inputs)
             for linear in item.linears
         }
-        with _hooked(self.model, hooks):
-            _run(self.model, self.family, batch)
+        _run(self.model, self.family, batch, hooks)
         if any(self._reads):
             raise RuntimeError(f"linears of {self.inputs} did not run")
 
@@ -149,17 +146,6 @@ class InputMoments:
 
 
 @contextmanager
-def _hooked(model: nn.Module, hooks: Mapping[str, Callable[..., None]]) -> Iterator[None]:
-    """Call a hook before each of some modules runs."""
-    handles = [model.get_submodule(k).register_forward_pre_hook(v) for k, v in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout off."""
     was_training = model.training
@@ -170,8 +156,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _run(model: nn.Module, family: "Family", batch: Mapping[str, Tensor]) -> None:
-    """Run the model up to its last layer, in float32."""
+def _run(
+    model: nn.Module,
+    family: Family,
+    batch: Mapping[str, Tensor],
+    hooks: Mapping[str, Callable[..., None]],
+) -> None:
+    """Run the model up to its last layer, in float32; call a hook before each of some modules."""
     device = next(iter(batch.values())).device
-    with torch.inference_mode(), full_float32(device):
+    with ExitStack() as stack, torch.inference_mode(), full_float32(device):
+        for path, hook in hooks.items():
+            stack.enter_context(model.get_submodule(path).register_forward_pre_hook(hook))
         family.run(model, batch)

@@ -1,4 +1,4 @@
-"""The table of model families."""
+"""Names of the parts of a model: a table of patterns for each family, and the table of them."""
 
 from typing import TYPE_CHECKING
 

@@ -45,13 +45,10 @@ class Gram:
 
     Products are summed in float32 over at most `TOKENS_PER_PRODUCT` tokens, those sums in float64.
 
-    Args:
+    Attributes:
         matrix: X^T X of the tokens so far: (n, n) float64, symmetric.
         total: column sums of X: (n,) float64.
         count: tokens, the rows of X.
-
-    Attributes:
-        total, count: as above.
     """
 
     def __init__(self, matrix: Tensor, total: Tensor, count: int):

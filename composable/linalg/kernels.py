@@ -97,10 +97,13 @@ def float32_products() -> Iterator[None]:
     The switch is named "bf16" and allows oneDNN to round; it is used only where a trial shows that
     it does not.
     """
-    products: Any = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
-    if not keeps_float32():
+    with _allow_bfloat16() if keeps_float32() else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def _allow_bfloat16() -> Iterator[None]:
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     products.fp32_precision = "bf16"
     try:
@@ -112,16 +115,12 @@ def float32_products() -> Iterator[None]:
 @functools.cache
 def keeps_float32() -> bool:
     """Try whether products stay float32; AMX, which rounds large ones only, is left alone."""
-    products: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    has_switch = hasattr(torch.backends.mkldnn, "matmul")  # torch 2.9 and later
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
-    if products is None or has_amx or not torch.backends.mkldnn.is_available():
+    if not has_switch or has_amx or not torch.backends.mkldnn.is_available():
         return False
-    before = products.fp32_precision
-    try:
-        products.fp32_precision = "bf16"
+    with _allow_bfloat16():
         return all(_is_exact(*shape) for shape in ((256, 256, 256), (2048, 192, 64), (17, 768, 3)))
-    finally:
-        products.fp32_precision = before
 
 
 def _is_exact(rows: int, inner: int, columns: int) -> bool:

@@ -30,7 +30,7 @@ class Scaled:
             inputs are those of the identity.
         scale: s (n,) float64, Hs = H / (s s^T); 1 for dead inputs. V = W * s.
         dead: (n,) bool: inputs that are always 0 (below 1e-12 of the largest second moment);
-            all of them where inputs tell nothing about each other, see `scaled`.
+            all of them where the input is constant, see `scaled`.
         ridge: that was added.
     """
 
@@ -91,8 +91,8 @@ def scaled(matrix: Tensor, ridge: float) -> Scaled:
     return Scaled(units, scale, dead, ridge)
 
 
-def tells_nothing(matrix: Tensor) -> bool:
-    """Return whether a Gram matrix is of inputs that are all 0 or constant: `refit` only prunes."""
+def is_constant(matrix: Tensor) -> bool:
+    """Tell whether a Gram matrix is of inputs that are all 0 or constant: `refit` only prunes."""
     return bool(scaled(matrix, 0.0).dead.all())
 
 
@@ -141,8 +141,10 @@ def refit(
         system = scaled(moments, ridge)
         start, goal, units = _in_units(system, dense, targets)
         varying = [mask for mask, same in zip(kept, shared, strict=True) if not same]
-        solve = _by_gradient if linear_solver == "pcg" else _exactly
-        solved = iter(solve(system, start, goal, varying))
+        if linear_solver == "pcg":
+            solved = iter(_by_gradient(system, start, goal, varying))
+        else:
+            solved = (exact(system.matrix, system.inverse(), goal, mask) for mask in varying)
         results = []
         for mask, same in zip(kept, shared, strict=True):
             found = shared_support(system.matrix, goal, mask[0]) if same else next(solved)
@@ -195,10 +197,6 @@ def _by_gradient(system: Scaled, start: Tensor, goal: Tensor, masks: list[Tensor
     return list(torch.cat(found).chunk(len(masks)))
 
 
-def _exactly(system: Scaled, start: Tensor, goal: Tensor, masks: list[Tensor]) -> list[Tensor]:
-    return [exact(system.matrix, system.inverse(), goal, mask) for mask in masks]
-
-
 def _never_worse(
     moments: Tensor, dense: Tensor, cross: Tensor | None, mask: Tensor, found: Tensor
 ) -> Tensor:
@@ -221,15 +219,10 @@ def squared_error(matrix: Tensor, difference: Tensor) -> float:
     """Return tr(E H E^T) for E (rows, n) and H (n, n): |X E^T|^2 over all tokens and rows.
 
     With E = refitted - dense weight, divided by count * rows, this is the mean squared error of
-    the linear's output.
+    the linear's output; with E = dense weight the mean square of that output.
     """
     error = difference.detach().to(matrix.device, torch.float64)
     return float(torch.linalg.vecdot(error @ matrix.double(), error).sum())
-
-
-def squared_output(matrix: Tensor, weight: Tensor) -> float:
-    """Return tr(W H W^T): the squared outputs of a linear over all tokens and rows."""
-    return squared_error(matrix, weight)
 
 
 def regression_error(regression: Regression, weight: Tensor, bias: Tensor | None = None) -> float:

@@ -5,7 +5,7 @@ Sources: Gromov et al. 2024, arXiv 2403.17887 (blocks by angle); Men et al. 2024
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,21 +19,9 @@ EPSILON = 1e-6
 LAST = -1
 #: Measured by a fit in `ranking.layer_distance`, not from inner products.
 LINEAR_FIT = "linear_fit"
-_ALL = {
-    "angular_all": "angular",
-    "bi_score": "bi_score",
-    "relative_magnitude": "relative_magnitude",
-    "relative_residual": "relative_residual",
-    LINEAR_FIT: LINEAR_FIT,
-}
-
-
-_TOKEN = re.compile(r"(angular|euclidean|linear_approximation)_(?:last|token:(\d+))")
-KNOWN = (
-    *_ALL,
-    *(f"{name}_{which}" for name in ("angular", "euclidean", "linear_approximation")
-      for which in ("last", "token:I")),
-)  # fmt: skip
+_OF_ALL_TOKENS = ("angular_all", "bi_score", "relative_magnitude", "relative_residual", LINEAR_FIT)
+_OF_ONE_TOKEN = ("angular", "euclidean", "linear_approximation")
+KNOWN = (*_OF_ALL_TOKENS, *(f"{n}_{at}" for n in _OF_ONE_TOKEN for at in ("last", "token:I")))
 
 
 @dataclass(frozen=True)
@@ -57,63 +45,40 @@ class Distance:
         Raises:
             UserError: unknown; the message lists the known ones.
         """
-        if name in _ALL:
-            return cls(name, _ALL[name], None)
-        match = _TOKEN.fullmatch(name)
+        if name in _OF_ALL_TOKENS:
+            return cls(name, name.removesuffix("_all"), None)
+        match = re.fullmatch(rf"({'|'.join(_OF_ONE_TOKEN)})_(?:last|token:(\d+))", name)
         if match is None:
             raise UserError(f'unknown distance "{name}"; known are {", ".join(KNOWN)}.')
         return cls(name, match[1], LAST if match[2] is None else int(match[2]))
 
 
-def _cosine(gram: Tensor) -> Tensor:
-    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
-    return gram / (norms[:, :, None] * norms[:, None, :]).clamp_min(EPSILON)
+def _cosine(aa: Tensor, bb: Tensor, ab: Tensor) -> Tensor:
+    return ab / (aa.sqrt() * bb.sqrt()).clamp_min(EPSILON)
 
 
-def _bi_score(gram: Tensor) -> Tensor:
-    """1 - cos(a, b)."""
-    return 1 - _cosine(gram)
+def _euclidean(aa: Tensor, bb: Tensor, ab: Tensor) -> Tensor:
+    return (aa + bb - 2 * ab).clamp_min(0).sqrt()
 
 
-def _angular(gram: Tensor) -> Tensor:
-    """acos(cos(a, b)) / pi."""
-    return _cosine(gram).clamp(-1, 1).acos() / torch.pi
-
-
-def _relative_magnitude(gram: Tensor) -> Tensor:
-    """|b| / (|a + b| + eps)."""
-    squares = gram.diagonal(dim1=1, dim2=2)
-    total = squares[:, :, None] + squares[:, None, :] + 2 * gram
-    return squares.sqrt()[:, None, :] / (total.clamp_min(0).sqrt() + EPSILON)
-
-
-def _relative_residual(gram: Tensor) -> Tensor:
-    """|b - a| / (|b| + eps)."""
-    squares = gram.diagonal(dim1=1, dim2=2)
-    return _euclidean(gram) / (squares.sqrt()[:, None, :] + EPSILON)
-
-
-def _euclidean(gram: Tensor) -> Tensor:
-    """|a - b|."""
-    squares = gram.diagonal(dim1=1, dim2=2)
-    return (squares[:, :, None] + squares[:, None, :] - 2 * gram).clamp_min(0).sqrt()
-
-
-def _linear_approximation(gram: Tensor) -> Tensor:
-    """The ln of |c a - b|^2 with the one number c that fits best, c = ab / aa."""
-    squares = gram.diagonal(dim1=1, dim2=2)
-    rest = squares[:, None, :] - gram.square() / squares[:, :, None]
-    return rest.clamp_min(torch.finfo(gram.dtype).tiny).log()
-
-
-#: (tokens, states, states) of inner products -> distance from each state (dim 1) to each (dim 2).
-FORMULAS = {
-    "angular": _angular,
-    "bi_score": _bi_score,
+#: Inner products of a and a, b and b, a and b -> the distance of the states a and b, elementwise.
+FORMULAS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    # acos(cos(a, b)) / pi
+    "angular": lambda aa, bb, ab: _cosine(aa, bb, ab).clamp(-1, 1).acos() / torch.pi,
+    # 1 - cos(a, b)
+    "bi_score": lambda aa, bb, ab: 1 - _cosine(aa, bb, ab),
+    # |a - b|
     "euclidean": _euclidean,
-    "linear_approximation": _linear_approximation,
-    "relative_magnitude": _relative_magnitude,
-    "relative_residual": _relative_residual,
+    # ln of |c a - b|^2 with the one number c that fits best, c = ab / aa
+    "linear_approximation": lambda aa, bb, ab: (
+        (bb - ab.square() / aa).clamp_min(torch.finfo(ab.dtype).tiny).log()
+    ),
+    # |b| / (|a + b| + eps)
+    "relative_magnitude": lambda aa, bb, ab: (
+        bb.sqrt() / ((aa + bb + 2 * ab).clamp_min(0).sqrt() + EPSILON)
+    ),
+    # |b - a| / (|b| + eps)
+    "relative_residual": lambda aa, bb, ab: _euclidean(aa, bb, ab) / (bb.sqrt() + EPSILON),
 }
 
 
@@ -200,17 +165,17 @@ class Sums:
         for place, index in tokens.places.items():
             chosen = [i for i, distance in enumerate(self.distances) if distance.token == place]
             for part in index.split(CHUNK):
-                gram = _gram(states, part)
+                products = _inner_products(states, part)
                 for i in chosen:
-                    self.totals[i] += FORMULAS[self.distances[i].formula](gram).sum(0).cpu()
+                    self.totals[i] += FORMULAS[self.distances[i].formula](*products).sum(0).cpu()
             for i in chosen:
                 self.counts[i] += len(index)
         chosen = [i for i, distance in enumerate(self.distances) if distance.token is None]
         for part in torch.arange(len(tokens.index) if chosen else 0).split(CHUNK):
-            gram = _gram(states, part)
-            weight = tokens.weight[part.to(tokens.weight.device)].to(gram.device)
+            products = _inner_products(states, part)
+            weight = tokens.weight[part.to(tokens.weight.device)].to(states[0].device)
             for i in chosen:
-                values = FORMULAS[self.distances[i].formula](gram)
+                values = FORMULAS[self.distances[i].formula](*products)
                 self.totals[i] += torch.einsum("n,nab->ab", weight, values).cpu()
         for i in chosen:
             self.counts[i] += tokens.samples
@@ -239,9 +204,15 @@ def by_block(distances: Tensor) -> Tensor:
     return result
 
 
-def _gram(states: Sequence[Tensor], index: Tensor) -> Tensor:
-    """Inner products of all states of each of some tokens: (tokens, states, states), float64."""
+def _inner_products(states: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply all states a with all states b of each of some tokens.
+
+    Returns:
+        aa, bb and ab, which broadcast to (tokens, states, states), float64, by token, a and b.
+    """
     # float32 would lose the angle between states that hardly differ; layers may be on many devices
     device = states[0].device
     stacked = torch.stack([s[index.to(s.device)].to(device).double() for s in states], 1)
-    return stacked @ stacked.transpose(1, 2)
+    products = stacked @ stacked.transpose(1, 2)
+    squares = products.diagonal(dim1=1, dim2=2)
+    return squares[:, :, None], squares[:, None, :], products

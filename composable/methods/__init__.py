@@ -1,4 +1,4 @@
-"""The table of pruning methods."""
+"""What goes in a module at a rate: one file a method, each of one paper, and the table of them."""
 
 from composable.errors import UserError
 from composable.methods.alps import ALPS

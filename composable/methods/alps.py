@@ -1,12 +1,11 @@
 """ALPS: alternates between fitting the dense outputs and keeping the largest weights (ADMM)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from composable.families import Module
 from composable.linalg.grams import full_float32
-from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
-from composable.methods.inputs import moments, standardize
+from composable.methods.base import keep_highest, weights_to_remove
+from composable.methods.inputs import mask_method, standardize
 
 ITERATIONS = 30
 #: Penalty for weights outside the support at the start, relative to the power of an input.
@@ -54,16 +53,4 @@ def alps_mask(
     return mask
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
-    weight = linear.get_parameter("weight")
-    matrix = moments(linear, module, ALPS.name, evidence.inputs)
-    return Pruned(mask=alps_mask(weight, matrix, rate).cpu())
-
-
-ALPS = Method(
-    name="alps",
-    kinds=("linear",),
-    reference="Meng et al. 2024, ALPS (arXiv 2406.07831)",
-    prune=_prune,
-    needs=("inputs",),
-)
+ALPS = mask_method("alps", "Meng et al. 2024, ALPS (arXiv 2406.07831)", alps_mask)

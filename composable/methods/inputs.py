@@ -1,4 +1,6 @@
-"""What methods make of a linear's input statistics: checks, and weights on the inputs' scale."""
+"""What methods make of a linear's input statistics: checks, weights on their scale, masks."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from composable.errors import ShapeError, UserError
 from composable.families import Module
 from composable.linalg.grams import Gram
 from composable.linalg.solver import DEAD, RIDGE, scaled
+from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
 
 
 def moments(linear: nn.Module, module: Module, method: str, inputs: Gram | None) -> Tensor:
@@ -86,3 +89,30 @@ def standardize(weight: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
         moments, scale = moments / root / root[:, None], scale * root
     values = weight.detach().to(scale) * scale
     return values, moments
+
+
+def mask_method(
+    name: str, reference: str, mask_of: Callable[[Tensor, Tensor, float], Tensor]
+) -> Method:
+    """Make a method that masks weights of a linear.
+
+    Args:
+        name: see `Method`, as for the reference.
+        reference: the paper.
+        mask_of: (weight (rows, n), `moments` of its inputs, rate) -> True where a weight stays.
+    """
+
+    def prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
+        matrix = moments(linear, module, name, evidence.inputs)
+        return Pruned(mask=mask_of(linear.get_parameter("weight"), matrix, rate).cpu())
+
+    return Method(name, ("linear",), reference, prune, ("inputs",))
+
+
+def mask_of_scores(
+    scores_of: Callable[[Tensor, Tensor], Tensor],
+) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """Keep the weights of the highest scores (rows, n), made of the weight and its moments."""
+    return lambda weight, matrix, rate: keep_highest(
+        scores_of(weight, matrix), weights_to_remove(weight.numel(), rate)
+    )

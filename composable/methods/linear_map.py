@@ -31,11 +31,7 @@ def refit_residual(moments: Regression, ridge: float = RIDGE) -> tuple[Tensor, T
 def fit(holder: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     """Fit a map for a block on the calibration texts; keep it if the held-out texts bear it out.
 
-    Args:
-        holder: first layer of the block.
-        module: its description.
-        rate: 1.
-        evidence: its `states`.
+    `holder` and `module` are the block's first layer, `rate` is 1; its evidence is `states`.
 
     Returns:
         `weight` and `bias` of x + W x + c, or no tensors where deletion is as good; the squared

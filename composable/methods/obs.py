@@ -1,12 +1,10 @@
 """Optimal brain surgeon: the weights go whose loss the others of their row can best make up for."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from composable.families import Module
 from composable.linalg.systems import cholesky
-from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
-from composable.methods.inputs import moments, standardize
+from composable.methods.inputs import mask_method, mask_of_scores, standardize
 
 
 def obs_scores(weight: Tensor, matrix: Tensor) -> Tensor:
@@ -26,16 +24,8 @@ def obs_scores(weight: Tensor, matrix: Tensor) -> Tensor:
     return values.abs() / torch.cholesky_inverse(cholesky(hessian)).diagonal().sqrt()
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
-    weight = linear.get_parameter("weight")
-    scores = obs_scores(weight, moments(linear, module, OBS.name, evidence.inputs))
-    return Pruned(mask=keep_highest(scores, weights_to_remove(weight.numel(), rate)).cpu())
-
-
-OBS = Method(
-    name="obs",
-    kinds=("linear",),
-    reference="Hassibi & Stork 1993, Second order derivatives for network pruning",
-    prune=_prune,
-    needs=("inputs",),
+OBS = mask_method(
+    "obs",
+    "Hassibi & Stork 1993, Second order derivatives for network pruning",
+    mask_of_scores(obs_scores),
 )

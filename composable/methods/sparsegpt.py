@@ -1,12 +1,11 @@
 """SparseGPT: weights are chosen block by block while the columns to the right make up for them."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from composable.families import Module
 from composable.linalg.systems import cholesky
-from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
-from composable.methods.inputs import moments, standardize
+from composable.methods.base import keep_highest, weights_to_remove
+from composable.methods.inputs import mask_method, standardize
 
 BLOCK = 128
 
@@ -50,16 +49,6 @@ def _sweep(values: Tensor, factor: Tensor, mask: Tensor, first: int, last: int) 
     values[:, last:] -= errors @ factor[first:last, last:]
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
-    weight = linear.get_parameter("weight")
-    matrix = moments(linear, module, SPARSEGPT.name, evidence.inputs)
-    return Pruned(mask=sparsegpt_mask(weight, matrix, rate).cpu())
-
-
-SPARSEGPT = Method(
-    name="sparsegpt",
-    kinds=("linear",),
-    reference="Frantar & Alistarh 2023, SparseGPT (arXiv 2301.00774)",
-    prune=_prune,
-    needs=("inputs",),
+SPARSEGPT = mask_method(
+    "sparsegpt", "Frantar & Alistarh 2023, SparseGPT (arXiv 2301.00774)", sparsegpt_mask
 )

@@ -1,10 +1,8 @@
 """Wanda: the weights with the smallest product of size and input norm go, per matrix."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from composable.families import Module
-from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
-from composable.methods.inputs import input_scale, moments
+from composable.methods.inputs import input_scale, mask_method, mask_of_scores
 
 
 def wanda_scores(weight: Tensor, power: Tensor) -> Tensor:
@@ -23,18 +21,11 @@ def wanda_scores(weight: Tensor, power: Tensor) -> Tensor:
     return weight.detach().to(scale).abs() * scale
 
 
-def _prune(linear: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
-    weight = linear.get_parameter("weight")
-    power = moments(linear, module, WANDA.name, evidence.inputs).diagonal()[: weight.shape[1]]
-    # sums of squares rank as means do
-    scores = wanda_scores(weight, power)
-    return Pruned(mask=keep_highest(scores, weights_to_remove(weight.numel(), rate)).cpu())
-
-
-WANDA = Method(
-    name="wanda",
-    kinds=("linear",),
-    reference="Sun et al. 2023, A Simple and Effective Pruning Approach (arXiv 2306.11695)",
-    prune=_prune,
-    needs=("inputs",),
+WANDA = mask_method(
+    "wanda",
+    "Sun et al. 2023, A Simple and Effective Pruning Approach (arXiv 2306.11695)",
+    # sums of squares rank as means do; the last one may be of a bias
+    mask_of_scores(
+        lambda weight, matrix: wanda_scores(weight, matrix.diagonal()[: weight.shape[1]])
+    ),
 )

@@ -114,12 +114,7 @@ def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def fingerprint_of_stream(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash a model as `fingerprint_of` does, of which one tensor at a time is in memory.
-
-    Args:
-        config: as stored in the model file.
-        tensors: names and tensors in the order of the names, tied ones once.
-    """
+    """Hash as `fingerprint_of` does, with one tensor of `unique_tensors` at a time in memory."""
     total = hashlib.sha256(files.canonical_json(dict(config)).encode())
     for name, tensor in tensors:
         total.update(files.canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -145,7 +140,7 @@ def load(path: Path) -> Checkpoint:
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(
             f"{path}: its parts do not fit together "
-            f"({type(error).__name__}: {_first_line(error)}); make it again."
+            f"({type(error).__name__}: {first_line(error)}); make it again."
         ) from error
 
 
@@ -275,7 +270,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
         ) from error
     except Exception as error:
-        raise FormatError(f"{path}: unreadable ({_first_line(error)}); make it again.") from error
+        raise FormatError(f"{path}: unreadable ({first_line(error)}); make it again.") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
@@ -361,5 +356,6 @@ def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its class where there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

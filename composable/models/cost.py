@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from composable.errors import ShapeError
+from composable.families import Family, Module
 from composable.models.surgery import LinearMap
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from composable.families import Family, Module
-
 
 SOURCE_LENGTH = 32
 TARGET_LENGTH = 32
@@ -41,28 +38,24 @@ class MACs:
         return self.total / self.tokens
 
 
-def parameters(model: "nn.Module") -> int:
+def parameters(model: nn.Module) -> int:
     """Count the stored weights; tied ones once, a masked one (0.0) like any other."""
     return sum(weight.numel() for weight in _stored(model))
 
 
-def nonzero_parameters(model: "nn.Module") -> int:
+def nonzero_parameters(model: nn.Module) -> int:
     """Count the stored weights that are not 0; tied ones once."""
     return sum(int(weight.count_nonzero()) for weight in _stored(model))
 
 
-def sparsity(model: "nn.Module") -> float:
+def sparsity(model: nn.Module) -> float:
     """Share of zeros among the parameters the model stores (removed ones are not among them)."""
     stored = parameters(model)
     return 1 - nonzero_parameters(model) / stored if stored else 0.0
 
 
-def removed(model: "nn.Module", dense_parameters: int) -> float:
-    """Share of the dense model's parameters that is gone or 0 in this one.
-
-    Args:
-        model: dense or composed.
-        dense_parameters: `parameters` of the dense model it was made from.
+def removed(model: nn.Module, dense_parameters: int) -> float:
+    """Share of the `parameters` of the dense model it was made from that is gone or 0 in this one.
 
     Raises:
         ShapeError: the dense model cannot have so few parameters.
@@ -76,8 +69,8 @@ def removed(model: "nn.Module", dense_parameters: int) -> float:
 
 
 def macs(
-    model: "nn.Module",
-    family: "Family",
+    model: nn.Module,
+    family: Family,
     source_length: int = SOURCE_LENGTH,
     target_length: int = TARGET_LENGTH,
     nonzero: bool = False,
@@ -118,7 +111,7 @@ def macs(
 
 
 def macs_per_unit(
-    model: "nn.Module", family: "Family", lengths: Mapping[str, float] | None = None
+    model: nn.Module, family: Family, lengths: Mapping[str, float] | None = None
 ) -> dict[str, float]:
     """Count the multiply-accumulates that leave with one unit of a module, in one forward pass.
 
@@ -152,20 +145,15 @@ def macs_per_unit(
 
 
 def report(
-    model: "nn.Module",
-    family: "Family",
+    model: nn.Module,
+    family: Family,
     dense_parameters: int | None = None,
     source_length: int = SOURCE_LENGTH,
     target_length: int = TARGET_LENGTH,
 ) -> dict[str, Any]:
-    """Return every cost of a model as the scripts report it.
+    """Return every cost of a model with real weights as the scripts report it.
 
-    Args:
-        model: dense or composed, with real weights.
-        family: the model's family.
-        dense_parameters: parameters of the dense model; unknown: `removed` is None.
-        source_length: tokens of the encoder, for the MACs.
-        target_length: tokens of the decoder, for the MACs.
+    What is `removed` is None without `dense_parameters`; the lengths are those of `macs`.
     """
     shapes = macs(model, family, source_length, target_length)
     weights = macs(model, family, source_length, target_length, nonzero=True)
@@ -181,7 +169,7 @@ def report(
     }
 
 
-def _stored(model: "nn.Module") -> Iterator["nn.Parameter"]:
+def _stored(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield each stored weight once, also where two parameters share one memory."""
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for weight in model.parameters():
@@ -193,7 +181,7 @@ def _stored(model: "nn.Module") -> Iterator["nn.Parameter"]:
 
 
 def _module_macs(
-    model: "nn.Module", module: "Module", lengths: Mapping[str, float], nonzero: bool = False
+    model: nn.Module, module: Module, lengths: Mapping[str, float], nonzero: bool = False
 ) -> float:
     """MACs of one attention or ffn: weights times the tokens that pass them, scores, context."""
     holder = model.get_submodule(module.holder)

@@ -43,18 +43,17 @@ def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
         if gone:
             left: Any = model.get_submodule(layers)
             record(model.config, stack, gone, len(left) + len(gone))
-    extra = {"preprocessor_config.json": _preprocessor(checkpoint)}
-    save(model, folder, checkpoint.tokenizer, {k: v for k, v in extra.items() if v})
+    save(model, folder, checkpoint.tokenizer, _preprocessor(checkpoint))
     return removed
 
 
-def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """Say how images are prepared, as transformers does."""
+def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Make the file that says how images are prepared, as transformers does; {} for texts."""
     image = checkpoint.info.get("image")
     if image is None:
-        return None
+        return {}
     height, width = image["size"]
-    return {
+    content = {
         "image_processor_type": checkpoint.family.image_processor,
         "do_resize": True,
         "size": {"height": height, "width": width},
@@ -65,6 +64,7 @@ def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any] | None:
         "image_mean": image["mean"],
         "image_std": image["std"],
     }
+    return {"preprocessor_config.json": content}
 
 
 #: Key of a config under which a cut is recorded.
@@ -97,18 +97,11 @@ def record(
 
 
 def save(
-    model: Any,
-    folder: Path | str,
-    tokenizer: Any = None,
-    extra: Mapping[str, Any] | None = None,
+    model: Any, folder: Path | str, tokenizer: Any = None, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write a plain transformers folder, whole or not at all; AutoModel reads it.
 
-    Args:
-        model: dense, or without some layers.
-        folder: to be made; it may exist if it is empty.
-        tokenizer: written beside it, where there is one.
-        extra: name -> content of further JSON files.
+    The folder may exist if it is empty; `extra` has further JSON files, name -> content.
 
     Raises:
         UserError: there is something in the folder.

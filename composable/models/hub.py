@@ -1,9 +1,13 @@
-"""Models and data from elsewhere: the Hugging Face hub, a local folder, Multi30K's repository."""
+"""Where a pretrained model is: on the Hugging Face hub, in a local folder, a .gguf file."""
 
 import json
 import logging
 import sys
 from pathlib import Path
+
+import huggingface_hub.utils
+from huggingface_hub import constants, errors
+from safetensors import SafetensorError, safe_open
 
 from composable import files, progress
 from composable.errors import FormatError, UserError
@@ -53,7 +57,11 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
     """
     local = files.assets(EMBEDDED) if source == EMBEDDED else Path(source).expanduser()
     if source and local.exists():  # an empty name would be the working folder
-        _refuse_revision(source, revision)
+        if revision is not None:
+            raise UserError(
+                f'revision "{revision}": "{source}" is on this disk and has no revisions; '
+                "leave the option out, or give a hub id."
+            )
         if local.suffix == GGUF and local.is_file():
             return local, None
         _check_folder(local, f"give a folder with config.json and {WEIGHTS}.")
@@ -64,22 +72,11 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
     return folder, folder.name
 
 
-def _refuse_revision(source: str, revision: str | None) -> None:
-    if revision is not None:
-        raise UserError(
-            f'revision "{revision}": "{source}" is on this disk and has no revisions; '
-            "leave the option out, or give a hub id."
-        )
-
-
 def _check_hub_id(source: str) -> None:
     """Refuse what cannot be a hub id, a path above all."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     try:
-        validate_repo_id(source)
-    except HFValidationError as error:
+        huggingface_hub.utils.validate_repo_id(source)
+    except errors.HFValidationError as error:
         raise UserError(
             f'"{source}": no such folder, and not a hub id; '
             f'give "{EMBEDDED}", a local folder or a hub id (owner/name).'
@@ -88,15 +85,16 @@ def _check_hub_id(source: str) -> None:
 
 def _download(source: str, revision: str | None) -> Path:
     """Fetch a snapshot of a repository into the hub's own cache, or take it from there."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
-
-    _quieten_hub()
+    # progress bars only where they are wanted, and one line of our own on a failure
+    if not log.isEnabledFor(logging.DEBUG):
+        huggingface_hub.utils.logging.set_verbosity_error()
+    if not (progress.shows_progress() and sys.stderr.isatty()):
+        huggingface_hub.utils.disable_progress_bars()
     try:
         return _snapshot(source, revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         raise UserError(_refusal(source, revision, error)) from error
-    except (HTTPError, RuntimeError) as error:  # the connection broke; the Xet client's errors
+    except (errors.HTTPError, RuntimeError) as error:  # a broken connection; of the Xet client
         raise UserError(_interruption(source, error)) from error
     except OSError as error:
         if error.errno is None:  # the client's check of a file's size
@@ -111,38 +109,22 @@ def _snapshot(source: str, revision: str | None) -> Path:
     `snapshot_download` alone would do, but its threads go on after Ctrl-C until their file is
     there or all retries have failed.
     """
-    import huggingface_hub
-    from huggingface_hub.errors import HTTPError
-    from huggingface_hub.utils import filter_repo_objects
-
     fetch = huggingface_hub.snapshot_download
     commit = Path(fetch(source, revision=revision, allow_patterns=["config.json"])).name
     try:
         info = huggingface_hub.HfApi().model_info(source, revision=revision or "main")
-    except (HTTPError, ConnectionError):
+    except (errors.HTTPError, ConnectionError):
         names = []  # no network: the cache must have it all, as the last call checks
     else:
         names = [file.rfilename for file in info.siblings or []]
-    for name in filter_repo_objects(names, allow_patterns=list(WANTED)):
-        huggingface_hub.hf_hub_download(source, name, revision=commit)
     patterns = list(WANTED)
+    for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns):
+        huggingface_hub.hf_hub_download(source, name, revision=commit)
     return Path(fetch(source, revision=commit, allow_patterns=patterns, local_files_only=True))
-
-
-def _quieten_hub() -> None:
-    """Leave progress bars only where they are wanted, and one line of our own on a failure."""
-    import huggingface_hub.utils
-
-    if not log.isEnabledFor(logging.DEBUG):
-        huggingface_hub.utils.logging.set_verbosity_error()
-    if not (progress.shows_progress() and sys.stderr.isatty()):
-        huggingface_hub.utils.disable_progress_bars()
 
 
 def _refusal(source: str, revision: str | None, error: Exception) -> str:
     """Say in one line why the hub gave nothing, and what to do."""
-    from huggingface_hub import errors
-
     # The client wraps what went wrong once it has found nothing in its cache either.
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
     if isinstance(cause, errors.GatedRepoError):
@@ -220,8 +202,6 @@ def _weight_files(folder: Path, name: str) -> list[Path]:
 
 def _check_weights(path: Path, remedy: str) -> None:
     """Open the header, which also compares the file's size with what the header declares."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="numpy") as file:
             is_empty = not file.keys()

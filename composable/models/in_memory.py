@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import align_module_device, has_offloaded_params
-from torch import Tensor, nn
+from torch import Tensor
 
 from composable import families
 from composable.families import Family
@@ -35,9 +35,12 @@ def describe(model: Any) -> Checkpoint:
         UserError: unknown family.
     """
     family = families.of(model)
-    tensors = _fetched(model) if _is_offloaded(model) else unique_tensors(model.state_dict())
+    is_offloaded = any(has_offloaded_params(module) for module in model.modules())
+    tensors = _fetched(model) if is_offloaded else unique_tensors(model.state_dict())
     shown = model
-    if family.prepare is not None and not _is_prepared(model, family):
+    # in the layout of our files the heads of a model can be seen
+    attentions = [module for module in family.modules(model) if module.kind == "attention"]
+    if family.prepare is not None and not any(module.units for module in attentions):
         shown = _prepared(model, family, dict(tensors))
         tensors = unique_tensors(shown.state_dict())
     config = config_dict(model)
@@ -45,11 +48,6 @@ def describe(model: Any) -> Checkpoint:
     return Checkpoint(
         shown, None, config, fingerprint=fingerprint_of_stream(config, tensors), info=info
     )
-
-
-def _is_offloaded(model: nn.Module) -> bool:
-    """Tell whether some weights are elsewhere while the model does not run."""
-    return any(has_offloaded_params(module) for module in model.modules())
 
 
 def _fetched(model: Any) -> Iterator[tuple[str, Tensor]]:
@@ -63,11 +61,6 @@ def _fetched(model: Any) -> Iterator[tuple[str, Tensor]]:
             with align_module_device(module, torch.device("cpu")):
                 tensor = getattr(module, leaf)
             yield name, tensor
-
-
-def _is_prepared(model: nn.Module, family: Family) -> bool:
-    """Tell whether the heads of a model can be seen, as in the layout of our files."""
-    return any(module.units for module in family.modules(model) if module.kind == "attention")
 
 
 def _prepared(model: Any, family: Family, tensors: dict[str, Tensor]) -> Any:

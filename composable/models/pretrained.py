@@ -2,24 +2,20 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from composable import families, files, tasks
 from composable.errors import UserError
 from composable.families import Family
-from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
-
-if TYPE_CHECKING:
-    from composable.tasks.base import Task
+from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of, first_line
+from composable.tasks.base import Task
 
 log = logging.getLogger("composable")
-DTYPES = ("float32", "bfloat16")
 #: What images are normalised with where a folder does not say it.
 MEAN = STD = 0.5
 BILINEAR = 2  # Pillow's number of it
@@ -66,17 +62,16 @@ def import_model(
     _check(source, config, family, chosen)
     if max_length and not chosen.has_length:
         raise UserError(f"max_length {max_length}: not for {chosen.name}; leave it out.")
-    asked = _Asked(chosen, chosen.outputs(labels), task is not None or labels is not None)
     torch.manual_seed(seed)
-    model = _load(folder, asked, {**reading, "dtype": getattr(torch, dtype)})
+    outputs, may_add = chosen.outputs(labels), task is not None or labels is not None
+    weights = {**reading, "dtype": getattr(torch, dtype)}
+    weights |= {} if outputs is None else {"num_labels": outputs}
+    model = _load(folder, chosen, may_add, weights)
     if family.prepare is not None:
         family.prepare(model)
     is_image = family.image_tokens is not None
-    checkpoint = Checkpoint(
-        model=model,
-        tokenizer=None if is_image else _tokenizer(folder, reading),
-        config=config_dict(model),
-    )
+    tokenizer = None if is_image else _tokenizer(folder, reading)
+    checkpoint = Checkpoint(model, tokenizer, config_dict(model))
     checkpoint.info = {
         "source": name,
         "revision": revision,
@@ -107,10 +102,10 @@ def _config(folder: Path, reading: dict[str, Any]) -> Any:
         return AutoConfig.from_pretrained(folder, **reading)
     except (ValueError, KeyError, OSError, ImportError) as error:
         what = reading.get("gguf_file", "config.json")
-        raise UserError(f"{folder}: no readable {what} ({_first_line(error)}).") from error
+        raise UserError(f"{folder}: no readable {what} ({first_line(error)}).") from error
 
 
-def _task(config: Any, source: Path, name: str | None, is_gguf: bool) -> "Task":
+def _task(config: Any, source: Path, name: str | None, is_gguf: bool) -> Task:
     """Find the task that was asked for, or that a checkpoint's architecture is made for."""
     if name is not None:
         return tasks.by_name(name)
@@ -124,21 +119,7 @@ def _task(config: Any, source: Path, name: str | None, is_gguf: bool) -> "Task":
     return found
 
 
-class _Asked(NamedTuple):
-    """What the user wants of a model.
-
-    Attributes:
-        task: its task.
-        outputs: of the head; None: as many as it has.
-        may_add: a head that is missing, or of another size, is replaced by a fresh one.
-    """
-
-    task: "Task"
-    outputs: int | None
-    may_add: bool
-
-
-def _check(source: Path, config: Any, family: Family, task: "Task") -> None:
+def _check(source: Path, config: Any, family: Family, task: Task) -> None:
     """Refuse what a family cannot do, and forms of it that nobody has tried."""
     if family.stacks not in task.stacks:
         raise UserError(
@@ -153,15 +134,18 @@ def _check(source: Path, config: Any, family: Family, task: "Task") -> None:
         )
 
 
-def _load(folder: Path, asked: _Asked, reading: dict[str, Any]) -> PreTrainedModel:
-    """Load the weights; every one must be in the folder, but those of a fresh head, and finite."""
-    model, report = _read(folder, asked, reading)
+def _load(folder: Path, task: Task, may_add: bool, reading: dict[str, Any]) -> PreTrainedModel:
+    """Load the weights, all of them finite, every one from the folder.
+
+    With `may_add` a head that is missing, or of another size, is replaced by a fresh one.
+    """
+    model, report = _read(folder, task, reading)
     if prefix := _other_prefix(model, report):  # some heads call what they share by another name
         renamed = {rf"^{prefix}\.": f"{model.base_model_prefix}."}
-        model, report = _read(folder, asked, {**reading, "key_mapping": renamed})
+        model, report = _read(folder, task, {**reading, "key_mapping": renamed})
     other = {name: shapes for name, *shapes in report["mismatched_keys"]}
     missing = sorted({*report["missing_keys"], *other})
-    fresh = [name for name in missing if asked.may_add and _is_head(name, model)]
+    fresh = [name for name in missing if may_add and _is_head(name, model)]
     for name, (stored, wanted) in sorted(other.items()):
         if name not in fresh:
             raise UserError(
@@ -176,31 +160,33 @@ def _load(folder: Path, asked: _Asked, reading: dict[str, Any]) -> PreTrainedMod
             f"{'; name the task' if _is_head(lost[0], model) else ''}."
         )
     if fresh:
-        log.info("%s: a fresh head for %s: %s", folder, asked.task.name, ", ".join(fresh))
-    if not asked.task.fits(model.config.num_labels):
+        log.info("%s: a fresh head for %s: %s", folder, task.name, ", ".join(fresh))
+    if not task.fits(model.config.num_labels):
         raise UserError(
-            f"{folder}: {asked.task.name} is not done with {model.config.num_labels} outputs; give "
+            f"{folder}: {task.name} is not done with {model.config.num_labels} outputs; give "
             "the number of labels, or another task."
         )
-    _check_finite(model, folder)
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(
+                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
+            )
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _read(folder: Path, asked: _Asked, reading: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    head = {} if asked.outputs is None else {"num_labels": asked.outputs}
+def _read(folder: Path, task: Task, reading: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     said = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its table of what is missing: we say it
     try:
-        model, report = getattr(transformers, asked.task.auto_class).from_pretrained(
+        model, report = getattr(transformers, task.auto_class).from_pretrained(
             folder,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported, too
             **reading,
-            **head,
         )
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"{folder}: weights cannot be loaded ({_first_line(error)}).") from error
+        raise UserError(f"{folder}: weights cannot be loaded ({first_line(error)}).") from error
     finally:
         transformers.utils.logging.set_verbosity(said)
     return model, report
@@ -222,19 +208,11 @@ def _is_head(name: str, model: Any) -> bool:
     return id(model.get_parameter(name)) not in trunk or ".pooler." in f".{name}"
 
 
-def _check_finite(model: nn.Module, folder: Path) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(
-                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
-            )
-
-
 def _tokenizer(folder: Path, reading: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, **reading)
     except (ValueError, OSError, KeyError, ImportError) as error:
-        raise UserError(f"{folder}: no readable tokenizer ({_first_line(error)}).") from error
+        raise UserError(f"{folder}: no readable tokenizer ({first_line(error)}).") from error
 
 
 def _image(folder: Path, config: Any) -> dict[str, Any]:
@@ -278,7 +256,3 @@ def _prefix(config: Any, family: Family) -> str:
     """Source prefix that the checkpoint was trained with."""
     found = getattr(config, "task_specific_params", None) or {}
     return str(found.get("translation_en_to_de", {}).get("prefix", family.default_prefix))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

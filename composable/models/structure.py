@@ -159,15 +159,10 @@ def mapped_layers(structure: Structure) -> list[str]:
 
 
 def name_after_removal(name: str, family: Family, removed: Collection[str]) -> str | None:
-    """Translate a name from the dense numbering of layers to that of the composed model.
-
-    Args:
-        name: of any module.
-        family: of the model.
-        removed: its `removed_layers`.
+    """Translate any module's name from the dense numbering of layers to the composed model's.
 
     Returns:
-        The new name; None if it lies in a removed layer.
+        The new name; None if it lies in one of the `removed_layers`.
     """
     place = family.place(name)
     if place is None:

@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from composable.errors import ShapeError
 from composable.families import Family, Module
 from composable.families.base import Layers
 from composable.models.structure import Structure, check, mapped_layers, removed_layers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class Zeros(nn.Module):
@@ -115,13 +113,14 @@ def unit_rows(module: Module, kept: list[int]) -> dict[str, Tensor]:
     """Say what belongs to the units `kept`.
 
     Returns:
-        Role of every part -> ids of its rows (of the output's part: columns) that stay.
+        Path of every part -> ids of its rows (of the output's part: columns) that stay.
     """
     if module.kind == "ffn":
-        return dict.fromkeys(dict(module.parts), torch.tensor(kept, dtype=torch.long, device="cpu"))
+        neurons = torch.tensor(kept, dtype=torch.long, device="cpu")
+        return {child: neurons for _, child in module.parts}
     queries = head_rows(kept, module.head_size)
     shared = head_rows(kept_groups(module, kept), module.head_size)
-    return {"q": queries, "k": shared, "v": shared, "o": queries}
+    return {child: shared if role in ("k", "v") else queries for role, child in module.parts}
 
 
 def slice_linear(
@@ -167,12 +166,10 @@ def keep_units(holder: nn.Module, module: Module, kept: list[int]) -> None:
             f'"{module.name}" has {what} 0 to {module.units - 1}; kept {what} {kept} were asked '
             "for, expected ascending ids among them."
         )
-    rows = unit_rows(module, kept)
-    for role, child in module.parts:
+    for child, ids in unit_rows(module, kept).items():
         linear: Any = holder.get_submodule(child)
-        is_output = child == module.output
-        small = slice_linear(linear, **{"columns" if is_output else "rows": rows[role]})
-        put(holder, child, small)
+        side = "columns" if child == module.output else "rows"
+        put(holder, child, slice_linear(linear, **{side: ids}))
 
 
 def own_tensors(
@@ -180,22 +177,16 @@ def own_tensors(
 ) -> dict[str, Tensor]:
     """Copy the weights that belong to a module alone (not T5's shared bias table).
 
-    Args:
-        holder: the module that has the parts, with all its units.
-        module: its description.
-        kept: ids of heads or neurons; None for all.
-
     Returns:
-        Name relative to `holder` -> weight or bias, of the kept units only.
+        Name relative to `holder`, which has all its units -> weight or bias, of the units `kept`
+        only; of all where that is None.
     """
     found = {name: weight.detach() for name, weight in own_parameters(holder, module).items()}
-    for role, child in module.parts if kept is not None else ():
-        rows = unit_rows(module, kept or [])[role]
-        for name in (f"{child}.weight", f"{child}.bias"):
-            if child == module.output and name.endswith("weight"):
-                found[name] = found[name][:, rows]
-            elif child != module.output and name in found:
-                found[name] = found[name][rows]
+    for child, ids in unit_rows(module, kept).items() if kept is not None else ():
+        if child == module.output:
+            found[f"{child}.weight"] = found[f"{child}.weight"][:, ids]
+        else:
+            found |= {n: found[n][ids] for n in (f"{child}.weight", f"{child}.bias") if n in found}
     return {name: tensor.clone() for name, tensor in found.items()}
 
 
@@ -238,7 +229,7 @@ def adapt(holder: nn.Module, module: Module, family: Family, kept: list[int] | N
             setattr(core, attribute, counts[what])
 
 
-def apply_structure(model: "PreTrainedModel", family: Family, structure: Structure) -> None:
+def apply_structure(model: PreTrainedModel, family: Family, structure: Structure) -> None:
     """Give a dense `model` (also on the meta device) the shapes that its edits describe.
 
     Args:
@@ -334,11 +325,6 @@ def layer_paths(model: nn.Module, family: Family) -> dict[str, str]:
     return found
 
 
-def layer_lists(model: nn.Module, family: Family) -> dict[str, Any]:
-    """Return the layers of every stack, see `layer_paths`."""
-    return {stack: model.get_submodule(path) for stack, path in layer_paths(model, family).items()}
-
-
 def _check_removal(
     config: Any, path: str, present: nn.ModuleList, gone: set[int], layers: Layers
 ) -> None:
@@ -362,12 +348,7 @@ def _renumber(layers: nn.ModuleList) -> None:
 
 
 def apply_masks(model: nn.Module, masks: dict[str, Tensor]) -> None:
-    """Set every masked weight to exactly zero, in place.
-
-    Args:
-        model: any module.
-        masks: parameter name -> boolean tensor of its shape, True where the weight stays.
-    """
+    """Set every masked weight to exactly zero, in place; masks are True where a weight stays."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():

@@ -10,6 +10,7 @@ import transformers
 
 import composable
 from composable.calibration.batching import Texts
+from composable.calibration.obtain import real_tokens
 from composable.formats.scores_file import ModuleCost, Origin, Scores, TextsRead
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
@@ -42,28 +43,17 @@ class Ranker:
 
 
 def rank(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Scores:
-    """Measure a model, and say what was measured and how.
-
-    Args:
-        ranker: of the table.
-        dense: the dense model, where it should run.
-        texts: its calibration set; None for a ranker that reads none.
-        options: of the ranker's class of options.
-    """
+    """Measure a model, and say what was measured and how; for the arguments see `Ranker`."""
     found = ranker.measure(dense, texts, options)
     return dataclasses.replace(found, origin=origin_of(ranker, dense, texts, options))
 
 
 def origin_of(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Origin:
-    """Say what a ranker measured, how and on what.
-
-    Args:
-        ranker: as for `rank`, like the others.
-        dense: its weights are not looked at, and may be on the meta device.
-        texts: they are counted.
-        options: all of them are kept.
-    """
-    read = None if texts is None else _read(dense, texts)
+    """Say what a ranker measured, how and on what; the weights may be on the meta device."""
+    read = None
+    if texts is not None:
+        tokens = real_tokens(dense, texts.batches())
+        read = TextsRead(texts.name, texts.identity, len(texts), tokens)
     macs = cost.macs_per_unit(dense.model, dense.family, read.mean_tokens if read else None)
     modules = [
         ModuleCost(m.name, m.kind, m.stack, _units(dense, m), macs[m.name])
@@ -88,12 +78,3 @@ def _units(dense: Checkpoint, module: Any) -> int:
     if module.kind == "linear":
         return dense.model.get_parameter(f"{module.name}.weight").numel()
     return 1 if module.kind == "layer" else module.units  # type: ignore[no-any-return]
-
-
-def _read(dense: Checkpoint, texts: Texts) -> TextsRead:
-    """Count the real tokens of every stack."""
-    tokens: dict[str, int] = {}
-    for batch in texts.batches():
-        for stack, mask in dense.family.valid_tokens(dense.model, batch).items():
-            tokens[stack] = tokens.get(stack, 0) + int(mask.sum())
-    return TextsRead(texts.name, texts.identity, len(texts), tokens)

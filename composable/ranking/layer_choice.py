@@ -17,12 +17,8 @@ from composable.models.checkpoint import Checkpoint
 
 def starts(values: NDArray[np.float64], size: int, protected: Collection[int] = ()) -> list[int]:
     """List the first layers that a block of `size` layers may have."""
-    layers = len(values)
-    return [
-        first
-        for first in range(layers - size + 1)
-        if not set(range(first, first + size)) & set(protected)
-    ]
+    blocks = [range(first, first + size) for first in range(len(values) - size + 1)]
+    return [block.start for block in blocks if not set(block) & set(protected)]
 
 
 def best_block(
@@ -84,11 +80,7 @@ class Choice:
     offset: bool = False
 
     def layers(self, count: int, total: int) -> list[int]:
-        """Choose.
-
-        Args:
-            count: how many layers go.
-            total: layers of the stack.
+        """Choose `count` of a stack's `total` layers to go.
 
         Returns:
             Their numbers, ascending; [] for a count of 0.
@@ -186,18 +178,10 @@ def configurations(
     protect: Collection[int],
     linear_map: bool,
 ) -> list[Configuration]:
-    """Choose layers as the options of config_generator.py say.
+    """Choose layers as the options of config_generator.py say; most of them are of a `Choice`.
 
-    Args:
-        dense: the model.
-        cuts: for every configuration how many layers go, or their numbers.
-        policy: see `Choice`, as for the options below.
-        scores: file.
-        stack: whose layers, where there are two.
-        distance: of the scores.
-        reference_offset: see `best_block`.
-        protect: numbers of layers that stay.
-        linear_map: whether a linear map comes in the place of every run of layers.
+    For every configuration `cuts` say how many layers go, or their numbers. With `linear_map` a
+    linear map comes in the place of every run of layers.
 
     Returns:
         The entries of the layers that go, for every configuration.
@@ -241,12 +225,9 @@ def _layers(dense: Checkpoint, stack: str | None) -> tuple[str, list[str]]:
 def layer_entries(
     names: Sequence[str], layers: Sequence[int], is_mapped: bool = False
 ) -> Configuration:
-    """Write down that some layers go.
+    """Write down which of a stack's layers go; their numbers ascend.
 
-    Args:
-        names: of all layers of a stack.
-        layers: numbers of those that go, ascending.
-        is_mapped: whether a linear map comes in the place of every run of neighbours.
+    With `is_mapped` a linear map comes in the place of every run of neighbours.
     """
     if not is_mapped:
         return {names[layer]: Entry(1.0) for layer in layers}

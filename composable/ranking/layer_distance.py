@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composable.calibration.batching import Texts
-from composable.calibration.layer_states import ENOUGH, Batch, Reader, _bar, moments
+from composable.calibration.layer_states import ENOUGH, Batch, Reader, bar, moments
 from composable.errors import ConfigError, UserError
 from composable.formats.scores_file import BlockDistances, Order, Scores
 from composable.linalg.solver import regression_error
@@ -64,7 +64,7 @@ class LayerDistanceOptions:
 def _measure(dense: Checkpoint, texts: Texts | None, options: LayerDistanceOptions) -> Scores:
     assert texts is not None  # it reads them
     wanted = [Distance.parse(name) for name in dict.fromkeys(options.distances)]
-    reader = Reader.of(dense.model, dense.family)
+    reader = Reader(dense.model, dense.family)
     batches = texts.batches(reader.device, options.batch_size)
     removing = _removing(reader, batches, wanted, options)
     budget = options.memory_budget or BUDGET
@@ -129,7 +129,7 @@ def _sums(
 ) -> dict[str, Sums]:
     """Add up the distances of every stack, in one pass."""
     sums: dict[str, Sums] = {}
-    for batch in _bar(batches, "measure") if distances else ():
+    for batch in bar(batches, "measure") if distances else ():
         masks = reader.masks(batch)
         places = {name: Tokens.of(mask, distances) for name, mask in masks.items()}
         read = reader.read(batch, {name: found.index for name, found in places.items()})
@@ -205,7 +205,7 @@ class Removing:
         """Distances of the layers that are left."""
         sums = Sums([self.distance], len(left))
         with self.reader.without(self.stack, gone):
-            for batch in _bar(batches, f"without {len(gone)} layers"):
+            for batch in bar(batches, f"without {len(gone)} layers"):
                 tokens = Tokens.of(self.reader.masks(batch)[self.stack], [self.distance])
                 states = self.reader.read(batch, {self.stack: tokens.index})[self.stack]
                 sums.add([states[0], *(states[layer + 1] for layer in left)], tokens)
@@ -221,7 +221,6 @@ def _fit_errors(
     for name in masks:
         layers, width = len(reader.stacks[name]), reader.model.config.hidden_size
         values = torch.full((layers, layers), torch.nan, dtype=torch.float64)
-        starts = list(range(layers))
         reach = min(largest or layers, layers)
         size = 8 * width**2 * (reach + 1)  # the inputs of a start, and every block from there
         at_once = max(1, budget // size)
@@ -229,7 +228,7 @@ def _fit_errors(
         for begin in range(0, layers, at_once):
             pairs = [
                 (first, last)
-                for first in starts[begin : begin + at_once]
+                for first in range(begin, min(begin + at_once, layers))
                 for last in range(first + 1, min(first + reach, layers) + 1)
             ]
             for (_, (first, last)), found in moments(reader, batches, {name: pairs}).items():

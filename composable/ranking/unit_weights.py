@@ -37,21 +37,17 @@ def _modules(dense: Checkpoint) -> list[Module]:
 
 
 def _by_l1(dense: Checkpoint, texts: Texts | None, options: NoOptions) -> Scores:
-    units = {}
-    for module in _modules(dense):
-        found = BY_L1[module.kind](dense.model.get_submodule(module.holder), module)
-        units[module.name] = UnitImportance(found.cpu().numpy())
-    return Scores(units=units)
+    found = {
+        module.name: BY_L1[module.kind](dense.model.get_submodule(module.holder), module)
+        for module in _modules(dense)
+    }
+    return Scores(units={name: UnitImportance(one.cpu().numpy()) for name, one in found.items()})
 
 
 def _at_random(dense: Checkpoint, texts: Texts | None, options: RandomOptions) -> Scores:
     generator = np.random.default_rng(options.seed)
-    return Scores(
-        units={
-            module.name: UnitImportance(generator.random(module.units))
-            for module in _modules(dense)
-        }
-    )
+    units = {m.name: UnitImportance(generator.random(m.units)) for m in _modules(dense)}
+    return Scores(units=units)
 
 
 L1 = Ranker(

@@ -1,4 +1,4 @@
-"""The table of tasks."""
+"""Text, labels, loss, metric: one file a task, and the table of them."""
 
 import pkgutil
 from typing import TYPE_CHECKING

@@ -173,15 +173,11 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar where a resumed run stands."""
-        shown = progress.shows_progress() and state.is_world_process_zero
+        hidden = not (progress.shows_progress() and state.is_world_process_zero)
         self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.label,
-            unit="step",
-            disable=not shown,
-            mininterval=1,
-        )
+            None, self.label, state.max_steps, unit="step", initial=state.global_step,
+            disable=hidden, mininterval=1,
+        )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance."""
@@ -191,17 +187,11 @@ class Progress(TrainerCallback):
         """Log the epoch."""
         rows = rows_of(state)
         if rows and state.is_world_process_zero:
-            row = rows[-1]
-            trained = (
-                "" if row["training_loss"] is None else f"trained {row['training_loss']:.4f}, "
-            )
+            row, loss = rows[-1], rows[-1]["training_loss"]
             log.info(
                 "%s: epoch %g: %svalidation loss %.4f (%.0f s)",
-                self.label,
-                row["epoch"],
-                trained,
-                row["validation_loss"],
-                row["training_seconds"] + row["validation_seconds"],
+                *(self.label, row["epoch"], "" if loss is None else f"trained {loss:.4f}, "),
+                *(row["validation_loss"], row["training_seconds"] + row["validation_seconds"]),
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

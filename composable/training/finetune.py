@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from composable import tasks
+from composable import files, tasks
+from composable.formats.stats_file import stats_csv
 from composable.models import checkpoint, cost
 from composable.models.checkpoint import Checkpoint
 from composable.models.structure import to_json
@@ -30,16 +31,16 @@ def tune_model(
 ) -> dict[str, Any]:
     """Fine-tune a whole model on the training split and write it.
 
-    Weights are trained in float32, and written as the file had them.
+    Weights are trained in float32, and written as the file had them; pruned ones stay zero.
 
     Args:
-        composed: the model, composed or dense; pruned weights stay zero.
+        composed: the model, composed or dense.
         output: model file to write.
         stats: CSV to write.
         training: settings.
         label: name of the run.
-        data: see `tasks.base.Task.read`.
-        limit: pairs of each split.
+        data: see `tasks.base.Task.read`, as for `limit`.
+        limit: samples of each split.
         heal: which weights learn; None: all.
 
     Returns:
@@ -47,9 +48,9 @@ def tune_model(
     """
     heal = heal or Heal()
     training = dataclasses.replace(training, optimizer=heal.optimizer)
-    size = tasks.by_name(composed.info["task"]).batch_size
-    training = _with_defaults(training.resolved(), batch_size=size, lr=heal.lr)
-    corpora, stored = _corpora(composed, data, limit), composed.model.dtype
+    task = tasks.by_name(composed.info["task"])
+    training = with_defaults(training.resolved(), batch_size=task.batch_size, lr=heal.lr)
+    corpora, stored = corpora_of(composed, data, limit), composed.model.dtype
     identity = {
         "model": checkpoint.fingerprint_of(composed.config, composed.model.state_dict()),
         "masks": checkpoint.fingerprint_of({}, composed.masks),
@@ -63,7 +64,7 @@ def tune_model(
         composed.model,
         composed.masks,
         train.data_of(composed, corpora),
-        tasks.by_name(composed.info["task"]).functions(training.smoothing),
+        task.functions(training.smoothing),
         training,
         identity,
         stats,
@@ -77,15 +78,17 @@ def tune_model(
         "data": corpora[0].name,
         "dtype": training.dtype,
     }
-    composed.info["history"].append({label: {**training.identity(), **report}})
+    # wall time and paths stay out of the file: same input, same bytes
+    free = ("training_seconds", "resumed_from_epoch", "stats", "data")
+    facts = {k: v for k, v in {**training.identity(), **report}.items() if k not in free}
+    composed.info["history"].append({label: facts})
     if outcome.is_main:
-        _forget_seconds(composed.info["history"][-1][label])
         nn.Module.to(composed.model, stored)
         if composed.is_dense:  # with other weights it is another dense model
             state = composed.model.state_dict()
             composed.fingerprint = checkpoint.fingerprint_of(composed.config, state)
         checkpoint.save(output, composed)
-        outcome.write_stats(stats)
+        files.write_text(stats, stats_csv(outcome.rows))
         outcome.clean_up()
     return {
         "wrote": str(output),
@@ -95,19 +98,13 @@ def tune_model(
     }
 
 
-def _with_defaults(training: train.Options, **defaults: Any) -> train.Options:
+def with_defaults(training: train.Options, **defaults: Any) -> train.Options:
     """Fill in the options that were not given."""
     open_ones = {key: value for key, value in defaults.items() if getattr(training, key) is None}
     return dataclasses.replace(training, **open_ones)
 
 
-def _corpora(model: Checkpoint, data: str | None, limit: int | None) -> tuple[Any, Any]:
+def corpora_of(model: Checkpoint, data: str | None, limit: int | None) -> tuple[Any, Any]:
     """Read the training and the validation split for the model's task."""
     task, default = tasks.by_name(model.info["task"]), model.info.get("data")
     return task.read(data, default, "train", limit), task.read(data, default, "valid", limit)
-
-
-def _forget_seconds(report: dict[str, Any]) -> None:
-    """Leave wall time and paths out of the file: same input, same bytes."""
-    for key in ("training_seconds", "resumed_from_epoch", "stats", "data"):
-        report.pop(key, None)

@@ -1,6 +1,6 @@
 """Which weights learn as a composed model is fine-tuned: all, those around a cut, or adapters."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,12 +43,8 @@ class Heal:
         return 3e-4 if self.how == "lora" else 2e-3
 
 
-def prepare(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
-    """Let only some weights of a model learn.
-
-    Args:
-        composed: its model is changed.
-        heal: what learns.
+def prepare(composed: Checkpoint, heal: Heal) -> Callable[[], object]:
+    """Let only some weights of a model learn; the model is changed.
 
     Returns:
         What undoes it after the training: adapters are merged, every weight may learn again.
@@ -64,7 +60,7 @@ def prepare(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
             parameter.requires_grad_(name.startswith(learning))
     elif heal.how == "lora":
         return _adapt(composed, heal)
-    return lambda: _let_learn(model)
+    return lambda: model.requires_grad_(True)
 
 
 def neighbours(composed: Checkpoint) -> list[str]:
@@ -76,22 +72,19 @@ def neighbours(composed: Checkpoint) -> list[str]:
     family = composed.family
     removed = removed_layers(composed.structure, family)
     mapped = mapped_layers(composed.structure)
-    found = []
+    found, gone = [], {*removed, *mapped}
     for path in layer_paths(composed.model, family).values():
         left: Any = composed.model.get_submodule(path)
         count = len(left) + sum(name.startswith(f"{path}.") for name in removed)
         names = [f"{path}.{number}" for number in range(count)]
-        found += [name for i, name in enumerate(names) if _is_beside(names, i, {*removed, *mapped})]
+        for i, name in enumerate(names):
+            if name not in gone and not gone.isdisjoint(names[max(0, i - 1) : i + 2]):
+                found.append(name)
         found += [name for name in names if name in mapped]
     if not found:
         raise MismatchError("heal neighbours: no layer of this model is gone; use full or lora.")
     now = (name_after_removal(name, family, removed) for name in found)
     return [name for name in now if name is not None]
-
-
-def _is_beside(names: list[str], index: int, gone: Collection[str]) -> bool:
-    around = names[max(0, index - 1) : index + 2]
-    return names[index] not in gone and any(name in gone for name in around)
 
 
 def _adapt(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
@@ -130,11 +123,6 @@ def _adapt(composed: Checkpoint, heal: Heal) -> Callable[[], None]:
             if isinstance(module, LoraLayer):
                 module.merge()  # type: ignore[operator]
                 put(model, name, module.get_base_layer())
-        _let_learn(model)
+        model.requires_grad_(True)
 
     return merge
-
-
-def _let_learn(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)

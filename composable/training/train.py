@@ -21,7 +21,6 @@ from transformers.optimization import Adafactor
 from composable import files, tasks
 from composable.devices import select_device, select_dtype
 from composable.errors import UserError
-from composable.formats.stats_file import stats_csv
 from composable.linalg import kernels
 from composable.models.checkpoint import Checkpoint, unique_tensors
 from composable.models.surgery import apply_masks
@@ -118,10 +117,6 @@ class Outcome:
     is_main: bool
     folder: Path
 
-    def write_stats(self, path: Path) -> None:
-        """Write the stats CSV."""
-        files.write_text(path, stats_csv(self.rows))
-
     def clean_up(self) -> None:
         """Remove the checkpoints of this run."""
         if self.is_main:
@@ -151,15 +146,7 @@ class Trainer(transformers.Trainer):
         sizes: lengths of every training sample, see `LengthSampler`.
     """
 
-    def __init__(
-        self,
-        *,
-        step: Any,
-        measure: Any,
-        options: Options,
-        sizes: list[tuple[int, int]],
-        **kwargs: Any,
-    ):
+    def __init__(self, *, step: Any, measure: Any, options: Options, sizes: Any, **kwargs: Any):
         self._step, self._measure, self._options, self._sizes = step, measure, options, sizes
         super().__init__(**kwargs)
         # T5 ignores num_items_in_batch and Trainer counts labels from the second on: we count
@@ -168,15 +155,11 @@ class Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load our batches as they are; accelerate would fill up the last with other samples."""
         assert self.train_dataset is not None
+        size, seed = self._options.batch_size, self._options.seed
+        process, world = self.args.process_index, self.args.world_size
         return DataLoader(
             self.train_dataset,
-            batch_sampler=LengthSampler(
-                self._sizes,
-                self._options.batch_size,
-                self._options.seed,
-                self.args.process_index,
-                self.args.world_size,
-            ),
+            batch_sampler=LengthSampler(self._sizes, size, seed, process, world),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
             num_workers=self._options.workers,
@@ -194,12 +177,11 @@ class Trainer(transformers.Trainer):
         if self.optimizer is None:
             assert self.model is not None
             learned = [p for p in self.model.parameters() if p.requires_grad]
+            lr = self._options.lr
             if self._options.optimizer == "adamw":
-                self.optimizer = torch.optim.AdamW(learned, lr=self._options.lr, weight_decay=0.0)
-                return self.optimizer
-            self.optimizer = Adafactor(
-                learned, lr=self._options.lr, scale_parameter=True, relative_step=False
-            )
+                self.optimizer = torch.optim.AdamW(learned, lr, weight_decay=0.0)
+            else:
+                self.optimizer = Adafactor(learned, lr, scale_parameter=True, relative_step=False)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -341,12 +323,17 @@ def run(
     if latest is None and trainer.is_world_process_zero():
         shutil.rmtree(folder, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    resumed = _epoch_of(latest) if latest else None
-    if latest and resumed is not None:
+    resumed = None
+    if latest:
+        state = _state_of(latest)
+        resumed = rounded_epoch(state["epoch"])
         log.info("%s: continuing after epoch %g (%s)", label, resumed, latest)
-        if _was_stopped(latest):  # Trainer would forget it and take one more step
+        control = state["stateful_callbacks"]["TrainerControl"]["args"]
+        if control["should_training_stop"]:  # Trainer would forget it and take one more step
             trainer.args.num_train_epochs, trainer.args.max_steps = int(resumed), -1
-    _silence_remarks()
+    for name in ("transformers.trainer", "transformers.trainer_utils"):
+        # its remarks that tied weights are not stored twice, and on the age of checkpoints
+        logging.getLogger(name).setLevel(logging.ERROR)
     with kernels.for_cpu(model, options.device, max(map(max, training.sizes)), trains=True):  # type: ignore[attr-defined]
         if options.compile:
             model.compile(dynamic=True)
@@ -439,9 +426,8 @@ def _latest_checkpoint(folder: Path, world_size: int) -> Path | None:
 
 
 def _is_complete(path: Path, world_size: int) -> bool:
-    names = (
-        ["rng_state.pth"] if world_size == 1 else [f"rng_state_{i}.pth" for i in range(world_size)]
-    )
+    suffixes = [""] if world_size == 1 else [f"_{i}" for i in range(world_size)]
+    names = [f"rng_state{suffix}.pth" for suffix in suffixes]
     if not all((path / name).is_file() for name in (*COMPLETE, *names)):
         return False
     try:
@@ -454,22 +440,6 @@ def _is_complete(path: Path, world_size: int) -> bool:
     return not best or (path.with_name(f"checkpoint-{best}") / "model.safetensors").is_file()
 
 
-def _epoch_of(path: Path) -> float:
-    return rounded_epoch(_state_of(path)["epoch"])
-
-
-def _was_stopped(path: Path) -> bool:
-    """Tell whether the training was over when the checkpoint was written."""
-    control = _state_of(path)["stateful_callbacks"]["TrainerControl"]
-    return bool(control["args"]["should_training_stop"])
-
-
 def _state_of(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / "trainer_state.json").read_text())
     return state
-
-
-def _silence_remarks() -> None:
-    """Hide the remarks that tied weights are not stored twice, and on the age of checkpoints."""
-    for name in ("transformers.trainer", "transformers.trainer_utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -4,13 +4,13 @@ import dataclasses
 import time
 from collections.abc import Mapping
 
+from composable.calibration.recorded_calls import RecordedAttention
 from composable.formats.bundle import Variant
 from composable.models.checkpoint import Checkpoint
 from composable.variants import attention_phase
-from composable.variants.attention_calls import RecordedAttention
 from composable.variants.attention_phase import Trained
 from composable.variants.last_linear import LastLinear
-from composable.variants.linear_fit import SolverOptions, fit_output
+from composable.variants.linear_fit import Refit, fit_output
 from composable.variants.store import Fit, Fits, best
 
 
@@ -21,7 +21,7 @@ def fit_attention(
     solved: Mapping[str, Fits],
     recorded: RecordedAttention,
     phase: attention_phase.Settings,
-    options: SolverOptions,
+    refit: Refit,
 ) -> dict[str, Fits]:
     """Train q, k, v and o of all variants of an attention that lost heads.
 
@@ -30,13 +30,13 @@ def fit_attention(
     mask.
 
     Args:
-        dense: the dense model, within `attention_calls.record`.
+        dense: the dense model, within `recorded_attentions`.
         linear: the attention's `o`.
         variants: digest -> variant.
         solved: digest of a variant, and of it with its `o` unmasked -> fits "pruned" and "ls".
         recorded: the attention and its calls.
         phase: settings of the training of heads; see `second_phase` for that with a mask.
-        options: of the refit in between.
+        refit: of the masked `o` in between, see `linear_fit.fit_linear`.
 
     Returns:
         The same digests -> fit "trained".
@@ -45,13 +45,17 @@ def fit_attention(
     unmasked = {digest: linear.unmasked(variant) for digest, variant in variants.items()}
     heads_of = {digest: variant.digest for digest, variant in unmasked.items()}
     masked = {digest: heads for digest, heads in heads_of.items() if digest != heads}
-    starts = {heads_of[d]: _better(v, solved[heads_of[d]]) for d, v in unmasked.items()}
+    starts = {}
+    for variant in unmasked.values():
+        fits = solved[variant.digest]
+        tensors = variant.tensors | fits[best(fits)].tensors
+        starts[variant.digest] = dataclasses.replace(variant, tensors=tensors)
     trained = attention_phase.train(dense, starts, recorded, phase, set(masked.values()))
     results = {digest: trained[heads] for digest, heads in heads_of.items()}
     seconds = dict.fromkeys(variants, (time.perf_counter() - started) / len(variants))
     if masked:
         started = time.perf_counter()
-        pairs = {d: _refitted(linear, variants[d], results[d], options) for d in masked}
+        pairs = {d: _refitted(linear, variants[d], results[d], refit) for d in masked}
         results |= attention_phase.train(dense, pairs, recorded, second_phase(phase))
         for digest in masked:
             seconds[digest] += (time.perf_counter() - started) / len(masked)
@@ -72,16 +76,9 @@ def second_phase(phase: attention_phase.Settings) -> attention_phase.Settings:
     return dataclasses.replace(phase, epochs=-(-phase.epochs // 2), lr=phase.lr / 2)
 
 
-def _better(variant: Variant, fits: Fits) -> Variant:
-    """Give a variant its weights as pruned or as solved."""
-    return dataclasses.replace(variant, tensors=variant.tensors | fits[best(fits)].tensors)
-
-
-def _refitted(
-    linear: LastLinear, variant: Variant, trained: Trained, options: SolverOptions
-) -> Variant:
+def _refitted(linear: LastLinear, variant: Variant, trained: Trained, refit: Refit) -> Variant:
     """Give a variant trained heads, and its masked `o` refitted to them."""
     assert trained.moments is not None
     whole = dataclasses.replace(variant, tensors=trained.tensors)
-    refitted = fit_output(linear, whole, trained.moments, options)
+    refitted = fit_output(linear, whole, trained.moments, refit)
     return dataclasses.replace(whole, tensors=whole.tensors | refitted)

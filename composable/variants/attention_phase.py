@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from composable import files
-from composable.calibration.recorded_calls import Call, mean_error, output_moments, output_values
+from composable.calibration.recorded_calls import (
+    Call,
+    RecordedAttention,
+    mean_error,
+    output_moments,
+    output_values,
+)
 from composable.formats.bundle import Variant
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
-from composable.variants.attention_calls import RecordedAttention
 from composable.variants.students import Student
 
 log = logging.getLogger("composable")
@@ -99,7 +104,7 @@ def train(
     attention train side by side; what comes out for one depends on no other.
 
     Args:
-        dense: the dense model, within `attention_calls.record`.
+        dense: the dense model, within `recorded_attentions`.
         starts: any key -> variant of the attention; what its masks leave out stays 0.
         recorded: the attention and its calls.
         settings: how.
@@ -108,7 +113,11 @@ def train(
     Returns:
         The same keys -> what became of the variants.
     """
-    running = {key: _Training.of(dense, start, recorded, settings) for key, start in starts.items()}
+    running = {}
+    for key, start in starts.items():
+        student = Student(start, recorded.module, dense.family, dense.model).to(settings.device)
+        student.eval().mask_gradients()
+        running[key] = _Training(student)
     part = dense.model.get_submodule(recorded.module.name)
     steps = settings.epochs * len(recorded.train)
     optimizer, schedule = _optimizer(running.values(), part, steps, settings.lr)
@@ -120,10 +129,8 @@ def train(
             break
         totals = [torch.zeros((), dtype=torch.float64, device=settings.device) for _ in live]
         for index in _order(len(recorded.train), (settings.seed, recorded.module.name, epoch)):
-            call = recorded.train[index]
-            inputs = call.inputs()
             for training, total in zip(live, totals, strict=True):
-                total += training.add_gradient(inputs, call)
+                total += training.add_gradient(recorded.train[index])
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -151,18 +158,9 @@ class _Training:
     losses: list[float] = field(default_factory=list)
     is_stopped: bool = False
 
-    @classmethod
-    def of(
-        cls, dense: Checkpoint, start: Variant, recorded: RecordedAttention, settings: Settings
-    ) -> "_Training":
-        """Copy the dense attention with the weights of a variant."""
-        student = Student(start, recorded.module, dense.family, dense.model).to(settings.device)
-        student.eval().mask_gradients()
-        return cls(student)
-
-    def add_gradient(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], call: Call) -> Tensor:
+    def add_gradient(self, call: Call) -> Tensor:
         """Add the gradient of the mean squared error to the weights; return the squared error."""
-        output: Tensor = self.student(*inputs[0], **inputs[1])
+        output: Tensor = self.student(*call.args, **call.kwargs)
         difference = call.difference(output.detach())
         square = difference.square().sum()
         # what autograd would make of the loss, in one operation instead of six
@@ -179,17 +177,10 @@ class _Training:
 
     def result(self, recorded: RecordedAttention, wants_moments: bool) -> Trained:
         """Return the best weights."""
-        best, student = best_epoch(self.history), self.student
-        return Trained(
-            tensors=student.tensors(),
-            history=self.history,
-            training_loss=self.losses[best - 1]
-            if best
-            else mean_error(student.best_output, recorded.train),
-            moments=output_moments(student.best, recorded.module, recorded.train)
-            if wants_moments
-            else None,
-        )
+        best, student, calls = best_epoch(self.history), self.student, recorded.train
+        loss = self.losses[best - 1] if best else mean_error(student.best_output, calls)
+        moments = output_moments(student.best, recorded.module, calls) if wants_moments else None
+        return Trained(student.tensors(), self.history, loss, moments)
 
 
 def _optimizer(

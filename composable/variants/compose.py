@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from composable import families, methods
@@ -11,13 +12,7 @@ from composable.formats.bundle import Variant
 from composable.formats.config import covered, merge_parts, pick, read_configurations
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
-from composable.models.structure import (
-    Edit,
-    Structure,
-    name_after_removal,
-    ordered,
-    removed_layers,
-)
+from composable.models.structure import Edit, Structure, name_after_removal, ordered, removed_layers
 from composable.models.surgery import apply_masks, apply_structure
 
 
@@ -77,27 +72,14 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
             if part in variant.masks:
                 masks[target] = variant.masks[part]
     apply_masks(model, masks)
-    return Checkpoint(
-        model=model.eval(),
-        tokenizer=dense.tokenizer,
-        config=dense.config,
-        structure=structure,
-        masks=masks,
-        fingerprint=dense.fingerprint,
-        info=dict(dense.info),
-    )
+    info = dict(dense.info)
+    return replace(dense, model=model.eval(), structure=structure, masks=masks, info=info)
 
 
 def compose_files(
     model: Path, bundles: Sequence[Path], config: Path, index: int
 ) -> tuple[Checkpoint, list[Variant]]:
-    """Compose configuration `index` of `config` from files, reading only what it needs.
-
-    Args:
-        model: the dense model.
-        bundles: where variants are looked for; all must be of this model.
-        config: conf.json.
-        index: counts from 0.
+    """Compose configuration `index`, counted from 0, of a conf.json, reading only what it needs.
 
     Returns:
         The composed model and its variants.

@@ -15,10 +15,7 @@ class Distillation(nn.Module):
 
     The dense model is no submodule, so that checkpoints hold the students alone. What is known of
     each student (lowest error, epochs without a better one) lies in buffers: a resumed run has it.
-
-    Args:
-        dense: the dense model.
-        variants: those that have tensors.
+    Students are made of variants that have tensors.
     """
 
     dense_norm: Tensor
@@ -50,7 +47,11 @@ class Distillation(nn.Module):
         self.is_stopped = [False] * count
         self._sums: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._valid: dict[str, Tensor] = {}
-        self._hook_dense()
+        by_module: dict[str, list[int]] = {}
+        for index, module in enumerate(self.modules_of):
+            by_module.setdefault(module.name, []).append(index)
+        for indices in by_module.values():
+            self._hook(indices)
 
     def train(self, mode: bool = True) -> "Distillation":
         """Set the mode; dropout stays off everywhere, for teacher and students see one input."""
@@ -114,34 +115,25 @@ class Distillation(nn.Module):
             if self.is_stopped[index]:
                 student.part.requires_grad_(False)
 
-    def _hook_dense(self) -> None:
-        """See what enters every dense module, and what its last linear gives."""
-        by_module: dict[str, list[int]] = {}
-        for index, module in enumerate(self.modules_of):
-            by_module.setdefault(module.name, []).append(index)
-        for indices in by_module.values():
-            module = self.modules_of[indices[0]]
-            holder = self._dense[0].get_submodule(module.holder)
-            call = _Call()
-            if module.kind == "ffn":  # its linears may lie among others: from the first to the last
-                first, last = (holder.get_submodule(module.part(role)) for role in ("up", "down"))
-                first.register_forward_pre_hook(call.see_inputs, with_kwargs=True)
-                last.register_forward_hook(call.see_output)
-                last.register_forward_hook(self._hook(indices, call), with_kwargs=True)
-                continue
-            if module.kind == "attention":
-                holder.get_submodule(module.output).register_forward_hook(call.see_output)
-            holder.register_forward_hook(self._hook(indices, call), with_kwargs=True)
-
-    def _hook(self, indices: list[int], call: "_Call") -> Any:
+    def _hook(self, indices: list[int]) -> None:
+        """See what enters the dense module of some students, and what its last linear gives."""
         module = self.modules_of[indices[0]]
+        holder = last = self._dense[0].get_submodule(module.holder)
+        call: dict[str, Any] = {}
+        if module.parts:
+            last = holder.get_submodule(module.output)
+            last.register_forward_hook(lambda _, __, output: call.update(output=output))
+        if module.kind == "ffn":  # its linears may lie among others: from the first to the last
+            holder.get_submodule(module.part("up")).register_forward_pre_hook(
+                lambda _, *inputs: call.update(inputs=inputs), with_kwargs=True
+            )
 
         def compare(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if module.kind == "attention":
                 args, kwargs = self.family.replayed(args, kwargs, output)
             elif module.kind == "ffn":
-                args, kwargs = call.inputs
-            target = call.output if module.parts else output
+                args, kwargs = call["inputs"]
+            target = call["output"] if module.parts else output
             valid = self._valid[module.stack]
             counts = valid.sum(1).float()
             norms = _sum_valid(target.float(), valid)
@@ -153,22 +145,8 @@ class Distillation(nn.Module):
                     errors = _sum_valid(own.float() - target.float(), valid)
                 self._sums[index] = (errors, norms, counts)
 
-        return compare
-
-
-class _Call:
-    """What a dense module was given, and what its last linear gave."""
-
-    inputs: Any
-    output: Any
-
-    def see_inputs(self, part: nn.Module, args: Any, kwargs: Any) -> None:
-        """Keep the arguments."""
-        self.inputs = args, kwargs
-
-    def see_output(self, part: nn.Module, args: Any, output: Any) -> None:
-        """Keep the output."""
-        self.output = output
+        ends = last if module.kind == "ffn" else holder
+        ends.register_forward_hook(compare, with_kwargs=True)
 
 
 def _sum_valid(difference: Tensor, valid: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from composable.formats.bundle import Variant
 from composable.models.checkpoint import Checkpoint
 from composable.training import train
 from composable.variants.distillation import Distillation
+from composable.variants.result import Result
 
 
 def _step(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -33,9 +33,7 @@ def _measure(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 class KeepBest(TrainerCallback):
     """Notes every student's error after each validation, keeps its best weights, stops it in time.
 
-    Args:
-        model: the model that is trained.
-        patience: see `Distillation.update`.
+    See `Distillation.update`.
     """
 
     def __init__(self, model: Distillation, patience: int):
@@ -67,50 +65,6 @@ class KeepBest(TrainerCallback):
             control.should_training_stop = True
 
 
-@dataclass
-class Result:
-    """What module-level fine-tuning by gradient made.
-
-    Attributes:
-        variants: in the order given, with `error_before` and `error_after` in their stats:
-            squared error over squared dense output on the validation data.
-        kept: whose weights each has: "pruned" or "trained"; None for a removed module.
-        outcome: of the training; None where no variant has tensors.
-    """
-
-    variants: list[Variant]
-    kept: list[str | None]
-    outcome: train.Outcome | None
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The stats, one per epoch."""
-        return self.outcome.rows if self.outcome else []
-
-    @property
-    def seconds(self) -> list[float]:
-        """Each variant's equal part of the training, for they are trained side by side."""
-        trained = [variant.learns for variant in self.variants]
-        total = sum(row["training_seconds"] + row["validation_seconds"] for row in self.rows)
-        return [total / sum(trained) if one else 0.0 for one in trained]
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files."""
-        return self.outcome is None or self.outcome.is_main
-
-    def report(self) -> dict[str, Any]:
-        """Summarise for the closing JSON report."""
-        summary = self.outcome.report() if self.outcome else {}
-        summary.pop("best_epoch", None)  # every variant has its own
-        return summary
-
-    def clean_up(self) -> None:
-        """Remove the checkpoints."""
-        if self.outcome:
-            self.outcome.clean_up()
-
-
 def tune(
     dense: Checkpoint,
     variants: list[Variant],
@@ -136,7 +90,8 @@ def tune(
         raise UserError("dtype float16 would couple the variants; use bfloat16 or float32.")
     learning = [variant for variant in variants if variant.learns]
     if not learning:
-        return Result(variants, [None] * len(variants), None)
+        count = len(variants)
+        return Result(variants, kept=[None] * count, seconds=[0.0] * count, rows=[], report={})
     model = Distillation(dense, learning)
     callback = KeepBest(model, options.early_stop)
     identity = {
@@ -159,7 +114,18 @@ def tune(
     )
     tuned = dict(zip(map(id, learning), _tuned(learning, model), strict=True))
     results = [tuned.get(id(variant), (variant, None)) for variant in variants]
-    return Result([variant for variant, _ in results], [kept for _, kept in results], outcome)
+    spent = sum(row["training_seconds"] + row["validation_seconds"] for row in outcome.rows)
+    report = outcome.report()
+    del report["best_epoch"]  # every variant has its own
+    return Result(
+        variants=[variant for variant, _ in results],
+        kept=[kept for _, kept in results],
+        seconds=[spent / len(learning) if variant.learns else 0.0 for variant in variants],
+        rows=outcome.rows,
+        report=report,
+        is_main=outcome.is_main,
+        folder=outcome.folder,
+    )
 
 
 def _tuned(learning: list[Variant], model: Distillation) -> Iterator[tuple[Variant, str | None]]:

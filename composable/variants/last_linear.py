@@ -32,7 +32,7 @@ class LastLinear:
     def of(cls, model: nn.Module, module: Module) -> "LastLinear":
         """Read it from the dense model."""
         dense = dict(model.get_submodule(module.output_path).named_parameters())
-        return cls(module, joined(dense), "bias" in dense)
+        return cls(module, _joined(dense), "bias" in dense)
 
     @property
     def prefix(self) -> str:
@@ -45,10 +45,7 @@ class LastLinear:
         Returns:
             Weight (rows, n), 0 where the variant has none, and mask (rows, n), True where it has.
         """
-        own = joined(self.own(variant.tensors))
-        mask = torch.ones(own.shape, dtype=torch.bool)
-        if (part := variant.masks.get(f"{self.prefix}weight")) is not None:
-            mask[:, : part.shape[1]] = part
+        own, mask = self.own(variant)
         places = self._places(variant)
         weight, kept = torch.zeros_like(self.weight), torch.zeros(self.weight.shape).bool()
         weight[:, places], kept[:, places] = torch.where(mask, own, 0.0), mask
@@ -73,22 +70,25 @@ class LastLinear:
         tensors = self.write(torch.where(mask, own, self.weight), variant)
         return dataclasses.replace(variant, tensors=variant.tensors | tensors, masks={})
 
-    def own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Find `weight` and perhaps `bias` among the tensors of a variant."""
-        names = ("weight", "bias")
-        return {n: tensors[self.prefix + n] for n in names if self.prefix + n in tensors}
+    def own(self, variant: Variant) -> tuple[Tensor, Tensor]:
+        """Return the weight that a variant has, on its own columns, and where its mask keeps it."""
+        names = [n for n in ("weight", "bias") if self.prefix + n in variant.tensors]
+        weight = _joined({name: variant.tensors[self.prefix + name] for name in names})
+        mask = torch.ones(weight.shape, dtype=torch.bool)
+        if (part := variant.masks.get(f"{self.prefix}weight")) is not None:
+            mask[:, : part.shape[1]] = part
+        return weight, mask
 
     def _places(self, variant: Variant) -> Tensor:
         """Columns of the dense linear that the variant has."""
         n = self.weight.shape[1]
         if variant.kept_units is None:
             return torch.arange(n)
-        roles = {child: role for role, child in self.module.parts}
-        columns = unit_rows(self.module, variant.kept_units)[roles[self.module.output]]
+        columns = unit_rows(self.module, variant.kept_units)[self.module.output]
         return torch.cat([columns, torch.tensor([n - 1])]) if self.has_bias else columns
 
 
-def joined(tensors: Mapping[str, Tensor]) -> Tensor:
+def _joined(tensors: Mapping[str, Tensor]) -> Tensor:
     """Append `bias`, where there is one, to `weight` as a last column; float32, on the CPU."""
     weight = tensors["weight"].detach().float().cpu()
     if "bias" not in tensors:

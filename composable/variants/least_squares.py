@@ -1,10 +1,11 @@
 """Module-level fine-tuning by least squares, and a short gradient phase for pruned attentions."""
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from tqdm import tqdm
 from composable import files, progress
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import Calibration
+from composable.calibration.recorded_calls import recorded_attentions
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
-from composable.linalg.solver import RIDGE
+from composable.linalg.solver import RIDGE, refit
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_tensors
-from composable.variants import attention_calls, attention_phase
+from composable.variants import attention_phase
 from composable.variants.attention_fit import fit_attention
 from composable.variants.last_linear import LastLinear
-from composable.variants.linear_fit import SolverOptions, fit_linear
+from composable.variants.linear_fit import Refit, fit_linear
+from composable.variants.result import Result
 from composable.variants.store import Fits, Store, best
 
 SOLVERS = ("hybrid", "ls")
@@ -50,45 +53,11 @@ class Settings:
     phase: attention_phase.Settings = dataclasses.field(default_factory=attention_phase.Settings)
 
     @property
-    def options(self) -> SolverOptions:
-        """The part that the solves need."""
-        return SolverOptions(self.ridge, self.linear_solver, self.device)
-
-
-@dataclass
-class Result:
-    """What least squares made of the variants.
-
-    Attributes:
-        variants: in the order given, with `error_before` and `error_after` in their stats.
-        kept: whose weights each has: "pruned", "ls" or "trained"; None for a removed module.
-        seconds: of each variant; a solve for several counts in equal parts.
-        rows: the stats: 0 as pruned, 1 solved, 2 after the attentions' gradient phase.
-        is_main: whether this process writes the files.
-        folder: finished parts, to be removed when the results are safe.
-    """
-
-    variants: list[Variant]
-    kept: list[str | None]
-    seconds: list[float]
-    rows: list[dict[str, Any]]
-    is_main: bool
-    folder: Path
-
-    def report(self) -> dict[str, Any]:
-        """Summarise for the closing JSON report."""
-        report = {
-            "validation_loss_start": self.rows[0]["validation_loss"],
-            "validation_loss": self.rows[-1]["validation_loss"],
-            "solve_seconds": self.rows[1]["training_seconds"],
-        }
-        if len(self.rows) > 2:
-            report["attention_seconds"] = self.rows[2]["training_seconds"]
-        return report
-
-    def clean_up(self) -> None:
-        """Remove the finished parts."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def refit(self) -> Refit:
+        """`solver.refit` with these settings."""
+        return functools.partial(
+            refit, ridge=self.ridge, linear_solver=self.linear_solver, device=self.device
+        )
 
 
 def tune(
@@ -140,6 +109,7 @@ class _Run:
         self.calibration, self.texts, self.settings = calibration, texts, settings
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.is_quiet = self.rank > 0 or not progress.shows_progress()
         self.digests = [variant.digest for variant in variants]
         self.distinct = {
             digest: variant
@@ -181,12 +151,13 @@ class _Run:
         for name, attentions in self._attentions().items():
             whole = [self.linears[name].unmasked(variant) for variant in attentions.values()]
             problems[name] |= {variant.digest: variant for variant in whole}
-        bar = tqdm(
-            self._share(problems), "solve", unit="linear", disable=not self._shows_progress()
-        )
-        for name in bar:
+        for name in tqdm(self._share(problems), "solve", unit="linear", disable=self.is_quiet):
             if self.store.load(f"solved {name}") is None:
-                self.store.save(f"solved {name}", self._solve(name, problems[name]))
+                linear = self.linears[name]
+                path = linear.module.output_path
+                texts = self.calibration.inputs(path), self.calibration.held_out(path)
+                found = fit_linear(linear, problems[name], texts, self.settings.refit)
+                self.store.save(f"solved {name}", found)
         self._wait()
         self.solved = self._loaded("solved", problems)
 
@@ -200,15 +171,16 @@ class _Run:
                 part.batches(phase.device, rows)
                 for part, rows in zip(self.texts, (phase.batch_size, HELD_OUT_BATCH), strict=True)
             )
-            with attention_calls.record(
+            with recorded_attentions(
                 self.dense, modules, (train, held_out), phase.device, phase.budget
             ) as calls:
-                hidden = not self._shows_progress()
-                for recorded in tqdm(calls, "attend", len(modules), unit="module", disable=hidden):
+                for recorded in tqdm(
+                    calls, "attend", len(modules), unit="module", disable=self.is_quiet
+                ):
                     name = recorded.module.name
                     found = fit_attention(
                         self.dense, self.linears[name], attentions[name], self.solved, recorded,
-                        phase, self.settings.options,
+                        phase, self.settings.refit,
                     )  # fmt: skip
                     self.store.save(f"trained {name}", found)
         self._wait()
@@ -219,14 +191,23 @@ class _Run:
         times = Counter(self.digests)
         variants, kept, seconds, learned = [], [], [], []
         for digest, variant in zip(self.digests, self.variants, strict=True):
-            fits = self._fits(digest)
+            # none of a removed module
+            fits = self.solved.get(digest, {}) | self.trained.get(digest, {})
             chosen = best(fits) if fits else None
             variants.append(_with(variant, fits, chosen) if chosen else variant)
             kept.append(chosen)
             seconds.append(sum(fit.seconds for fit in fits.values()) / times[digest])
             learned += [fits] if fits else []
         rows = _rows(learned, self.settings.phase.lr)
-        return Result(variants, kept, seconds, rows, self.rank == 0, self.store.folder)
+        report = {
+            "validation_loss_start": rows[0]["validation_loss"],
+            "validation_loss": rows[-1]["validation_loss"],
+            "solve_seconds": rows[1]["training_seconds"],
+        }
+        if len(rows) > 2:
+            report["attention_seconds"] = rows[2]["training_seconds"]
+        is_main = self.rank == 0
+        return Result(variants, kept, seconds, rows, report, is_main, self.store.folder)
 
     def _attentions(self) -> dict[str, dict[str, Variant]]:
         """Attentions to be trained: name -> digest -> variant that lost heads."""
@@ -236,18 +217,6 @@ class _Run:
             if module.kind == "attention" and kept is not None and len(kept) < module.units:
                 found.setdefault(module.name, {})[digest] = variant
         return found if self.settings.solver == "hybrid" else {}
-
-    def _fits(self, digest: str) -> Fits:
-        """All fits of a variant; none of a removed module."""
-        if digest not in self.distinct:
-            return {}
-        return self.solved[digest] | self.trained.get(digest, {})
-
-    def _solve(self, name: str, variants: Mapping[str, Variant]) -> dict[str, Fits]:
-        linear = self.linears[name]
-        path = linear.module.output_path
-        texts = self.calibration.inputs(path), self.calibration.held_out(path)
-        return fit_linear(linear, variants, texts, self.settings.options)
 
     def _check_inputs(self, variant: Variant) -> None:
         """Refuse a module whose last linear sees other inputs than the dense one's columns."""
@@ -279,9 +248,6 @@ class _Run:
         """Let all processes come to this point."""
         if self.world > 1:
             PartialState(cpu=self.settings.device == "cpu").wait_for_everyone()
-
-    def _shows_progress(self) -> bool:
-        return progress.shows_progress() and self.rank == 0
 
 
 def _with(variant: Variant, fits: Fits, kind: str) -> Variant:

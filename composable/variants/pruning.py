@@ -24,15 +24,13 @@ from composable.models.surgery import own_tensors, slice_linear, unit_rows
 
 log = logging.getLogger("composable")
 #: What a need is called in messages, and what helps where it is missing.
-SAID: dict[Need, str] = {
-    "inputs": "the statistics of its inputs",
-    "states": "a calibration set",
-    "scores": "a file of scores",
-}
-REMEDY: dict[Need, str] = {
-    "inputs": "measure them on calibration texts, or use a method that reads weights alone",
-    "states": "name texts to fit it to",
-    "scores": "measure it with rank_importance.py",
+NEEDS: dict[Need, tuple[str, str]] = {
+    "inputs": (
+        "the statistics of its inputs",
+        "measure them on calibration texts, or use a method that reads weights alone",
+    ),
+    "states": ("a calibration set", "name texts to fit it to"),
+    "scores": ("a file of scores", "measure it with rank_importance.py"),
 }
 #: Stands in an entry for a method where a module goes as a whole.
 REMOVE = "remove"
@@ -74,22 +72,24 @@ def make_variants(
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
         UserError: a method needs what was not measured.
     """
-    _check_preferred(preferred)
+    for name in preferred:
+        if methods.by_name(name).replaces:
+            raise ConfigError(
+                f"method {name}: is for entries that name it; config_generator.py writes them, "
+                "with a linear map in the place of layers."
+            )
     sources = sources or Sources()
     found: dict[tuple[str, Entry], Variant] = {}
     wanted = _wanted(dense, scheme, preferred)
     bar = tqdm(wanted, "prune", unit="variant", disable=not progress.shows_progress())
     for module, entry, resolved in bar:
-        variant = found.get((module.name, resolved))
-        if variant is None:
+        key = (module.name, resolved)
+        if key not in found:
+            make = _replace if _replaces(resolved) else _prune
             chosen = dataclasses.replace(module, whole_groups=whole_groups)
-            variant = (
-                _replace(dense, module, resolved, sources)
-                if _replaces(resolved)
-                else _prune(dense, chosen, resolved, sources)
-            )
-            found[module.name, resolved] = variant
-        variant.plain |= {key for key, each in entry.removals.items() if each.method is None}
+            found[key] = make(dense, chosen, resolved, sources)
+        plain = {name for name, each in entry.removals.items() if each.method is None}
+        found[key].plain |= plain
     return list(found.values())
 
 
@@ -126,15 +126,6 @@ def maps_of(variants: Iterable[Variant]) -> dict[str, Any]:
 
 def _replaces(entry: Entry) -> bool:
     return any(m.name == entry.method and m.replaces for m in methods.METHODS)
-
-
-def _check_preferred(preferred: Iterable[str]) -> None:
-    for name in preferred:
-        if methods.by_name(name).replaces:
-            raise ConfigError(
-                f"method {name}: is for entries that name it; config_generator.py writes them, "
-                "with a linear map in the place of layers."
-            )
 
 
 def _wanted(
@@ -224,16 +215,15 @@ def _evidence(
     Raises:
         UserError: it was not measured.
     """
-    places = {"scores": module.name, "states": block}
-    if "inputs" in method.needs:
-        places["inputs"] = module.output_path
+    inputs = module.output_path if "inputs" in method.needs else None
+    places = {"inputs": inputs, "states": block, "scores": module.name}
     found: dict[str, Any] = {}
     for need in method.needs:
         source: Any = getattr(sources, need)
         if source is None:
+            what, remedy = NEEDS[need]
             raise UserError(
-                f'"{module.name}": method {method.name} needs {SAID[need]}, and there is none; '
-                f"{REMEDY[need]}."
+                f'"{module.name}": method {method.name} needs {what}, and there is none; {remedy}.'
             )
         found[need] = source(places[need])
     return Evidence(**found)
@@ -249,8 +239,7 @@ def _prune_part(
     evidence = _evidence(method, part, sources)
     left: dict[str, Tensor] = {}
     if variant.kept_units is not None:
-        role = next(role for role, child in module.parts if child == key)
-        ids = unit_rows(module, variant.kept_units)[role]
+        ids = unit_rows(module, variant.kept_units)[key]
         left = {"columns" if key == module.output else "rows": ids}
         if key == module.output and evidence.inputs is not None:
             evidence = dataclasses.replace(evidence, inputs=evidence.inputs.columns(ids))

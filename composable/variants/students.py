@@ -1,30 +1,24 @@
 """A variant that learns to imitate its dense module."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from composable.families import Family, Module
+from composable.formats.bundle import Variant
 from composable.models.surgery import adapt, keep_units, put
-
-if TYPE_CHECKING:
-    from composable.families import Family, Module
-    from composable.formats.bundle import Variant
 
 
 class FeedForward(nn.Module):
     """An ffn by itself: down(activation(up(x))), or down(activation(gate(x)) * up(x)).
 
-    Its linears have the names that they have in the model, which may lie in the layer itself.
-
-    Args:
-        holder: the module that has the parts; they are copied.
-        module: description of the ffn.
-        family: names the activation.
+    Its linears are copies of those in `holder`, under the same names; these may lie in the layer
+    itself. The family names the activation.
     """
 
-    def __init__(self, holder: nn.Module, module: "Module", family: "Family"):
+    def __init__(self, holder: nn.Module, module: Module, family: Family):
         super().__init__()
         for _, path in module.parts:
             self._add_parents(path)
@@ -60,7 +54,7 @@ class Student(nn.Module):
         masks: parameter name within `part` -> boolean tensor, True where the weight stays.
     """
 
-    def __init__(self, variant: "Variant", module: "Module", family: "Family", model: nn.Module):
+    def __init__(self, variant: Variant, module: Module, family: Family, model: nn.Module):
         super().__init__()
         holder = model.get_submodule(module.holder)
         if module.kind == "ffn":
@@ -115,9 +109,6 @@ def output_of(part: nn.Module, last: str, *args: Any, **kwargs: Any) -> Tensor:
         found: Tensor = part(*args, **kwargs)
         return found
     seen: list[Tensor] = []
-    handle = part.get_submodule(last).register_forward_hook(lambda _, __, out: seen.append(out))
-    try:
+    with part.get_submodule(last).register_forward_hook(lambda _, __, out: seen.append(out)):
         part(*args, **kwargs)
-    finally:
-        handle.remove()
     return seen[-1]

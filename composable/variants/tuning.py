@@ -15,8 +15,10 @@ from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
 from composable.models import checkpoint
 from composable.training import train
-from composable.training.finetune import _corpora, _with_defaults
-from composable.variants import attention_phase, gradient, least_squares
+from composable.training.finetune import corpora_of, with_defaults
+from composable.variants import gradient, least_squares
+from composable.variants.attention_phase import Settings as Phase
+from composable.variants.result import Result
 
 log = logging.getLogger("composable")
 
@@ -30,7 +32,7 @@ def tune_variants(
     solver: str,
     linear_solver: str,
     **texts: Any,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Result, dict[str, Any]]:
     """Fine-tune all variants of the bundles beside the dense model and write one bundle.
 
     Args:
@@ -54,17 +56,18 @@ def tune_variants(
     dense.model.float()
     task = tasks.by_name(dense.info["task"])
     if solver == "grad":
-        options = _with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
-        corpora = _corpora(dense, texts["data"], texts["limit"])
-        result: Any = gradient.tune(dense, variants, corpora, options, stats)
+        options = with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
+        corpora = corpora_of(dense, texts["data"], texts["limit"])
+        result = gradient.tune(dense, variants, corpora, options, stats)
         facts: dict[str, Any] = {}
         tuned = options.identity()
         remedy = f"lower lr (now {options.lr:g}), or give more training data"
     else:
         calibration, (train_texts, held_out) = calibrate(dense, **texts)
-        facts = {"calibration": str(calibration.path)}
-        facts["calibration_seconds"] = round(time.perf_counter() - started, 3)
-        training = _with_defaults(training, batch_size=task.batch_size // 4)
+        seconds = round(time.perf_counter() - started, 3)
+        facts = {"calibration": str(calibration.path), "calibration_seconds": seconds}
+        size = task.batch_size // 4
+        training = with_defaults(training, epochs=Phase.epochs, batch_size=size, lr=Phase.lr)
         settings = _settings(training, solver, linear_solver, texts["memory_budget"])
         folder = training.checkpoint_dir
         result = least_squares.tune(
@@ -72,13 +75,6 @@ def tune_variants(
         )
         tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
         remedy = f"raise calibration_samples (now {len(train_texts)})"
-    report = {
-        **result.report(),
-        **facts,
-        "variants": len(variants),
-        "solver": solver,
-        "stats": str(stats),
-    }
     if result.is_main:
         made = {**readers[0].options, "solver": solver, "tuned": tuned}
         bundle.write(output, Bundle(dense.fingerprint, result.variants, made))
@@ -88,7 +84,11 @@ def tune_variants(
     errors = [v.stats for v in result.variants if "error_after" in v.stats]
     return result, {
         "wrote": str(output),
-        **report,
+        **result.report,
+        **facts,
+        "variants": len(variants),
+        "solver": solver,
+        "stats": str(stats),
         "kept": dict(sorted(Counter(filter(None, result.kept)).items())),
         "mean_error_before": _mean([stats["error_before"] for stats in errors]),
         "mean_error_after": _mean([stats["error_after"] for stats in errors]),
@@ -99,11 +99,10 @@ def _settings(
     training: train.Options, solver: str, linear_solver: str, memory_budget: int
 ) -> least_squares.Settings:
     """Turn the options of the script into settings of the least-squares forms."""
-    default = attention_phase.Settings()
-    phase = attention_phase.Settings(
-        epochs=training.epochs or default.epochs,
+    phase = Phase(
+        epochs=training.epochs,
         batch_size=training.batch_size,
-        lr=training.lr or default.lr,
+        lr=training.lr,
         patience=training.early_stop,
         seed=training.seed,
         device=devices.select_device(training.device),

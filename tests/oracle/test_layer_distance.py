@@ -16,7 +16,6 @@ from composable.errors import UserError
 from composable.formats.scores_file import Scores
 from composable.linalg.state_distances import FORMULAS, Distance, Sums, Tokens
 from composable.methods.linear_map import refit_residual
-from composable.models import surgery
 from composable.ranking import layer_choice
 from composable.ranking.layer_distance import Removing, measure
 from composable.tasks.samples import pad_texts, with_positions
@@ -103,7 +102,7 @@ ENCODERS = ("bert", "roberta", "distilbert", "electra")
 @pytest.mark.parametrize(("size", "side"), [(1, "right"), (8, "right"), (8, "left"), (3, "left")])
 def test_any_batch_and_padding(layout: str, size: int, side: str) -> None:
     made = tiny.dense(layout)
-    layers = surgery.layer_lists(made.model, made.family)
+    layers = Reader(made.model, made.family).stacks
     (stack,) = layers
     samples = [
         states_of(made.model.base_model, layers[stack], {"input_ids": torch.tensor([ids])})
@@ -121,7 +120,7 @@ def test_any_batch_and_padding(layout: str, size: int, side: str) -> None:
 @pytest.mark.parametrize("given", ["labels", "both", "ids"])
 def test_both_stacks_of_an_encoder_decoder(given: str) -> None:
     made = tiny.dense("t5")
-    lists = surgery.layer_lists(made.model, made.family)
+    lists = Reader(made.model, made.family).stacks
     pairs = [(texts(1)[i], texts(2)[i]) for i in range(6)]
     expected: dict[str, list[Any]] = {"encoder": [], "decoder": []}
     for source, target in pairs:
@@ -167,13 +166,13 @@ def test_targets_without_a_mask_are_all_real() -> None:
 def test_images() -> None:
     made = tiny.dense("vit")
     batch = tiny.inputs(made, samples=5)
-    layers = surgery.layer_lists(made.model, made.family)["encoder"]
+    layers = Reader(made.model, made.family).stacks["encoder"]
     samples = [
         states_of(made.model, layers, {"pixel_values": batch["pixel_values"][i : i + 1]})
         for i in range(5)
     ]
     found = measure(
-        Reader.of(made.model, made.family),
+        Reader(made.model, made.family),
         [batch],
         [*map(Distance.parse, ("angular_token:0", "bi_score"))],
     )
@@ -185,9 +184,9 @@ def test_images() -> None:
 
 def test_samples_that_are_too_short_are_left_out() -> None:
     made = tiny.dense("llama")
-    layers = surgery.layer_lists(made.model, made.family)["decoder"]
+    layers = Reader(made.model, made.family).stacks["decoder"]
     batches = [padded(texts()[:5]), with_positions(padded(texts()[5:], True), made.model)]
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     (one,) = measure(reader, batches, [Distance.parse("angular_token:5")])
     long = [ids for ids in texts() if len(ids) > 5]
     samples = [states_of(made.model, layers, {"input_ids": torch.tensor([i])}) for i in long]
@@ -200,7 +199,7 @@ def test_samples_that_are_too_short_are_left_out() -> None:
 
 def test_shards_add_up_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     made = tiny.dense("llama")
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     batches = [padded(texts()[:5]), padded(texts()[5:])]
     distances = [Distance.parse(name) for name in DISTANCES]
     whole = measure(reader, batches, distances)
@@ -241,11 +240,11 @@ def test_unknown_distances(name: str) -> None:
 def test_the_best_linear_map(layout: str) -> None:
     """ln of the mean squared residual of a least-squares fit by numpy, of every block."""
     made = tiny.dense(layout)
-    layers = surgery.layer_lists(made.model, made.family)
+    layers = Reader(made.model, made.family).stacks
     (stack,) = layers
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, 60, (12, 30), generator=generator)
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     batches = [
         {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(5)
     ]
@@ -278,7 +277,7 @@ def test_the_best_linear_map(layout: str) -> None:
 def test_moments_of_one_start_share_their_inputs() -> None:
     made = tiny.dense("llama")
     batch = tiny.inputs(made)
-    found = moments(Reader.of(made.model, made.family), [batch], {"decoder": [(0, 1), (0, 3)]})
+    found = moments(Reader(made.model, made.family), [batch], {"decoder": [(0, 1), (0, 3)]})
     one, other = found["decoder", (0, 1)], found["decoder", (0, 3)]
     assert one.inputs is other.inputs
     assert one.inputs.count == int(batch["attention_mask"].sum())
@@ -291,14 +290,14 @@ def test_iterative_removal_equals_cutting_and_measuring_again(layout: str) -> No
     made = tiny.dense(layout, **({"num_layers": 4} if layout == "t5" else {}))
     batch = {k: v for k, v in tiny.inputs(made).items() if k != "decoder_input_ids"}
     distance = Distance.parse("angular_all")
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     stack = next(iter(reader.stacks))
     protected = [1] if layout == "opt" else []
     count = 1 if layout == "opt" else 2
     order, scores = Removing(reader, distance, stack, count, protected).order([batch])
     model, numbers = copy.deepcopy(made.model), list(range(len(reader.stacks[stack])))
     for layer, score in zip(order, scores, strict=True):
-        again = Reader.of(model, made.family)
+        again = Reader(model, made.family)
         one = measure(again, [batch], [distance])[0]
         able = [i for i, number in enumerate(numbers) if number not in protected]
         best = min(able, key=lambda i: float(one.values[0, i]))
@@ -306,7 +305,7 @@ def test_iterative_removal_equals_cutting_and_measuring_again(layout: str) -> No
         assert float(one.values[0, best]) == pytest.approx(score, abs=1e-6)
         depth.cut(model, [best], stack)
     # nothing of the hooks is left
-    after = measure(Reader.of(made.model, made.family), [batch], [distance])[0]
+    after = measure(Reader(made.model, made.family), [batch], [distance])[0]
     assert after.values.shape[0] == len(reader.stacks[stack])
 
 
@@ -314,7 +313,7 @@ def test_iterative_removal_equals_cutting_and_measuring_again(layout: str) -> No
 def test_a_layer_that_is_passed_by_is_as_if_gone(layout: str) -> None:
     made = tiny.dense(layout)
     batch = {k: v for k, v in tiny.inputs(made).items() if k != "decoder_input_ids"}
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     stack = next(iter(reader.stacks))
     index = {stack: reader.masks(batch)[stack].flatten().nonzero()[:, 0]}
     with reader.without(stack, [0]):
@@ -323,14 +322,14 @@ def test_a_layer_that_is_passed_by_is_as_if_gone(layout: str) -> None:
     dense = reader.read(batch, index)[stack]
     assert (dense[2] - passed[0]).abs().max() > 1e-3
     cut = depth.cut(copy.deepcopy(made.model), [0], stack)
-    _, *expected = Reader.of(cut, made.family).read(batch, index)[stack]
+    _, *expected = Reader(cut, made.family).read(batch, index)[stack]
     for one, other in zip(passed, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_iterative_removal_of_too_many() -> None:
     made = tiny.dense("llama")
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     for count, name, protected, most in (
         (3, "bi_score", [], 2), (1, "linear_fit", [], 2), (2, "bi_score", [0, 1], 1),
     ):  # fmt: skip
@@ -394,7 +393,7 @@ def test_seven_distances_of_a_real_model(smollm2: Any, size: int, side: str) -> 
     )
     check(scores, "bi_score")
     check(scores, "angular_all")
-    layers = surgery.layer_lists(model, families.of(model))["decoder"]
+    layers = Reader(model, families.of(model)).stacks["decoder"]
     samples = [
         states_of(model.base_model, layers, dict(tokenizer([text], return_tensors="pt")))
         for text in some

@@ -199,7 +199,7 @@ def test_the_map_is_kept_where_held_out_texts_bear_it_out() -> None:
 def test_variants_of_blocks_are_made_by_a_scheme() -> None:
     made = made_of("opt")
     names = layer_names(made)
-    reader = Reader.of(made.model, made.family)
+    reader = Reader(made.model, made.family)
     batches = [tiny.inputs(made, samples=8, seed=seed) for seed in range(2)]
     found = [moments(reader, [batch], {"decoder": [(1, 3)]}) for batch in batches]
     scheme = {names[1]: [Entry(1.0, "linear_map", through=names[2])]}

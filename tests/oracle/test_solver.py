@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from composable.linalg import solver, systems
 from composable.linalg.grams import Gram, Regression
-from composable.linalg.solver import refit, regression_error, squared_error, squared_output
+from composable.linalg.solver import refit, regression_error, squared_error
 
 ROWS, WIDTH, TOKENS = 24, 40, 600
 RATES = (0.25, 0.5, 0.75)
@@ -217,7 +217,7 @@ def test_losses_are_those_of_the_module_on_the_data(kind: str, bias: bool) -> No
     loss = squared_error(matrix, second - first) / (gram.count * ROWS)
     assert loss == pytest.approx(float(squares.mean()), rel=1e-5)
     output = linear(x.double()).detach().square().sum()
-    assert squared_output(matrix, first) == pytest.approx(float(output), rel=1e-5)
+    assert squared_error(matrix, first) == pytest.approx(float(output), rel=1e-5)
     found = regression_error(regression, other.weight.detach(), other.bias)
     assert found == pytest.approx(float(squares.sum()), rel=1e-5, abs=1e-6 * float(output))
 

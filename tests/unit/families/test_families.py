@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from composable import families
-from composable.calibration.recorded_calls import Recorder, mean_error
+from composable.calibration.recorded_calls import mean_error, record_calls
 from composable.calibration.second_moments import InputMoments, shared_inputs, stacks_of
 from composable.errors import UserError
 from composable.families import Module
@@ -139,8 +139,8 @@ def test_recorded_calls_are_those_of_the_dense_model(layout: str) -> None:
     modules = [m for m in made.family.modules(made.model) if m.kind == "attention"]
     batch = tiny.inputs(made)
     batch["labels"] = batch.get("decoder_input_ids", torch.ones(3, dtype=torch.long))
-    recorder = Recorder(made.model, made.family, modules, torch.float32)
-    calls = recorder.record(batch, made.family.valid_tokens(made.model, batch))
+    valid = made.family.valid_tokens(made.model, batch)
+    calls = record_calls(made.model, made.family, modules, batch, valid)
     for module in modules:
         call = [calls[module.name]]
         whole = Student(variant_of(made, module), module, made.family, made.model).eval()

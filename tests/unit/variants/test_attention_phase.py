@@ -3,15 +3,23 @@
 import dataclasses
 import logging
 import math
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from composable.calibration import recorded_calls
 from composable.calibration.batching import Texts
-from composable.calibration.recorded_calls import Call, Recorder, Valid, groups, mean_error
+from composable.calibration.recorded_calls import (
+    Call,
+    Valid,
+    groups,
+    mean_error,
+    record_calls,
+    recorded_attentions,
+)  # fmt: skip
 from composable.families import Module
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -20,7 +28,7 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_parameters
 from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
-from composable.variants import attention_calls, attention_phase
+from composable.variants import attention_phase
 from composable.variants.attention_phase import Settings, Trained
 from composable.variants.distillation import Distillation
 from composable.variants.pruning import make_variants
@@ -77,7 +85,7 @@ def train(
     wanted = {start.module for start in starts.values()}
     modules = [m for m in dense.family.modules(dense.model) if m.name in wanted]
     found: dict[Any, Trained] = {}
-    with attention_calls.record(
+    with recorded_attentions(
         dense, modules, (train, held_out), "cpu", settings.budget
     ) as attentions:
         for recorded in attentions:
@@ -99,15 +107,15 @@ def batches_of(dense: Checkpoint, corpus: Corpus, size: int = 7) -> list[dict[st
 
 
 def record(
-    dense: Checkpoint, corpus: Corpus, names: tuple[str, ...] = NAMES, dtype: Any = torch.float32,
-    size: int = 7,
-) -> list[dict[str, Call]]:  # fmt: skip
+    dense: Checkpoint, corpus: Corpus, names: tuple[str, ...] = NAMES, size: int = 7
+) -> list[dict[str, Call]]:
+    return [calls_of(dense, names, batch) for batch in batches_of(dense, corpus, size)]
+
+
+def calls_of(dense: Checkpoint, names: Sequence[str], batch: dict[str, Tensor]) -> dict[str, Call]:
     modules = [module_of(dense, name) for name in names]
-    recorder = Recorder(dense.model, dense.family, modules, dtype)
-    return [
-        recorder.record(b, dense.family.valid_tokens(dense.model, b))
-        for b in batches_of(dense, corpus, size)
-    ]
+    valid = dense.family.valid_tokens(dense.model, batch)
+    return record_calls(dense.model, dense.family, modules, batch, valid)
 
 
 def student_of(dense: Checkpoint, name: str, kept: list[int]) -> Student:
@@ -177,7 +185,7 @@ def test_calls_are_those_of_the_whole_model(texts: Any, attention: str) -> None:
         assert len(by_place) == len(met) == len(NAMES)
         order = sorted(NAMES, key=[n for n, _ in twin.model.named_modules()].index)
         for name, (args, kwargs, output) in zip(order, met, strict=True):
-            call, (inputs, named) = calls[name], calls[name].inputs()
+            call, inputs, named = calls[name], calls[name].args, calls[name].kwargs
             assert torch.equal(inputs[0], args[0])
             assert torch.equal(call.target, output[0])
             assert torch.equal(named["position_bias"], output[1])
@@ -188,23 +196,6 @@ def test_calls_are_those_of_the_whole_model(texts: Any, attention: str) -> None:
                 mask = batch["labels"] != -100
             assert call.valid.tokens == int(mask.sum())
             assert torch.equal(call.valid.rows(call.target), output[0][mask])
-
-
-def test_bfloat16_halves_the_states_and_spares_the_masks(texts: Any) -> None:
-    dense = tiny.checkpoint(attention="eager")
-    wide, narrow = (
-        record(dense, texts[0], dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
-    for name in NAMES:
-        for one, other in zip(wide, narrow, strict=True):
-            assert other[name].target.dtype == torch.bfloat16
-            assert other[name].inputs()[0][0].dtype == torch.float32
-            masks = one[name].kwargs["mask"], other[name].kwargs["mask"]
-            assert all(m is None for m in masks) or torch.equal(*masks)
-        student = student_of(dense, name, [0, 1, 3])
-        errors = [mean_error(student, [c[name] for c in some]) for some in (wide, narrow)]
-        assert errors[0] == pytest.approx(errors[1], rel=0.02)
-        assert errors[0] != errors[1]
 
 
 def test_shared_tensors_are_stored_once(texts: Any) -> None:
@@ -241,7 +232,6 @@ class InPlace(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.one, self.two = Once(), Once()
-        self.config = SimpleNamespace(hidden_size=3)
 
     def forward(self, x: Tensor) -> None:
         for part in (self.one, self.two):
@@ -263,8 +253,8 @@ class InPlaceFamily:
 def test_tensors_that_change_in_place_are_stored_as_they_were() -> None:
     modules = [Module(n, "attention", "encoder", (("o", "o"),), n) for n in ("one", "two")]
     family: Any = InPlaceFamily
-    recorder = Recorder(InPlace(), family, modules, torch.float32)
-    calls = recorder.record({"x": torch.ones(1, 2, 3)}, {"encoder": torch.ones(1, 2).bool()})
+    batch, valid = {"x": torch.ones(1, 2, 3)}, {"encoder": torch.ones(1, 2).bool()}
+    calls = record_calls(InPlace(), family, modules, batch, valid)
     assert [float(calls[name].args[0].mean()) for name in ("one", "two")] == [1, 2]
     assert [float(calls[name].target.mean()) for name in ("one", "two")] == [10, 20]
 
@@ -290,11 +280,10 @@ def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
         for calls in record(dense, texts[0])[:3]:
             call = calls[name]
             training = attention_phase._Training(student_of(dense, name, [1, 2]))
-            square = training.add_gradient(call.inputs(), call)
+            square = training.add_gradient(call)
             weights = [training.student.part.get_parameter(name) for name in training.student.names]
             found = [weight.grad for weight in weights]
-            inputs = call.inputs()
-            rows = call.valid.rows(training.student(*inputs[0], **inputs[1]))
+            rows = call.valid.rows(training.student(*call.args, **call.kwargs))
             loss = (rows - call.valid.rows(call.target)).square().mean()
             assert float(square) == pytest.approx(loss.item() * rows.numel(), rel=1e-5)
             for one, other in zip(found, torch.autograd.grad(loss, weights), strict=True):
@@ -349,13 +338,13 @@ def test_neither_company_nor_order_nor_budget_matters(
     texts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
-    real = Recorder.record
+    real = recorded_calls.record_calls
 
-    def counted(self: Recorder, *args: Any) -> Any:
-        passes.append(len(self.modules))
-        return real(self, *args)
+    def counted(model: Any, family: Any, modules: Any, *args: Any) -> Any:
+        passes.append(len(modules))
+        return real(model, family, modules, *args)
 
-    monkeypatch.setattr(Recorder, "record", counted)
+    monkeypatch.setattr(recorded_calls, "record_calls", counted)
     together = run(texts)
     batches = math.ceil(len(texts[0].source) / 8) + math.ceil(len(texts[1].source) / 64)
     assert passes == [len(NAMES)] * (1 + batches), "one more to see how much they take"
@@ -501,13 +490,9 @@ def test_moments_are_of_the_trained_heads(texts: Any, name: str) -> None:
     student.part.get_submodule("o").register_forward_pre_hook(lambda _, a: inputs.append(a[0]))
     moments, targets = result.moments, []
     for batch in batches_of(dense, texts[0], 1):
-        modules = [module_of(dense, name)]
-        recorder = Recorder(dense.model, dense.family, modules, torch.float32)
-        valid = dense.family.valid_tokens(dense.model, batch)
-        call = recorder.record(batch, valid)[name]
-        args, kwargs = call.inputs()
+        call = calls_of(dense, [name], batch)[name]
         with torch.no_grad():
-            student(*args, **kwargs)
+            student(*call.args, **call.kwargs)
         targets.append(call.target[0].double())
     x, y = torch.cat([rows[0] for rows in inputs]).double(), torch.cat(targets)
     torch.testing.assert_close(moments.inputs.matrix, x.T @ x, rtol=1e-5, atol=1e-4)
@@ -525,7 +510,7 @@ def test_calls_of_an_attention_are_freed_with_the_next(texts: Any) -> None:
     modules = [module_of(dense, name) for name in NAMES]
     batches = Texts(dense, texts[0]).batches("cpu", 32)
     earlier: list[Any] = []
-    with attention_calls.record(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
+    with recorded_attentions(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
         for recorded in attentions:
             assert len(recorded.train) == len(recorded.held_out) == len(batches)
             assert not any(some.train or some.held_out for some in earlier)

@@ -70,7 +70,7 @@ def options(folder: Path, **changes: Any) -> train.Options:
 def tune(corpora: Any, folder: Path, scheme: Any = SCHEME, **changes: Any) -> Any:
     dense = tiny.checkpoint()
     result = gradient.tune(dense, variants_of(dense, scheme), corpora, options(folder, **changes))
-    result.outcome.clean_up()
+    result.clean_up()
     return result
 
 
@@ -340,9 +340,8 @@ def test_another_tokenizer_starts_afresh(corpora: Any, tmp_path: Path) -> None:
         dense = tiny.checkpoint()
         dense.tokenizer.add_tokens([word])
         variants = variants_of(dense, {WO: [Entry(0.5)]})
-        outcome = gradient.tune(dense, variants, corpora, options(tmp_path, epochs=1)).outcome
-        assert outcome is not None
-        return outcome.resumed_from
+        result = gradient.tune(dense, variants, corpora, options(tmp_path, epochs=1))
+        return result.report["resumed_from_epoch"]
 
     assert [resumed(word) for word in ("@", "in the", "#", "in the")] == [None, None, 1, 1]
 
@@ -351,7 +350,7 @@ def test_only_removed_variants_need_no_training(corpora: Any, tmp_path: Path) ->
     dense = tiny.checkpoint()
     given = variants_of(dense, {FFN: [Entry(1.0)]})
     result = gradient.tune(dense, given, corpora, options(tmp_path))
-    assert (result.variants, result.kept, result.outcome) == (given, [None], None)
+    assert (result.variants, result.kept, result.rows) == (given, [None], [])
 
 
 def test_patience_and_best_epoch_of_each(corpora: Any) -> None:
@@ -391,7 +390,7 @@ def test_best_epoch_is_kept_where_training_makes_it_worse(corpora: Any, tmp_path
         if not new.removed:
             assert new.stats["error_after"] == new.stats["error_before"]
     assert result.kept == [None if new.removed else "pruned" for new in result.variants]
-    assert result.outcome.rows[-1]["epoch"] == 1, "all had stopped"
+    assert result.rows[-1]["epoch"] == 1, "all had stopped"
 
 
 def test_dropout_is_off_while_training(corpora: Any) -> None:

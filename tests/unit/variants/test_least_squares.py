@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from composable.calibration import obtain
+from composable.calibration import obtain, recorded_calls
 from composable.calibration.batching import Texts
-from composable.calibration.recorded_calls import Recorder
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -24,6 +23,7 @@ from composable.variants.compose import compose
 from composable.variants.distillation import Distillation
 from composable.variants.least_squares import Settings
 from composable.variants.pruning import make_variants
+from composable.variants.result import Result
 from tests import tiny
 
 FIRST = "encoder.block.0.layer.0.SelfAttention"
@@ -66,7 +66,7 @@ def statistics(corpora: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def tune(
     statistics: Any, corpora: Any, folder: Path, solver: str = "ls", scheme: Any = SCHEME,
     **changes: Any,
-) -> least_squares.Result:  # fmt: skip
+) -> Result:  # fmt: skip
     dense = tiny.checkpoint()
     settings = Settings(**{"solver": solver, "phase": PHASE, **changes})
     texts = texts_of(dense, corpora)
@@ -273,13 +273,13 @@ def test_attentions_are_recorded_once(
 ) -> None:
     """Heads, and pairs after them: one pass over both splits, and a batch to see how much it is."""
     passes: list[int] = []
-    record = Recorder.record
+    record = recorded_calls.record_calls
 
-    def counted(self: Recorder, *args: Any) -> Any:
-        passes.append(len(self.modules))
-        return record(self, *args)
+    def counted(model: Any, family: Any, modules: Any, *args: Any) -> Any:
+        passes.append(len(modules))
+        return record(model, family, modules, *args)
 
-    monkeypatch.setattr(Recorder, "record", counted)
+    monkeypatch.setattr(recorded_calls, "record_calls", counted)
     tune(statistics, corpora, tmp_path, "hybrid")
     batches = [-(-len(corpora[0].source) // PHASE.batch_size), -(-len(corpora[1].source) // 64)]
     assert passes == [3] * (1 + sum(batches))
