@@ -59,7 +59,10 @@ class Entry:
         known = ("rate", "method", "parts (in conf_prune.json)", "through (of a block of layers)")
         for key in value:
             if key not in [name.split()[0] for name in known]:
-                raise ConfigError(f"{where}: unknown key {_shown(key)}; known: {', '.join(known)}.")
+                old = "; prune_scheme_generator.py writes parts instead of o" if key == "o" else ""
+                raise ConfigError(
+                    f"{where}: unknown key {_shown(key)}; known: {', '.join(known)}{old}."
+                )
         if "rate" not in value:
             raise ConfigError(f'{where}: {_shown(value)} has no "rate"; add it.')
         method = _parse_method(value["method"], where, methods) if "method" in value else None

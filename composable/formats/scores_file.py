@@ -255,10 +255,10 @@ class Scores:
         """Return the importance of a module's units, (units,); UserError if it is not measured."""
         if module in self.units:
             return self.units[module].importance
-        has = f"that of {len(self.units)} others" if self.units else "none of any module"
+        has = f"{len(self.units)} other modules" if self.units else "no module"
         raise UserError(
-            f'the scores hold no importance of the units of "{module}", but {has}; measure it '
-            "with rank_importance.py, for example by the method l1."
+            f'the scores hold no importance of the units of "{module}" (they have {has}); measure '
+            "it with rank_importance.py, for example by the method l1."
         )
 
 

@@ -111,7 +111,7 @@ def test_files_of_the_reference_program(
     assert "memory.npz: is of another program" in caplog.text
     assert "whether it is of this one cannot be checked" in caplog.text
     found.require_model("any", tmp_path)
-    with pytest.raises(UserError, match=r'no importance of the units of "x", but none of any'):
+    with pytest.raises(UserError, match=r'no importance of the units of "x" .they have no module'):
         found.importance("x")
 
 
