@@ -255,7 +255,7 @@ class Scores:
         """Return the importance of a module's units, (units,); UserError if it is not measured."""
         if module in self.units:
             return self.units[module].importance
-        has = f"{len(self.units)} other modules" if self.units else "no module"
+        has = f"those of {len(self.units)} modules" if self.units else "those of none"
         raise UserError(
             f'the scores hold no importance of the units of "{module}" (they have {has}); measure '
             "it with rank_importance.py, for example by the method l1."

@@ -62,7 +62,7 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
         (["--scores", "none.npz"], "none.npz: No such file"),
         (["--scores", "other.npz"], "other.npz: measured on another model"),
         (["--scores", "memory.npz"], "the scores hold no importance of the units of"),
-        (["--scores", "one.npz"], "but that of 1 others; measure it with rank_importance.py"),
+        (["--scores", "one.npz"], "(they have those of 1 modules); measure it with"),
         (["--scores", "l1.npz", "--heads", "l1", "--method", "neuron_l1"],
          "--scores l1.npz: other options or methods decide on every attention and ffn"),
         (["--method", "ranked"], "method ranked needs a file of scores, and there is none"),

@@ -111,7 +111,9 @@ def test_files_of_the_reference_program(
     assert "memory.npz: is of another program" in caplog.text
     assert "whether it is of this one cannot be checked" in caplog.text
     found.require_model("any", tmp_path)
-    with pytest.raises(UserError, match=r'no importance of the units of "x" .they have no module'):
+    with pytest.raises(
+        UserError, match=r'no importance of the units of "x" .they have those of none'
+    ):
         found.importance("x")
 
 
@@ -222,7 +224,7 @@ def test_scores_of_another_model(tmp_path: Path) -> None:
     full().require_model(FINGERPRINT, tmp_path)
     with pytest.raises(MismatchError, match=r"measured on another model .*abababababab, this one"):
         full().require_model("cd" * 32, tmp_path)
-    with pytest.raises(UserError, match=r'of the units of "x", but that of 3 others; measure it'):
+    with pytest.raises(UserError, match=r'units of "x" \(they have those of 3 modules\); measure'):
         full().importance("x")
     with pytest.raises(UserError, match=r"the scores \(of layer_distance\) hold no distances"):
         Scores(origin()).blocks()
