@@ -159,7 +159,9 @@ def check_killed(
     assert place.checkpoints() == []
 
 
-@pytest.mark.parametrize("script", [BLOCK, "baseline_finetuning.py"])
+@pytest.mark.parametrize(
+    "script", [BLOCK, pytest.param("baseline_finetuning.py", marks=pytest.mark.nightly)]
+)
 def test_killed_after_early_stopping(place: Place, script: str) -> None:
     """Some variants have stopped, or all: the rerun must not take one more step."""
     options = ("--epochs", 8, "--early-stop", 1, "--lr", 0.2)
@@ -180,6 +182,7 @@ def test_killed_after_early_stopping(place: Place, script: str) -> None:
         place.tidy()
 
 
+@pytest.mark.nightly
 def test_killed_run_of_some_steps(place: Place) -> None:
     """In bfloat16, which a default run has where the processor has it."""
     script = "baseline_finetuning.py"
@@ -201,6 +204,7 @@ def test_killed_run_of_some_steps(place: Place) -> None:
         assert place.checkpoints() == []
 
 
+@pytest.mark.nightly
 def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
     """At this rate some variants stop before the others; their relative errors are kept too."""
     options = ("--epochs", 6, "--early-stop", 1, "--lr", 0.1)
@@ -236,6 +240,7 @@ def test_no_resume_starts_afresh(place: Place, undisturbed: dict[str, Any]) -> N
     assert place.result(BLOCK) == undisturbed[BLOCK]
 
 
+@pytest.mark.nightly
 def test_another_run_does_not_continue_this_one(place: Place) -> None:
     """Nor does it remove the checkpoints of this one."""
     script, begins = "baseline_finetuning.py", {"call": "step", "count": 1}
@@ -382,6 +387,7 @@ def test_disk_full_while_the_output_is_written(
     assert place.result(script) == undisturbed[script]
 
 
+@pytest.mark.nightly
 def test_disk_full_at_the_optimizer(place: Place, undisturbed: dict[str, Any]) -> None:
     """The model of the checkpoint is written; torch reports the full disk as a RuntimeError."""
     ended = place.train(BLOCK, "-q", call="full", count=2)
