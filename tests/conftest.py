@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child processes too
 
@@ -13,6 +14,9 @@ import torch
 from composable.tasks import translation
 from composable.tasks.translation import Corpus
 from tests import tiny
+
+# a shell that starts the tests in the background leaves Ctrl-C ignored, here and in child processes
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
