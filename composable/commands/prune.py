@@ -58,9 +58,9 @@ def main(
 ) -> dict[str, object]:
     """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
 
-    All choices but l1 look at the inputs of the modules: they measure them once and write
-    --calibration, or read it where it exists. Linear maps in the place of layers are fitted to the
-    same texts.
+    All choices but l1 and --scores look at the inputs of the modules: they measure them once and
+    write --calibration, or read it where it exists. Linear maps in the place of layers are fitted
+    to the same texts.
     """
     from composable import files, methods
     from composable.calibration import collect

@@ -17,7 +17,11 @@ from composable.formats.config import Entry
 from composable.formats.container import Format, Layout, are_counts, check_types, header_json
 
 FORMAT = Format(
-    *("composable.bundle", "4", "a bundle", "made for", "make it again with prune.py"),
+    "composable.bundle",
+    "4",
+    noun="a bundle",
+    made="made for",
+    remedy="make it again with prune.py",
     remedy_for_model="give the model it was made from, or run prune.py on this one",
 )
 #: How heads leave an attention whose query heads share key/value heads.

@@ -30,8 +30,12 @@ from composable.formats.container import (
 
 log = logging.getLogger("composable")
 FORMAT = Format(
-    *("composable.scores", "2", "a file of scores", "measured on"),
-    *("make it again with rank_importance.py", "run rank_importance.py on this one"),
+    "composable.scores",
+    "2",
+    noun="a file of scores",
+    made="measured on",
+    remedy="make it again with rank_importance.py",
+    remedy_for_model="run rank_importance.py on this one",
 )
 Numbers = NDArray[np.float64]
 HEADER = {

@@ -11,8 +11,12 @@ from typing import Any
 from composable.errors import FormatError
 
 COLUMNS = (
-    *("epoch", "training_loss", "validation_loss"),
-    *("training_seconds", "validation_seconds", "learning_rate"),
+    "epoch",
+    "training_loss",
+    "validation_loss",
+    "training_seconds",
+    "validation_seconds",
+    "learning_rate",
 )
 
 

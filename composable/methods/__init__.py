@@ -1,6 +1,6 @@
 """What goes in a module at a rate: one file a method, each of one paper, and the table of them."""
 
-from composable.errors import UserError
+from composable.errors import find_named
 from composable.methods.alps import ALPS
 from composable.methods.base import Evidence, Method, Pruned
 from composable.methods.head_gram import HEAD_GRAM
@@ -27,16 +27,8 @@ __all__ = ["DEFAULTS", "METHODS", "RANKED", "Evidence", "Method", "Pruned", "by_
 
 
 def by_name(name: str) -> Method:
-    """Find a method.
-
-    Raises:
-        UserError: unknown; the message lists the known ones.
-    """
-    for method in METHODS:
-        if method.name == name:
-            return method
-    known = ", ".join(method.name for method in METHODS)
-    raise UserError(f'unknown method "{name}"; known are {known}.')
+    """Find a method, see `find_named`."""
+    return find_named(METHODS, name, "method")
 
 
 def for_kind(kind: str, preferred: tuple[str, ...] = ()) -> Method | None:

@@ -3,7 +3,7 @@
 import pkgutil
 from typing import TYPE_CHECKING
 
-from composable.errors import UserError
+from composable.errors import find_named
 
 if TYPE_CHECKING:
     from composable.tasks.base import Task
@@ -31,15 +31,8 @@ def names() -> list[str]:
 
 
 def by_name(name: str) -> "Task":
-    """Find a task, as a checkpoint's info names it.
-
-    Raises:
-        UserError: unknown; the message lists the known ones.
-    """
-    for task in _all():
-        if task.name == name:
-            return task
-    raise UserError(f'unknown task "{name}"; known are {", ".join(names())}.')
+    """Find a task, as a checkpoint's info names it; see `find_named`."""
+    return find_named(_all(), name, "task")
 
 
 def of_architecture(name: str, labels: int) -> "Task | None":

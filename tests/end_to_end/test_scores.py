@@ -88,7 +88,7 @@ def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--method", "near"], 'unknown method "near" of measuring importance'),
+        (["--method", "near"], 'unknown way of measuring importance "near"'),
         (["--method", "l1", "--seed", 1], "--seed: is no option of the method l1; leave it out"),
         (["--method", "random", "--distance", "bi_score"], "--distance: is no option of the"),
         (["--method", "l1", "--calibration-data", "data"], "--calibration-data: is no option"),

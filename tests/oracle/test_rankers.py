@@ -132,5 +132,7 @@ def test_texts_are_named_by_what_the_model_sees() -> None:
 
 
 def test_unknown_rankers() -> None:
-    with pytest.raises(UserError, match='unknown method "x" of measuring importance; known are la'):
+    with pytest.raises(
+        UserError, match='way of measuring importance "x"; known are layer_distance'
+    ):
         ranking.by_name("x")
