@@ -159,11 +159,17 @@ class Context:
             *self.training, *measured, *options, repeat=repeat,
         )  # fmt: skip
 
-    def compose(self, bundles: Sequence[Artifact], configurations: Artifact, index: int = 0) -> Run:
-        """Run compose_model.py: MODEL."""
+    def compose(
+        self,
+        bundles: Sequence[Artifact],
+        configurations: Artifact,
+        index: int = 0,
+        dense: Artifact | None = None,
+    ) -> Run:
+        """Run compose_model.py, by default on the context's dense model: MODEL."""
         chosen: list[Argument] = [word for bundle in bundles for word in ("-p", bundle)]
         return self.runner.run(
-            "compose_model.py", "-m", self.dense(), *chosen, "-c", configurations,
+            "compose_model.py", "-m", dense or self.dense(), *chosen, "-c", configurations,
             "-n", str(index), "-o", Out(MODEL),
         )  # fmt: skip
 

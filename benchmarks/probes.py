@@ -199,9 +199,65 @@ def modules(model: Path) -> None:
 
 
 @main.command()
+@click.argument("texts", type=PATH)
+@click.argument("count", type=int)
+@click.argument("models", type=PATH, nargs=-1)
+def embeddings(texts: Path, count: int, models: tuple[Path, ...]) -> None:
+    """Compare sentence embeddings of models with those of the first: mean cosine of each other.
+
+    TEXTS is a table with the columns sentence and label; a text's embedding is the mean of the last
+    states of its tokens.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    from composable.models import checkpoint
+
+    sentences = [line.split("\t")[0] for line in texts.read_text().split("\n")[1 : count + 1]]
+
+    def embed(path: Path) -> torch.Tensor:
+        loaded = checkpoint.load(path)
+        batch = loaded.tokenizer(sentences, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            states = loaded.model.float().eval().base_model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        return (states * mask).sum(1) / mask.sum(1)
+
+    first, *others = map(embed, models)
+    answer(cosines=[float(cosine_similarity(first, one).mean()) for one in others])
+
+
+@main.command()
+@click.argument("tokens", type=int)
+@click.argument("turns", type=int)
+@click.argument("models", type=PATH, nargs=-1)
+def latency(tokens: int, turns: int, models: tuple[Path, ...]) -> None:
+    """Time forward passes of models in turns: milliseconds by batch size (1, 32), model, turn."""
+    import torch
+
+    from composable.models import checkpoint
+
+    loaded = [checkpoint.load(path).model.float().eval() for path in models]
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for batch in (1, 32):
+        ids = torch.randint(1000, 20000, (batch, tokens), generator=generator)
+        times: list[list[float]] = [[] for _ in loaded]
+        with torch.inference_mode():
+            for turn in range(-3, turns):  # the first three only warm up
+                for model, mine in zip(loaded, times, strict=True):
+                    started = time.perf_counter()
+                    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+                    if turn >= 0:
+                        mine.append(1000 * (time.perf_counter() - started))
+        found.append(times)
+    answer(milliseconds=found)
+
+
+@main.command()
 def start() -> None:
     """Import what the fine-tuning scripts import, and nothing else: what every command takes."""
-    import composable.tune  # noqa: F401
+    import composable.variants.tuning  # noqa: F401
 
     answer()
 

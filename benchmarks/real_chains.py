@@ -220,6 +220,11 @@ class _Follower:
         self.course.rows.append((label, stage, report))
 
 
+def dense_of(context: Context, chain: Chain) -> Artifact:
+    """Return the dense model of a chain, trained where it has to be."""
+    return _Follower(context, chain).dense()
+
+
 def table(chain: Chain, course: Course) -> Table:
     """Lay out the scores of a chain: configurations by stages."""
     dense = course.rows[0][2]

@@ -34,7 +34,7 @@ NAMES = (
 ON_GPU = NAMES[:4]
 PAGE = machine.ROOT / "docs" / "benchmarks.md"
 #: have a page of their own, and run only when they are named
-REAL = ("real_chains", "depth")
+REAL = ("selectors", "sizes", "latency", "real_chains", "depth")
 RESULTS = machine.ROOT / "docs" / "results.md"
 
 
@@ -57,7 +57,7 @@ def keys() -> list[str]:
 @click.option("--fresh", "is_fresh", is_flag=True, help="Measure again what is there already.")
 @click.option(
     "--page", "target", type=click.Path(path_type=Path),
-    help="[default: docs/benchmarks.md; of real_chains and depth docs/results.md]",
+    help="[default: docs/benchmarks.md; of those on real models docs/results.md]",
 )  # fmt: skip
 @cli.path_option("-o", "--out", default="out/bench", text="Results, and the runs behind them.")
 def main(
@@ -82,7 +82,7 @@ def main(
         print_step(name)
         section = module_of(name).measure(context)
         section.facts, section.seconds = runner.facts(), runner.seconds()
-        key = f"{name}_cuda" if device == "cuda" else name
+        key = f"{name}_cuda" if device == "cuda" and name not in REAL else name
         usual = RESULTS if name in REAL else PAGE
         place = target or (out / usual.name if is_quick else usual)
         keep(out, key, section, place)
