@@ -43,7 +43,7 @@ def tune_variants(
         stats: CSV of the summed losses per epoch.
         training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
         solver: hybrid, ls or grad.
-        linear_solver: see `solver.refit`, as for the ridge; not of the solver grad.
+        linear_solver: see `solver.solve`, as for the ridge; not of the solver grad.
         ridge: pull toward the weights as pruned.
         texts: options of the data and of the calibration, see `calibrate`.
 

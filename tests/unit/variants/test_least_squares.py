@@ -347,6 +347,9 @@ class Constant:
 
     held_out = inputs
 
+    def tokens_per_input(self, name: str) -> float:
+        return 100 / len(self.inputs(name).total)
+
 
 def test_constant_inputs_leave_the_weights_as_pruned(
     corpora: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
