@@ -173,7 +173,7 @@ class Regression:
 
 def column_blocks(width: int) -> list[tuple[int, int]]:
     """First and last column, the latter exclusive, of every block of columns."""
-    step = -(-width // COLUMN_BLOCKS)
+    step = max(1, -(-width // COLUMN_BLOCKS))
     return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
