@@ -1,5 +1,6 @@
 """One split of a calibration set as a model sees it: tokenised once, in batches of any size."""
 
+import copy
 import functools
 from typing import Any
 
@@ -43,6 +44,13 @@ class Texts:
         """SHA-256 of every sample as the model sees it, see `identity_of`; 64 hex digits."""
         return identity_of(self.dataset)
 
+    def first(self, count: int) -> "Texts":
+        """Return the first `count` samples alone."""
+        found = copy.copy(self)
+        found.dataset = _First(self.dataset, count)
+        found.__dict__.pop("identity", None)
+        return found
+
     def batches(
         self, device: torch.device | str = "cpu", rows: int | None = None
     ) -> list[dict[str, Tensor]]:
@@ -61,6 +69,21 @@ class Texts:
             size = CPU_TOKENS if torch.device(device).type == "cpu" else BATCH_TOKENS
             chosen = list(length_batches(self.dataset.lengths, size))
         return [self._collate([self.dataset[index] for index in indices]) for indices in chosen]
+
+
+class _First:
+    """The first `count` samples of a dataset."""
+
+    def __init__(self, dataset: Any, count: int):
+        self.dataset, self.count = dataset, count
+        self.lengths, self.sizes = dataset.lengths[:count], dataset.sizes[:count]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: dict[str, Any] = self.dataset[index]
+        return item
 
 
 class GivenBatches(Texts):

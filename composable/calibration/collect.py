@@ -1,8 +1,9 @@
 """Calibration sets: read, tokenised, and measured as the options of a command say."""
 
+import functools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from accelerate import PartialState
 
 from composable import devices, tasks
 from composable.calibration import layer_states
+from composable.calibration.amount import Amount, amounts, take
 from composable.calibration.batching import Texts
 from composable.calibration.layer_states import Pair
 from composable.calibration.obtain import Calibration, obtain
+from composable.calibration.second_moments import stacks_of
 from composable.errors import UserError
 from composable.formats.calibration_file import SPLITS
 from composable.linalg.grams import Regression
@@ -29,9 +32,10 @@ def calibrate(
     dense: Checkpoint,
     calibration: Path,
     calibration_data: str | None,
-    calibration_samples: int,
+    calibration_samples: int | None,
     memory_budget: int,
     device: str,
+    held_out_samples: int | None = None,
     data: str | None = None,
     limit: int | None = None,
     held_out: bool = True,
@@ -43,19 +47,20 @@ def calibrate(
         dense: the dense model.
         calibration: file that holds them, or will.
         calibration_data: whose texts, as for `data`.
-        calibration_samples: so many of the training split.
+        calibration_samples: so many of the training split; None: see `Amount`.
         memory_budget: bytes.
         device: where it is measured: auto, cpu, cuda or cuda:N.
+        held_out_samples: so many of the validation split; None: a quarter of the calibration.
         data: the data that `calibration_data` stands for where it is None.
-        limit: samples of each split.
-        held_out: whether held-out texts are wanted, too: as many of the validation split.
+        limit: samples of each split at most.
+        held_out: whether held-out texts are wanted, too.
 
     Returns:
         The statistics, and the texts they are of: of the training split, then the held-out ones.
     """
     dense.model.float()
-    count = min(calibration_samples, limit or calibration_samples)
-    texts = tuple(_split_texts(dense, calibration_data or data, count, SPLITS[: 1 + held_out]))
+    wanted = amounts(calibration_samples, held_out_samples)[: 1 + held_out]
+    texts = tuple(_split_texts(dense, calibration_data or data, wanted, limit=limit))
     device = devices.select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return obtain(dense, texts, calibration, memory_budget, device), texts
@@ -64,19 +69,27 @@ def calibrate(
 
 
 def _split_texts(
-    dense: Checkpoint, data: str | None, count: int, splits: Sequence[str]
+    dense: Checkpoint,
+    data: str | None,
+    wanted: Sequence[Amount],
+    first: int = 0,
+    limit: int | None = None,
 ) -> list[Texts]:
-    """Read the first samples of some splits, and tokenise them."""
+    """Read the beginning of the splits, but for so many of the first ones, and tokenise it."""
     task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
-    return [Texts(dense, task.read(data, default, split, count)) for split in splits]
+    return [
+        take(dense, functools.partial(task.read, data, default, split), amount, limit)
+        for split, amount in list(zip(SPLITS, wanted, strict=False))[first:]
+    ]
 
 
 def block_moments(
     dense: Checkpoint,
     blocks: Sequence[Block],
     calibration_data: str | None,
-    calibration_samples: int,
+    calibration_samples: int | None,
     device: str,
+    held_out_samples: int | None = None,
     texts: Sequence[Texts] = (),
     **_: Any,
 ) -> States:
@@ -87,8 +100,9 @@ def block_moments(
         blocks: first and last layer of each. The moments of all are held at once, 32 bytes for
             each pair of features of each block.
         calibration_data: as for `calibrate`, like the other options.
-        calibration_samples: so many of the training split.
-        device: as for `calibrate`.
+        calibration_samples: of the training split.
+        device: where the model runs.
+        held_out_samples: of the validation split.
         texts: those of `calibrate` with the same options, where they have been read.
 
     Returns:
@@ -100,7 +114,8 @@ def block_moments(
     pairs: dict[str, list[Pair]] = {}
     for stack, pair in places.values():
         pairs.setdefault(stack, []).append(pair)
-    missing = _split_texts(dense, calibration_data, calibration_samples, SPLITS[len(texts) :])
+    wanted = amounts(calibration_samples, held_out_samples)
+    missing = _split_texts(dense, calibration_data, wanted, len(texts))
     found = [
         layer_states.moments(reader, part.batches(device), pairs) for part in (*texts, *missing)
     ]
@@ -119,10 +134,10 @@ def calibration_set(
     dense: Checkpoint,
     calibration_data: str | None,
     key: str,
-    calibration_samples: int,
+    calibration_samples: int | None,
     max_length: int | None,
 ) -> Texts:
-    """Read the first samples of a calibration set and tokenise them.
+    """Read the first samples of a calibration set, by default as `Amount` says, and tokenise them.
 
     They are a file of texts (`key` is that of the text in a .jsonl file), or the training split of
     data of the task. A text has up to `max_length` tokens.
@@ -135,9 +150,39 @@ def calibration_set(
         raise UserError(f"max_length is {max_length}: not for {task.name}; leave it out.")
     if max_length:
         dense.info["max_length"] = max_length
+    amount = Amount(calibration_samples)
     if dense.tokenizer is not None and is_plain(calibration_data):
         if len(dense.family.stacks) > 1:
             log.info("plain texts have no targets: the decoder is not measured.")
-        return Texts(dense, read_texts(Path(str(calibration_data)), key, calibration_samples))
+        read = functools.partial(read_texts, Path(str(calibration_data)), key)
+        return take(dense, read, amount)
     refuse_unknown(calibration_data)
-    return _split_texts(dense, calibration_data, calibration_samples, SPLITS[:1])[0]
+    return _split_texts(dense, calibration_data, (amount,))[0]
+
+
+def facts_of(calibration: Calibration) -> dict[str, Any]:
+    """Say for a report where a calibration is, its tokens by stack, and those for each input.
+
+    The input is the one with the fewest: of the widest linear, where there is one stack.
+    """
+    inputs = calibration.header.inputs
+    return {
+        "calibration": str(calibration.path),
+        "calibration_tokens": calibration.info["train"]["tokens"],
+        "tokens_per_input": min(calibration.tokens_per_input(it.linears[0]) for it in inputs),
+    }
+
+
+def tokens_per_input(dense: Checkpoint, tokens: Mapping[str, int]) -> float:
+    """Return how many tokens of a calibration set there are for each input of the widest linear.
+
+    Args:
+        dense: the dense model.
+        tokens: by stack; linears of stacks that are not named do not count.
+    """
+    names = [it.name for it in dense.family.modules(dense.model) if it.kind == "linear"]
+    stacks = stacks_of(dense.model, dense.family, names)
+    widths = {name: dense.model.get_parameter(f"{name}.weight").shape[1] for name in names}
+    return min(
+        round(tokens[stack] / widths[name], 2) for name, stack in stacks.items() if stack in tokens
+    )

@@ -7,8 +7,11 @@ from typing import Any
 import click
 
 from composable.commands import cli
+from composable.errors import ConfigError
 
 log = logging.getLogger("composable")
+#: Options that the solver grad does not look at.
+OF_LEAST_SQUARES = ("linear_solver", "ridge", "held_out_samples")
 
 
 @cli.command()
@@ -30,6 +33,13 @@ log = logging.getLogger("composable")
     default="pcg",
     help="Of the least squares: conjugate gradients, or a factorisation per row (slow).",
 )
+@click.option(
+    "--ridge",
+    type=cli.Finite(min=0),
+    default=0.01,
+    help="Of the least squares: how strongly they pull toward the weights as pruned, in parts of "
+    "the inputs' mean squares; 0: not at all, as STAT has it.",
+)
 @cli.calibration_options
 @cli.training_options(epochs=None, lr=None, early_stop=2)
 def main(
@@ -38,6 +48,7 @@ def main(
     output: Path,
     stats: Path,
     plot: Path | None,
+    solver: str,
     **options: Any,
 ) -> dict[str, object]:
     """Fit all variants to their dense modules' outputs, each as if it were alone.
@@ -55,9 +66,11 @@ def main(
     from composable.reports import variant_table
     from composable.variants import tuning
 
+    if solver == "grad":
+        _refuse(OF_LEAST_SQUARES)
     table = stats.with_name(f"{stats.stem}_variants.csv")
     files.check_writable(output, stats, table, plot)
-    result, report = tuning.tune_variants(model, bundles, output, stats, **options)
+    result, report = tuning.tune_variants(model, bundles, output, stats, solver=solver, **options)
     report["table"] = str(table)
     if result.is_main:
         rows = variant_table.rows_of(result.variants, result.seconds, result.kept)
@@ -68,3 +81,10 @@ def main(
         log.info("%s", variant_table.as_text(rows))
         result.clean_up()
     return report
+
+
+def _refuse(names: tuple[str, ...]) -> None:
+    """Refuse options of the other solvers."""
+    for name, flag in cli.given_options().items():
+        if name in names:
+            raise ConfigError(f"{flag}: is no option of the solver grad; leave it out.")

@@ -167,8 +167,8 @@ class _Bytes(click.ParamType):
 BYTES = _Bytes()
 
 
-class _Positive(click.FloatRange):
-    """A finite number above 0; click's own range lets NaN and infinity pass."""
+class Finite(click.FloatRange):
+    """A finite number; click's own range lets NaN and infinity pass."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -253,6 +253,8 @@ choice_options = together(
     click.option("--distance", help="Of the scores.  [default: the first of the file]"),
     offset_option,
 )
+#: How much of a calibration set is read where nothing is said.
+UNTIL_ENOUGH = "until every stack has 65,536 tokens, or patches of images"
 #: The statistics of the modules' inputs: where they are, of which texts.
 calibration_options = together(
     path_option(
@@ -267,8 +269,14 @@ calibration_options = together(
     click.option(
         "--calibration-samples",
         type=COUNT,
-        default=4096,
-        help="How many of the training samples are measured.",
+        help="How many of the training samples are measured (lines of a text).  "
+        f"[default: {UNTIL_ENOUGH}]",
+    ),
+    click.option(
+        "--held-out-samples",
+        type=COUNT,
+        help="How many of the validation samples are.  [default: a quarter of "
+        "--calibration-samples, or until there are 16,384 tokens]",
     ),
     click.option(
         "--memory-budget",
@@ -315,7 +323,7 @@ def training_options(
         ),
         click.option(
             "--lr",
-            type=_Positive(min=0, min_open=True),
+            type=Finite(min=0, min_open=True),
             default=lr,
             help="Peak learning rate, relative to the size of each matrix.",
         ),

@@ -43,8 +43,8 @@ OF_BLOCKS = ("threshold", "reference_offset")
 @click.option(
     "--calibration-samples",
     type=cli.COUNT,
-    default=256,
-    help="The first so many samples; of a language model's folder, lines.",
+    help="The first so many samples; of a language model's folder, lines.  "
+    f"[default: {cli.UNTIL_ENOUGH}]",
 )
 @click.option("--max-length", type=cli.COUNT, help="Tokens of a text at most.")
 @click.option(
@@ -115,6 +115,7 @@ def main(
     if read := scores.origin and scores.origin.texts:
         report["calibration_data"] = {"name": read.name, "sha256": read.sha256}
         report |= {"samples": read.samples, "tokens": read.tokens}
+        report["tokens_per_input"] = collect.tokens_per_input(dense, read.tokens)
     if scores.units:
         report["units"] = {name: len(one.importance) for name, one in scores.units.items()}
     if scores.distances:

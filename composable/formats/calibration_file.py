@@ -210,6 +210,12 @@ class Calibration:
             raise MismatchError(f"{self.path}: was measured without held-out texts; {REMEDY}.")
         return self._load(linear, "valid")
 
+    def tokens_per_input(self, linear: str) -> float:
+        """Return how many calibration tokens there are for each column of a linear."""
+        self.require([linear])
+        item = self.header.inputs[self._index[linear]]
+        return round(item.tokens["train"] / item.width, 2)
+
     def require(self, linears: Iterable[str]) -> None:
         """Raise MismatchError where the moments of one of `linears` were not measured."""
         missing = [linear for linear in linears if linear not in self._index]

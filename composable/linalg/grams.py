@@ -92,7 +92,7 @@ class Gram:
                 self._recent = torch.empty_like(self._matrix, dtype=torch.float32)
         if self._tokens + len(rows) > TOKENS_PER_PRODUCT:
             self._flush()
-        for start, stop in _blocks(len(self._matrix)):
+        for start, stop in column_blocks(len(self._matrix)):
             self._recent[start:stop, start:].addmm_(
                 rows[:, start:stop].T, rows[:, start:], beta=1 if self._tokens else 0
             )
@@ -101,7 +101,7 @@ class Gram:
     def _flush(self) -> None:
         """Add the float32 products to the matrix."""
         if self._recent is not None and self._tokens:
-            for start, stop in _blocks(len(self._matrix)):
+            for start, stop in column_blocks(len(self._matrix)):
                 self._matrix[start:stop, start:] += self._recent[start:stop, start:]
         self._tokens = 0
 
@@ -171,15 +171,15 @@ class Regression:
         return torch.cat([self.cross, self.target_total[:, None]], dim=1)
 
 
-def _blocks(width: int) -> list[tuple[int, int]]:
+def column_blocks(width: int) -> list[tuple[int, int]]:
     """First and last column, the latter exclusive, of every block of columns."""
-    step = -(-width // COLUMN_BLOCKS)
+    step = max(1, -(-width // COLUMN_BLOCKS))
     return [(start, min(start + step, width)) for start in range(0, width, step)]
 
 
 def _mirror(matrix: Tensor) -> None:
     """Copy the upper triangle to the lower, in place, without another matrix of that size."""
-    for start, stop in _blocks(len(matrix)):
+    for start, stop in column_blocks(len(matrix)):
         matrix[stop:, start:stop] = matrix[start:stop, stop:].T
         block = matrix[start:stop, start:stop]
         block.copy_(block.triu() + block.triu(1).T)

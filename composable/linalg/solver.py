@@ -1,13 +1,13 @@
 """Masked least squares: refits the weights of a linear from the second moments of its inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from composable.errors import ShapeError, UserError
-from composable.linalg.grams import Regression, full_float32
+from composable.linalg.grams import Regression, column_blocks, full_float32
 from composable.linalg.systems import cholesky, conjugate_gradient, exact, shared_support
 
 SOLVERS = ("pcg", "exact")
@@ -96,6 +96,28 @@ def is_constant(matrix: Tensor) -> bool:
     return bool(scaled(matrix, 0.0).dead.all())
 
 
+@dataclass(frozen=True)
+class Solution:
+    """Least-squares weights for one mask.
+
+    Attributes:
+        weight: float32 (rows, n) on the CPU, exactly 0 where masked.
+        residual: (X w - y)^T X, (rows, n) float64 on the device where it was computed: half the
+            gradient of |X w - y|^2.
+        largest_coefficient: largest |T|, where all rows keep the same inputs and some go: T (kept, removed) is
+            the matrix with the removed inputs close to the kept ones times T, under the ridge.
+    """
+
+    weight: Tensor
+    residual: Tensor
+    largest_coefficient: float | None
+
+    def error(self, target: Tensor) -> float:
+        """Return |X w - y|^2 summed over tokens and rows, where y = target (rows, n) x inputs."""
+        difference = self.weight.to(self.residual) - target.to(self.residual)
+        return float(torch.linalg.vecdot(difference, self.residual).sum())
+
+
 def refit(
     matrix: Tensor,
     weight: Tensor,
@@ -105,6 +127,20 @@ def refit(
     cross: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
+    """Return the weights of `solve`, of all masks."""
+    found = solve(matrix, weight, masks, ridge, linear_solver, cross, device)
+    return [solution.weight for solution in found]
+
+
+def solve(
+    matrix: Tensor,
+    weight: Tensor,
+    masks: Sequence[Tensor],
+    ridge: float = RIDGE,
+    linear_solver: str = "pcg",
+    cross: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[Solution]:
     """Find the least-squares weights for several masks of one linear.
 
     Minimises per row |X w - y|^2 + ridge * (w - w0) D (w - w0)^T with D = diag(H), w = 0 where
@@ -122,9 +158,9 @@ def refit(
         cross: Y^T X (rows, n) where the targets Y are not weight x inputs.
         device: where to compute, one that knows float64.
 
-    Returns:
-        float32 (rows, n) per mask on the CPU, exactly 0 where masked. No row is worse on `matrix`
-        than weight * mask: where nothing was gained, it is just that.
+    Yields:
+        For each mask, in their order. No row is worse on `matrix` than weight * mask: where nothing
+        was gained, it is just that.
 
     Raises:
         ShapeError: tensors do not fit together.
@@ -145,12 +181,26 @@ def refit(
             solved = iter(_by_gradient(system, start, goal, varying))
         else:
             solved = (exact(system.matrix, system.inverse(), goal, mask) for mask in varying)
-        results = []
-        for mask, same in zip(kept, shared, strict=True):
-            found = shared_support(system.matrix, goal, mask[0]) if same else next(solved)
+    for mask, same in zip(kept, shared, strict=True):
+        # not held while the caller computes
+        with torch.no_grad(), full_float32(device):
+            largest = None
+            if same:
+                found, coefficients = shared_support(system.matrix, goal, mask[0])
+                largest = _largest(system, coefficients, mask[0])
+            else:
+                found = next(solved)
             found = torch.where(system.dead, dense, found / units)
-            results.append(_never_worse(moments, dense, targets, mask, found).cpu())
-    return results
+            result = _never_worse(moments, dense, targets, mask, found)
+        yield Solution(result[0].cpu(), result[1], largest)
+
+
+def _largest(system: Scaled, coefficients: Tensor, kept: Tensor) -> float | None:
+    """Return the largest |T| of T = diag(1 / s_kept) Ts diag(s_removed); None: T is empty."""
+    if not coefficients.numel():
+        return None
+    units = system.scale[~kept] / system.scale[kept][:, None]
+    return float((coefficients * units).abs().max())
 
 
 def _check(weight: Tensor, matrix: Tensor, masks: Sequence[Tensor], cross: Tensor | None) -> None:
@@ -199,30 +249,55 @@ def _by_gradient(system: Scaled, start: Tensor, goal: Tensor, masks: list[Tensor
 
 def _never_worse(
     moments: Tensor, dense: Tensor, cross: Tensor | None, mask: Tensor, found: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Return `found` in float32, but dense * mask in the rows that are no better than this.
 
-    With the difference d of the two, |X (w + d) - y|^2 - |X w - y|^2 = d (H (d + 2 w) - 2 X^T y).
+    With the residual r = (w + d) H - Y^T X of the new weights w + d, and r0 that of the old ones,
+    |X (w + d) - y|^2 - |X w - y|^2 = d (r + r0) = 2 d r - d H d: below 0 where d r is, which holds
+    of most rows under a ridge, so that r0 is seldom wanted.
+
+    Returns:
+        Weights and residuals, (rows, n) both, the latter float64.
     """
+
+    def residual(weight: Tensor, rows: Tensor | slice) -> Tensor:
+        if cross is None:
+            return (weight.double() - dense[rows]) @ moments
+        return weight.double() @ moments - cross[rows]
+
     plain = torch.where(mask, dense, 0.0).float()
     refitted = torch.where(mask, found, 0.0).float()
     difference = refitted.double() - plain.double()
-    if cross is None:
-        slope = (difference + 2 * (plain.double() - dense)) @ moments
-    else:
-        slope = (difference + 2 * plain.double()) @ moments - 2 * cross
-    better = torch.linalg.vecdot(difference, slope) < 0  # not where it is NaN
-    return torch.where(better[:, None], refitted, plain)
+    after = residual(refitted, slice(None))
+    unsure = (~(torch.linalg.vecdot(difference, after) < 0)).nonzero()[:, 0]  # also where it is NaN
+    if len(unsure):
+        before = residual(plain[unsure], unsure)
+        gain = torch.linalg.vecdot(difference[unsure], after[unsure] + before)
+        worse = ~(gain < 0)
+        refitted[unsure[worse]] = plain[unsure[worse]]
+        after[unsure[worse]] = before[worse]
+    return refitted, after
 
 
 def squared_error(matrix: Tensor, difference: Tensor) -> float:
     """Return tr(E H E^T) for E (rows, n) and H (n, n): |X E^T|^2 over all tokens and rows.
 
     With E = refitted - dense weight, divided by count * rows, this is the mean squared error of
-    the linear's output; with E = dense weight the mean square of that output.
+    the linear's output; with E = dense weight the mean square of that output. Columns of E that are
+    0 cost nothing, and H is symmetric: a bit more than half of the product is enough.
     """
     error = difference.detach().to(matrix.device, torch.float64)
-    return float(torch.linalg.vecdot(error @ matrix.double(), error).sum())
+    used = error.any(0).nonzero()[:, 0]
+    if len(used) < len(matrix):
+        error, matrix = error[:, used], matrix[used][:, used]
+    matrix = matrix.double()
+    total = 0.0
+    for start, stop in column_blocks(len(matrix)):
+        columns = slice(start, stop)
+        product = error[:, stop:] @ matrix[stop:, columns]
+        product = torch.addmm(product, error[:, columns], matrix[columns, columns], beta=2)
+        total += float(torch.linalg.vecdot(product, error[:, columns]).sum())
+    return total
 
 
 def regression_error(regression: Regression, weight: Tensor, bias: Tensor | None = None) -> float:

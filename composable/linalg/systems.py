@@ -220,15 +220,17 @@ def _small_systems(matrix: Tensor, right: Tensor, support: Tensor) -> Tensor:
     return solution
 
 
-def shared_support(matrix: Tensor, goal: Tensor, kept: Tensor) -> Tensor:
+def shared_support(matrix: Tensor, goal: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Minimise like `conjugate_gradient` where all rows keep the same inputs `kept` (n,) bool.
 
     Returns:
-        (rows, n) float64.
+        (rows, n) float64, and the matrix T (kept, removed) by which the kept inputs stand in for
+        the removed ones: the weights of the kept are goal[K] + goal[E] T^T.
     """
     value = torch.zeros_like(goal)
-    change = goal[:, ~kept] @ matrix[~kept][:, kept]
-    if bool(kept.any()):
-        factor = cholesky(matrix[kept][:, kept])
-        value[:, kept] = goal[:, kept] + torch.cholesky_solve(change.T, factor).T
-    return value
+    cross = matrix[kept][:, ~kept]
+    if not bool(kept.any()):
+        return value, cross
+    coefficients = torch.cholesky_solve(cross, cholesky(matrix[kept][:, kept]))
+    value[:, kept] = goal[:, kept] + goal[:, ~kept] @ coefficients.T
+    return value, coefficients

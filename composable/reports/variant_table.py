@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HEADER = (
     "module", "rate", "method", "o_rate", "o_method", "error_before", "error_after", "seconds",
-    "kept",
+    "kept", "largest_coefficient", "tokens_per_input",
 )  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def rows_of(
         part = next(iter(entry.parts.values()), None)  # what is pruned with the module
         together = (part.rate, part.method) if part else (None, None)
         cells = (variant.module, entry.rate, entry.method, *together, before, after)
-        rows.append(dict(zip(HEADER, (*cells, round(spent, 3), kind), strict=True)))
+        facts = map(variant.stats.get, HEADER[9:])
+        rows.append(dict(zip(HEADER, (*cells, round(spent, 3), kind, *facts), strict=True)))
     return rows
 
 
@@ -50,7 +51,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def as_text(rows: list[dict[str, Any]]) -> str:
     """Lay the table out for a terminal."""
-    head = ("module", "method", "rate", "error before", "after", "seconds", "kept")
+    head = ("module", "method", "rate", "error before", "after", "seconds", "kept", "|T|")
     lines = [head] + [
         (
             row["module"],
@@ -59,13 +60,14 @@ def as_text(rows: list[dict[str, Any]]) -> str:
             *("" if row[key] is None else f"{row[key]:.4f}" for key in HEADER[5:7]),
             f"{row['seconds']:.2f}",
             row["kept"] or "",
+            "" if row["largest_coefficient"] is None else f"{row['largest_coefficient']:.1f}",
         )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if index in (3, 4, 5) else cell.ljust(width)
+            cell.rjust(width) if index in (3, 4, 5, 7) else cell.ljust(width)
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

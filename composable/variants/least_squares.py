@@ -20,7 +20,7 @@ from composable.calibration.obtain import Calibration
 from composable.calibration.recorded_calls import recorded_attentions
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
-from composable.linalg.solver import RIDGE, refit
+from composable.linalg.solver import RIDGE, solve
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_tensors
 from composable.variants import attention_phase
@@ -28,7 +28,7 @@ from composable.variants.attention_fit import fit_attention
 from composable.variants.last_linear import LastLinear
 from composable.variants.linear_fit import Refit, fit_linear
 from composable.variants.result import Result
-from composable.variants.store import Fits, Store, best
+from composable.variants.store import Fit, Fits, Store, best
 
 SOLVERS = ("hybrid", "ls")
 HELD_OUT_BATCH = 64  # samples; of no influence on the result
@@ -40,7 +40,7 @@ class Settings:
 
     Attributes:
         solver: "hybrid" trains head-pruned attentions after their refit, "ls" does not.
-        linear_solver: "pcg" or "exact", see `solver.refit`.
+        linear_solver: "pcg" or "exact", see `solver.solve`.
         ridge: pull toward the variant's weights, relative to the mean squares of the inputs.
         device: where the solves run.
         phase: settings of the attentions' gradient phase.
@@ -54,9 +54,9 @@ class Settings:
 
     @property
     def refit(self) -> Refit:
-        """`solver.refit` with these settings."""
+        """`solver.solve` with these settings."""
         return functools.partial(
-            refit, ridge=self.ridge, linear_solver=self.linear_solver, device=self.device
+            solve, ridge=self.ridge, linear_solver=self.linear_solver, device=self.device
         )
 
 
@@ -194,7 +194,10 @@ class _Run:
             # none of a removed module
             fits = self.solved.get(digest, {}) | self.trained.get(digest, {})
             chosen = best(fits) if fits else None
-            variants.append(_with(variant, fits, chosen) if chosen else variant)
+            if chosen:
+                path = self.linears[variant.module].module.output_path
+                variant = _with(variant, fits, chosen, self.calibration.tokens_per_input(path))
+            variants.append(variant)
             kept.append(chosen)
             seconds.append(sum(fit.seconds for fit in fits.values()) / times[digest])
             learned += [fits] if fits else []
@@ -250,15 +253,22 @@ class _Run:
             PartialState(cpu=self.settings.device == "cpu").wait_for_everyone()
 
 
-def _with(variant: Variant, fits: Fits, kind: str) -> Variant:
-    """Put the chosen weights into a copy of a variant."""
-    norm = max(fits[kind].norm, 1e-30)
+def _with(variant: Variant, fits: Fits, kind: str, tokens_per_input: float) -> Variant:
+    """Put the chosen weights, and what is known of the refit, into a copy of a variant."""
+    norm, largest = max(fits[kind].norm, 1e-30), fits["ls"].largest_coefficient
     stats = {
         **variant.stats,
         "error_before": fits["pruned"].held_out / norm,
         "error_after": fits[kind].held_out / norm,
+        "tokens_per_input": tokens_per_input,
+        **({} if largest is None else {"largest_coefficient": largest}),
     }
     return dataclasses.replace(variant, tensors=variant.tensors | fits[kind].tensors, stats=stats)
+
+
+def _train(fit: Fit) -> float:
+    assert fit.train is not None  # these weights are taken
+    return fit.train
 
 
 def _rows(learned: list[Fits], lr: float) -> list[dict[str, Any]]:
@@ -274,7 +284,7 @@ def _rows(learned: list[Fits], lr: float) -> list[dict[str, Any]]:
         rows.append(
             {
                 "epoch": epoch,
-                "training_loss": sum(fit.train for fit in taken) if kinds else None,
+                "training_loss": sum(map(_train, taken)) if kinds else None,
                 "validation_loss": sum(fit.held_out for fit in taken),
                 "training_seconds": round(spent, 3),
                 "validation_seconds": 0.0,

@@ -1,8 +1,9 @@
 """Refit a linear of several variants from second moments, and measure what that gained."""
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,12 +11,13 @@ from torch import Tensor
 from composable.formats.bundle import Variant
 from composable.linalg import solver
 from composable.linalg.grams import Gram, Regression
+from composable.linalg.solver import Solution
 from composable.variants.last_linear import LastLinear
 from composable.variants.store import Fit, Fits
 
 log = logging.getLogger("composable")
-#: `solver.refit` whose ridge, linear solver and device are given.
-Refit = Callable[..., list[Tensor]]
+#: `solver.solve` whose ridge, linear solver and device are given.
+Refit = Callable[..., Iterator[Solution]]
 
 
 def fit_linear(
@@ -32,53 +34,55 @@ def fit_linear(
         linear: the dense one.
         variants: any names -> variants; what precedes the linear is as in the dense module.
         texts: moments of the linear's inputs on the calibration and on the held-out texts.
-        refit: `solver.refit` with its settings.
+        refit: `solver.solve` with its settings.
 
     Returns:
         The same names -> fits "pruned" and "ls"; a part of the seconds counts for each.
     """
     started = time.perf_counter()
     pruned = [linear.read(variant) for variant in variants.values()]
-    matrices = [gram.augmented() if linear.has_bias else gram.matrix for gram in texts]
-    refitted = [weight for weight, _ in pruned]
-    if solver.is_constant(matrices[0]):
+    train, held_out = (gram.augmented() if linear.has_bias else gram.matrix for gram in texts)
+    if solver.is_constant(train):
         log.warning(
             "%s: its inputs never vary; the weights stay as pruned.", linear.module.output_path
         )
-    else:
-        refitted = _refitted(linear.weight, pruned, matrices[0], refit)
-    values = [gram.count * len(linear.weight) for gram in texts]
-    norm = solver.squared_error(matrices[1], linear.weight) / values[1]
-
-    def fit(weight: Tensor, tensors: dict[str, Tensor], seconds: float) -> Fit:
-        sums = [solver.squared_error(matrix, weight - linear.weight) for matrix in matrices]
-        return Fit(tensors, sums[0] / values[0], sums[1] / values[1], norm, seconds)
-
-    seconds = (time.perf_counter() - started) / len(variants)
-    return {
-        name: {
-            "pruned": fit(start, {}, 0.0),
-            "ls": fit(end, linear.write(end, variants[name]), seconds),
+    rows = len(linear.weight)
+    norm = solver.squared_error(held_out, linear.weight) / (texts[1].count * rows)
+    found: dict[str, Fits] = {}
+    solutions = _solutions(linear.weight, pruned, train, refit)
+    for name, (start, _), solution in zip(variants, pruned, solutions, strict=True):
+        before, after = (
+            solver.squared_error(held_out, weight - linear.weight) / (texts[1].count * rows)
+            for weight in (start, solution.weight)
+        )
+        first = None  # wanted only where the variant stays so
+        if before <= after:
+            first = solver.squared_error(train, start - linear.weight) / (texts[0].count * rows)
+        last = solution.error(linear.weight) / (texts[0].count * rows)
+        tensors = linear.write(solution.weight, variants[name])
+        found[name] = {
+            "pruned": Fit({}, first, before, norm),
+            "ls": Fit(tensors, last, after, norm, largest_coefficient=solution.largest_coefficient),
         }
-        for name, (start, _), end in zip(variants, pruned, refitted, strict=True)
-    }
+    seconds = (time.perf_counter() - started) / len(variants)
+    for fits in found.values():
+        fits["ls"] = dataclasses.replace(fits["ls"], seconds=seconds)
+    return found
 
 
-def _refitted(
+def _solutions(
     dense: Tensor, pruned: Sequence[tuple[Tensor, Tensor]], matrix: Tensor, refit: Refit
-) -> list[Tensor]:
+) -> Iterator[Solution]:
     """Solve for all variants: together those that have the dense weights, others one by one.
 
     A variant is its weight and mask, (rows, n) both; `matrix` has the second moments of the inputs.
     """
     is_dense = [torch.equal(weight, torch.where(mask, dense, 0.0)) for weight, mask in pruned]
     masks = [mask for (_, mask), same in zip(pruned, is_dense, strict=True) if same]
-    together = iter(refit(matrix, dense, masks) if masks else ())
+    together = refit(matrix, dense, masks)
     cross = None if all(is_dense) else dense.double() @ matrix
-    return [
-        next(together) if same else refit(matrix, weight, [mask], cross=cross)[0]
-        for (weight, mask), same in zip(pruned, is_dense, strict=True)
-    ]
+    for (weight, mask), same in zip(pruned, is_dense, strict=True):
+        yield next(together if same else refit(matrix, weight, [mask], cross=cross))
 
 
 def fit_output(
@@ -99,4 +103,4 @@ def fit_output(
     matrix, cross = moments.inputs.matrix, moments.cross
     if linear.has_bias:
         matrix, cross = moments.inputs.augmented(), moments.augmented_cross()
-    return linear.named(refit(matrix, weight, [mask], cross=cross)[0])
+    return linear.named(next(refit(matrix, weight, [mask], cross=cross)).weight)

@@ -20,17 +20,19 @@ class Fit:
     Attributes:
         tensors: those that differ from the pruned variant's, by name.
         train: mean squared error of the module's output, per token and feature, on the
-            calibration texts.
+            calibration texts; None of weights that are not taken because of "ls".
         held_out: the same on the held-out texts.
         norm: mean square of the dense module's output there.
         seconds: spent on these weights.
+        largest_coefficient: largest |T| of `solver.Solution`; None: it lost no whole units.
     """
 
     tensors: dict[str, Tensor]
-    train: float
+    train: float | None
     held_out: float
     norm: float
     seconds: float = 0.0
+    largest_coefficient: float | None = None
 
 
 #: How weights came about ("pruned", "ls", "trained") -> the fit.

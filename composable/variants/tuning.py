@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from composable import devices, files, tasks
-from composable.calibration.collect import calibrate
+from composable.calibration.collect import calibrate, facts_of
 from composable.errors import MismatchError
 from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
@@ -31,6 +31,7 @@ def tune_variants(
     training: train.Options,
     solver: str,
     linear_solver: str,
+    ridge: float,
     **texts: Any,
 ) -> tuple[Result, dict[str, Any]]:
     """Fine-tune all variants of the bundles beside the dense model and write one bundle.
@@ -42,7 +43,8 @@ def tune_variants(
         stats: CSV of the summed losses per epoch.
         training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
         solver: hybrid, ls or grad.
-        linear_solver: see `solver.refit`.
+        linear_solver: see `solver.solve`, as for the ridge; not of the solver grad.
+        ridge: pull toward the weights as pruned.
         texts: options of the data and of the calibration, see `calibrate`.
 
     Returns:
@@ -65,10 +67,10 @@ def tune_variants(
     else:
         calibration, (train_texts, held_out) = calibrate(dense, **texts)
         seconds = round(time.perf_counter() - started, 3)
-        facts = {"calibration": str(calibration.path), "calibration_seconds": seconds}
+        facts = {**facts_of(calibration), "calibration_seconds": seconds}
         size = task.batch_size // 4
         training = with_defaults(training, epochs=Phase.epochs, batch_size=size, lr=Phase.lr)
-        settings = _settings(training, solver, linear_solver, texts["memory_budget"])
+        settings = _settings(training, solver, linear_solver, ridge, texts["memory_budget"])
         folder = training.checkpoint_dir
         result = least_squares.tune(
             dense, variants, calibration, (train_texts, held_out), settings, folder, training.resume
@@ -96,7 +98,7 @@ def tune_variants(
 
 
 def _settings(
-    training: train.Options, solver: str, linear_solver: str, memory_budget: int
+    training: train.Options, solver: str, linear_solver: str, ridge: float, memory_budget: int
 ) -> least_squares.Settings:
     """Turn the options of the script into settings of the least-squares forms."""
     phase = Phase(
@@ -108,7 +110,7 @@ def _settings(
         device=devices.select_device(training.device),
         budget=memory_budget,
     )
-    return least_squares.Settings(solver, linear_solver, device=phase.device, phase=phase)
+    return least_squares.Settings(solver, linear_solver, ridge, phase.device, phase)
 
 
 def _warn(variants: list[Variant], kept: list[str | None], remedy: str) -> None:

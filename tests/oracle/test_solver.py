@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from composable.linalg import solver, systems
 from composable.linalg.grams import Gram, Regression
-from composable.linalg.solver import refit, regression_error, squared_error
+from composable.linalg.solver import refit, regression_error, solve, squared_error
 
 ROWS, WIDTH, TOKENS = 24, 40, 600
 RATES = (0.25, 0.5, 0.75)
@@ -167,6 +167,84 @@ def test_without_ridge_it_is_the_least_squares_fit_to_the_data() -> None:
         for row, k in enumerate(mask.numpy()):
             expected = np.linalg.lstsq(x.numpy()[:, k], y[:, row], rcond=None)[0]
             np.testing.assert_allclose(found[row].numpy()[k], expected, rtol=0, atol=2e-5)
+
+
+def columns(*removed: int, width: int = WIDTH) -> Tensor:
+    """A mask without some inputs."""
+    mask = torch.ones(ROWS, width, dtype=torch.bool)
+    mask[:, list(removed)] = False
+    return mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ridge", [1e-2, 0.0])
+@pytest.mark.parametrize("linear_solver", ["pcg", "exact"])
+def test_errors_of_solutions(kind: str, ridge: float, linear_solver: str) -> None:
+    """Plain products over the data; for targets of the weight itself, and of another one."""
+    x = inputs(kind).double()
+    matrix, weight, masks = problem(kind)
+    other = weight * (1 + 0.1 * torch.randn(weight.shape, generator=torch.Generator()))
+    masks = [*masks, columns(*range(0, WIDTH, 3)), columns(), ~columns()]
+    size = float((weight.double() @ x.T).square().sum())
+    for start, cross in ((weight, None), (other, weight.double() @ matrix)):
+        for found in solve(matrix, start, masks, ridge, linear_solver, cross):
+            outputs = (found.weight.double() - weight.double()) @ x.T
+            expected = float(outputs.square().sum())
+            assert found.error(weight) == pytest.approx(expected, rel=1e-6, abs=1e-12 * size)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 40])
+def test_the_squared_error_is_the_plain_product(width: int) -> None:
+    """Whatever columns of the difference are 0."""
+    x = inputs("anisotropic", width).double().numpy()
+    random = np.random.default_rng(0)
+    for kept in (width, width // 2, 1, 0):
+        error = random.normal(size=(ROWS, width))
+        error[:, random.permutation(width)[kept:]] = 0
+        found = squared_error(torch.from_numpy(x.T @ x), torch.from_numpy(error))
+        assert found == pytest.approx(np.square(x @ error.T).sum(), rel=1e-12, abs=1e-30)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1e-6, 0.0])
+@pytest.mark.parametrize("kind", ["random", "anisotropic"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_largest_coefficient_is_that_of_the_formula(
+    kind: str, ridge: float, bias: bool
+) -> None:
+    """T = (G_KK + ridge diag(G_KK))^-1 G_KE, a constant input is kept; without ridge by lstsq."""
+    x = inputs(kind).numpy().astype(np.float64)
+    x = np.hstack([x, np.ones((TOKENS, 1))]) if bias else x
+    width, gram = x.shape[1], x.T @ x
+    weight = torch.randn(ROWS, width, generator=torch.Generator().manual_seed(1))
+    removed = [0, 3, 4, 17, 30]
+    kept = [i for i in range(width) if i not in removed]
+    block = gram[np.ix_(kept, kept)]
+    wanted = np.linalg.solve(block + ridge * np.diag(np.diag(block)), gram[np.ix_(kept, removed)])
+    if ridge == 0:
+        direct = np.linalg.lstsq(x[:, kept], x[:, removed], rcond=None)[0]
+        np.testing.assert_allclose(wanted, direct, rtol=1e-5, atol=1e-8)
+    mask = columns(*removed, width=width)
+    (found,) = solve(torch.from_numpy(gram), weight, [mask], ridge)
+    assert found.largest_coefficient == pytest.approx(np.abs(wanted).max(), rel=1e-6)
+    corrected = weight.double().numpy()[:, removed] @ wanted.T + weight.double().numpy()[:, kept]
+    np.testing.assert_allclose(found.weight.numpy()[:, kept], corrected, rtol=1e-4, atol=1e-4)
+
+
+def test_coefficients_of_copies_and_of_dead_inputs() -> None:
+    """A copy ten times as large stands in by 0.1; what is always 0 needs nobody."""
+    x = inputs("random").double()
+    x[:, 1], x[:, 2], x[:, 3] = 10 * x[:, 0], 0, 0
+    matrix, weight = x.T @ x, torch.randn(ROWS, WIDTH)
+    for removed, largest in (((0,), 0.1), ((1,), 10.0), ((2,), 0.0), ((0, 2), 0.1)):
+        (found,) = solve(matrix, weight, [columns(*removed)], 0.0)
+        assert found.largest_coefficient == pytest.approx(largest, abs=1e-6)
+
+
+def test_only_whole_inputs_have_coefficients() -> None:
+    matrix, weight, masks = problem("random")
+    for mask in (*masks, columns(), ~columns()):
+        (found,) = solve(matrix, weight, [mask])
+        assert found.largest_coefficient is None
 
 
 def test_a_huge_ridge_only_prunes() -> None:

@@ -316,8 +316,8 @@ def test_options_of_the_command_reach_the_solver() -> None:
     phase = attention_phase.Settings(
         epochs=3, batch_size=5, lr=0.3, patience=7, seed=11, device="cpu", budget=3072
     )
-    wanted = Settings("hybrid", "exact", device="cpu", phase=phase)
-    assert tuning._settings(options, "hybrid", "exact", 3 * 1024) == wanted
+    wanted = Settings("hybrid", "exact", 0.5, device="cpu", phase=phase)
+    assert tuning._settings(options, "hybrid", "exact", 0.5, 3 * 1024) == wanted
 
 
 def test_one_warning_counts_what_stays_as_pruned(caplog: pytest.LogCaptureFixture) -> None:
@@ -346,6 +346,9 @@ class Constant:
         return gram
 
     held_out = inputs
+
+    def tokens_per_input(self, name: str) -> float:
+        return 100 / len(self.inputs(name).total)
 
 
 def test_constant_inputs_leave_the_weights_as_pruned(
