@@ -10,10 +10,12 @@ from composable.methods.inputs import moments, outgoing, standardize
 from composable.methods.stat import neuron_pivots
 from composable.models.surgery import units_to_remove
 
-#: It ends with the first swap that would lower the error by less than this part, ...
-GAIN = 1e-3
-#: ... and after so many, as a part of the neurons.
-SWAPS = 0.1
+#: It ends where no swap would lower the error by more than this part, ...
+GAIN = 1e-4
+#: ... or after so many for each neuron. What was tried ended before: after 1 to 5 % of 1,536 neurons
+#: (a second), 5 to 12 % of 512, where a search to the end makes a tenth to a third more swaps for
+#: an error that is lower by 0 to 1 %.
+SWAPS = 0.25
 
 
 def exchange(weight: Tensor, matrix: Tensor, kept: list[int]) -> list[int]:
