@@ -26,7 +26,7 @@ METHODS: tuple[Method, ...] = (
     LINEAR_MAP,
 )
 #: The method for a plain rate, by kind of module.
-DEFAULTS = {"linear": L1, "attention": HEAD_L1, "ffn": NEURON_L1}
+DEFAULTS = {"linear": L1, "attention": HEAD_GRAM, "ffn": EXCHANGE}
 
 __all__ = ["DEFAULTS", "METHODS", "RANKED", "Evidence", "Method", "Pruned", "by_name", "for_kind"]
 

@@ -91,7 +91,11 @@ def swap_gains(table: Tensor, count: int) -> Tensor:
         (count, n - count): one that leaves by one that comes.
     """
     n = table.shape[1]
-    power, mixed, left = -table.diagonal()[:count, None], table[:count, count:], table.diagonal()[count:n]
+    power, mixed, left = (
+        -table.diagonal()[:count, None],
+        table[:count, count:],
+        table.diagonal()[count:n],
+    )
     weights, products = table[n:, :count], table[n:, count:]
     rise = weights.square().sum(0)[:, None] / power
     more = mixed.square() / power

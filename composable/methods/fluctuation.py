@@ -23,6 +23,4 @@ def column_scores(weight: Tensor, inputs: Gram) -> Tensor:
     return variance.clamp_min(0) * weight.to(variance).square().sum(0)
 
 
-FLUCTUATION = unit_method(
-    "fluctuation", "An et al. 2023, FLAP (arXiv 2312.11983)", column_scores
-)
+FLUCTUATION = unit_method("fluctuation", "An et al. 2023, FLAP (arXiv 2312.11983)", column_scores)

@@ -125,9 +125,7 @@ def mask_of_scores(
     )
 
 
-def unit_method(
-    name: str, reference: str, scores_of: Callable[[Tensor, Gram], Tensor]
-) -> Method:
+def unit_method(name: str, reference: str, scores_of: Callable[[Tensor, Gram], Tensor]) -> Method:
     """Make a method that ranks heads and neurons by the inputs of the linear they flow into.
 
     Args:
