@@ -31,7 +31,7 @@ class Pivots:
 
 
 def pivots(matrix: Tensor, spare: Tensor, groups: int = 1) -> Pivots:
-    """Order columns by what each adds to those before it; of equal ones the lower index comes first.
+    """Order columns by what each adds to those before it; of equal ones the lower index first.
 
     Args:
         matrix: Z^T Z, (n, n).

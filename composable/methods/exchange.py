@@ -1,4 +1,4 @@
-"""Exchange: from stat's choice on, a neuron that stays and one that goes swap places, if it helps."""
+"""Exchange: from stat's choice on, kept and removed neurons swap places as long as it helps."""
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from composable.models.surgery import units_to_remove
 
 #: It ends where no swap would lower the error by more than this part, ...
 GAIN = 1e-4
-#: ... or after so many for each neuron. What was tried ended before: after 1 to 5 % of 1,536 neurons
-#: (a second), 5 to 12 % of 512, where a search to the end makes a tenth to a third more swaps for
-#: an error that is lower by 0 to 1 %.
+#: ... or after so many for each neuron. What was tried ended before: after 1 to 5 % of 1,536
+#: neurons (a second) and 5 to 12 % of 512; a search to the very end makes up to a third more swaps
+#: for an error that is lower by less than 1 %.
 SWAPS = 0.25
 
 

@@ -42,8 +42,8 @@ def importance_of(ffn: nn.Module, module: Module) -> Tensor:
 @functools.cache  # once a run, not once a module
 def _warn_of_gates() -> None:
     log.warning(
-        "neuron_l1: on ffns with a gate the sizes of weights choose worse than chance; use a method "
-        "that looks at inputs (exchange, stat, unit_wanda, fluctuation)."
+        "neuron_l1: in an ffn with a gate, neurons chosen by their weights are worse than random "
+        "ones; use a method that looks at inputs (exchange, stat, unit_wanda, fluctuation)."
     )
 
 
