@@ -73,7 +73,8 @@ OF_BLOCKS = ("threshold", "reference_offset")
 @click.option(
     "--memory-budget",
     type=cli.BYTES,
-    help="Memory for the moments of linear_fit and stat; what does not fit takes more passes.  [default: 2G]",
+    help="Memory for the moments of linear_fit and stat; what does not fit takes more passes.  "
+    "[default: 2G]",
 )
 @cli.path_option(
     "--calibration",

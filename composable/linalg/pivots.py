@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 #: A column counts as made up of others when no more than this part of its square is left. Moments
-#: are sums of float32 products, which leave 2e-7 of the square of a sum of other columns. The
-#: limit for a QR of the inputs themselves, 1e-7 of the first pivot or 1e-14 of its square, would
-#: choose columns by that rounding.
-ROUNDING = 1e-6
+#: are sums of float32 products, which leave up to 2e-6 of the square of a copy. The limit for a QR
+#: of the inputs themselves, 1e-7 of the first pivot or 1e-14 of its square, would choose columns by
+#: that rounding; and the first pivot is no measure where one unit is far larger than all others.
+ROUNDING = 3e-6
 #: Columns that are chosen between two updates of the whole matrix, for speed alone.
 BLOCK = 64
 
