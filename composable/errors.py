@@ -22,6 +22,10 @@ class MismatchError(UserError):
     """Two inputs do not belong together: another model, another configuration."""
 
 
+class NoDataError(UserError):
+    """Data are needed, and nothing says where they are."""
+
+
 class ShapeError(UserError):
     """A tensor or module does not have the shape that an operation needs."""
 

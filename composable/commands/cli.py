@@ -243,6 +243,13 @@ offset_option = click.option(
     is_flag=True,
     help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
 )
+gqa_option = click.option(
+    "--gqa",
+    type=click.Choice(["per-group", "whole-groups"]),
+    default="per-group",
+    help="Where several query heads read one key/value head: equally many leave every group, or "
+    "whole groups leave with their key/value head.",
+)
 #: Which distances count.
 choice_options = together(
     click.option(

@@ -1,5 +1,6 @@
 """Make every variant that the scheme asks for, once, and write them as one bundle."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,24 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
     help="Which weights go at plain rates.  [default: l1]",
 )
 @click.option(
-    "--heads", type=click.Choice(list(HEADS)), help="Which heads go at plain rates.  [default: l1]"
+    "--heads",
+    type=click.Choice(list(HEADS)),
+    help="Which heads go at plain rates.  [default: gram]",
 )
 @click.option(
     "--method",
     "preferred",
     multiple=True,
     help="Method for plain rates of the kinds it can prune, by its name in conf.json; others "
-    "keep their default (attention: head_l1, linear: l1, ffn: neuron_l1).",
+    "keep their default (attention: head_gram, linear: l1, ffn: exchange).",
 )
-@click.option(
-    "--gqa",
-    type=click.Choice(["per-group", "whole-groups"]),
-    default="per-group",
-    help="Where several query heads read one key/value head: equally many leave every group, or "
-    "whole groups leave with their key/value head.",
-)
+@cli.gqa_option
 @cli.path_option(
     "--scores",
     text="Scores that rank_importance.py wrote: the heads and neurons of the highest importance "
     "stay at plain rates that no other option decides (method ranked).",
 )
+@click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
 @cli.calibration_options
 @cli.device_option
 def main(
@@ -54,18 +52,22 @@ def main(
     heads: str | None,
     gqa: str,
     scores: Path | None,
+    seed: int,
     **options: Any,
 ) -> dict[str, object]:
     """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
 
-    All choices but l1 and --scores look at the inputs of the modules: they measure them once and
-    write --calibration, or read it where it exists. Linear maps in the place of layers are fitted
-    to the same texts.
+    Heads and neurons are chosen by the inputs of the modules, and weights by all masks but l1. The
+    inputs are measured once and written to --calibration, or read from it where it exists. The
+    methods head_l1, neuron_l1, random and --scores need none of that. Linear maps in the place of
+    layers are fitted to the same texts.
     """
     from composable import files, methods
     from composable.calibration import collect
+    from composable.errors import UserError
     from composable.formats import bundle
     from composable.formats.config import read_scheme
+    from composable.methods import random
     from composable.models import checkpoint
     from composable.variants import compose, pruning
 
@@ -79,17 +81,21 @@ def main(
     scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
     needs, facts, inputs, states = pruning.needs(dense, scheme, preferred), {}, None, None
     texts: tuple[Any, ...] = ()
-    importance, measured = _importance(scores, dense.fingerprint, needs)
+    whole_groups = gqa == bundle.WHOLE_GROUPS
+    importance, measured = _importance(scores, dense.fingerprint, needs, gqa)
+    if "seed" in needs:
+        measured |= {"seed": seed}
+    elif "seed" in cli.given_options():
+        raise UserError(f"--seed {seed}: the scheme asks for no method random; leave it out.")
     if "inputs" in needs:
-        calibration, texts = collect.calibrate(dense, held_out=False, **options)
+        calibration, texts = _calibrate(dense, options)
         inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
     if "states" in needs:
         blocks = pruning.blocks_of(scheme)
         states = collect.block_moments(dense, blocks, texts=texts, **options)
-    sources = pruning.Sources(inputs, states, importance)
-    variants = pruning.make_variants(
-        dense, scheme, preferred, sources, whole_groups=gqa == "whole-groups"
-    )
+    seeds = functools.partial(random.seed_of, seed)
+    sources = pruning.Sources(inputs, states, importance, seeds)
+    variants = pruning.make_variants(dense, scheme, preferred, sources, whole_groups)
     if test_model:
         # made before anything is written
         test = compose.compose(dense, compose.that_fit(dense, variants))
@@ -102,6 +108,7 @@ def main(
         "bytes": output.stat().st_size,
         **facts,
         **pruning.maps_of(variants),
+        **pruning.head_rates_of(variants, modules),
     }
     if test_model:
         checkpoint.save(test_model, test)
@@ -125,7 +132,24 @@ def _preferred(preferred: tuple[str, ...], *chosen: str | None) -> tuple[str, ..
     return names
 
 
-def _importance(scores: Path | None, fingerprint: str, needs: Any) -> tuple[Any, dict[str, Any]]:
+def _calibrate(dense: Any, options: dict[str, Any]) -> Any:
+    """Read or measure the inputs; say what helps where there are no texts."""
+    from composable.calibration import collect
+    from composable.errors import NoDataError
+
+    try:
+        return collect.calibrate(dense, held_out=False, **options)
+    except NoDataError as error:
+        raise NoDataError(
+            "no texts to calibrate on, and the methods of the scheme look at inputs: the model "
+            "file names no data; give --calibration-data, or methods that read weights alone "
+            "(--heads l1, --method neuron_l1, --mask l1)."
+        ) from error
+
+
+def _importance(
+    scores: Path | None, fingerprint: str, needs: Any, gqa: str
+) -> tuple[Any, dict[str, Any]]:
     """Read a file of scores: a function from a module to its importance, and what to remember."""
     import torch
 
@@ -142,5 +166,10 @@ def _importance(scores: Path | None, fingerprint: str, needs: Any) -> tuple[Any,
     found = scores_file.load(scores)
     found.require_model(fingerprint, scores)
     origin = found.origin
+    if origin and origin.options.get("gqa", gqa) != gqa:
+        raise UserError(
+            f"--gqa {gqa}: the scores {scores} are of heads that leave {origin.options['gqa']}; "
+            "give the same, or measure them again."
+        )
     remembered = {"method": origin.method, "options": dict(origin.options)} if origin else {}
     return lambda module: torch.from_numpy(found.importance(module)), {"scores": remembered}

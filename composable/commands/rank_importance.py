@@ -20,8 +20,9 @@ OF_BLOCKS = ("threshold", "reference_offset")
 @click.option(
     "--method",
     default="layer_distance",
-    help="What is measured. layer_distance: how much every block of layers changes its input; l1: "
-    "heads and neurons by the size of their weights; random: these at random, as a control.",
+    help="What is measured. layer_distance: how much every block of layers changes its input; "
+    "stat: heads and neurons by how little the others make up for them; l1: by the size of their "
+    "weights; random: by lot, as a control.",
 )
 @click.option(
     "--distance",
@@ -72,9 +73,16 @@ OF_BLOCKS = ("threshold", "reference_offset")
 @click.option(
     "--memory-budget",
     type=cli.BYTES,
-    help="Memory for the moments of linear_fit; what does not fit takes more passes.  "
+    help="Memory for the moments of linear_fit and stat; what does not fit takes more passes.  "
     "[default: 2G]",
 )
+@cli.path_option(
+    "--calibration",
+    default="calibration.npy",
+    text="Of the method stat: statistics of the inputs, as prune.py measures and reads them; read "
+    "if it exists, else measured and written.",
+)
+@cli.gqa_option
 @click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
 @cli.device_option
 def main(
@@ -85,6 +93,7 @@ def main(
     reference_offset: bool,
     protect: str,
     memory_budget: int | None,
+    calibration: Path,
     device: str,
     **settings: Any,
 ) -> dict[str, object]:
@@ -92,7 +101,8 @@ def main(
 
     config_generator.py --scores chooses layers by their distances, which plot_importance.py draws:
     the smaller the distance between what enters a block and what leaves it, the less is lost with
-    the block. prune.py --scores keeps the heads and neurons of the highest importance.
+    the block. prune.py --scores keeps the heads and neurons of the highest importance; after the
+    method stat with the same texts and --calibration nothing is measured twice.
     """
     from composable import devices, files, ranking
     from composable.calibration import collect
@@ -101,7 +111,11 @@ def main(
     from composable.ranking import base, block_table
 
     ranker = ranking.by_name(method)
-    settings |= {"protect": cli.parse_numbers(protect, "--protect"), "memory_budget": memory_budget}
+    settings |= {
+        "protect": cli.parse_numbers(protect, "--protect"),
+        "memory_budget": memory_budget,
+        "calibration": str(calibration),
+    }
     options = _options(ranker, settings)
     files.check_writable(output)
     dense = checkpoint.load(model)

@@ -3,25 +3,30 @@
 from composable.errors import find_named
 from composable.methods.alps import ALPS
 from composable.methods.base import Evidence, Method, Pruned
+from composable.methods.exchange import EXCHANGE
+from composable.methods.fluctuation import FLUCTUATION
 from composable.methods.head_gram import HEAD_GRAM
 from composable.methods.head_l1 import HEAD_L1
 from composable.methods.l1 import L1
 from composable.methods.linear_map import LINEAR_MAP
 from composable.methods.neuron_l1 import NEURON_L1
 from composable.methods.obs import OBS
+from composable.methods.random import RANDOM
 from composable.methods.ranked import RANKED
 from composable.methods.sparsegpt import SPARSEGPT
+from composable.methods.stat import STAT
+from composable.methods.unit_wanda import UNIT_WANDA
 from composable.methods.wanda import WANDA
 
 METHODS: tuple[Method, ...] = (
     *(L1, WANDA, OBS, SPARSEGPT, ALPS),
     *(HEAD_L1, HEAD_GRAM),
-    NEURON_L1,
-    RANKED,
+    *(NEURON_L1, EXCHANGE),
+    *(STAT, UNIT_WANDA, FLUCTUATION, RANKED, RANDOM),
     LINEAR_MAP,
 )
 #: The method for a plain rate, by kind of module.
-DEFAULTS = {"linear": L1, "attention": HEAD_L1, "ffn": NEURON_L1}
+DEFAULTS = {"linear": L1, "attention": HEAD_GRAM, "ffn": EXCHANGE}
 
 __all__ = ["DEFAULTS", "METHODS", "RANKED", "Evidence", "Method", "Pruned", "by_name", "for_kind"]
 

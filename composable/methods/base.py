@@ -31,7 +31,7 @@ class Pruned:
 
 
 #: What a method may ask for beside the weights of a module, see `Evidence`.
-Need = Literal["inputs", "states", "scores"]
+Need = Literal["inputs", "states", "scores", "seed"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Evidence:
         states: of a block of layers, moments of what enters it with what it adds as the target, on
             the calibration texts and on the held-out ones.
         scores: importance of every unit of the module, (units,) float64; higher is kept.
+        seed: of random numbers, another for every module.
     """
 
     inputs: Gram | None = None
     states: tuple[Regression, Regression] | None = None
     scores: Tensor | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,13 @@ def kept_heads(importance: Tensor, module: Module, rate: float) -> list[int]:
         for group, scores in enumerate(grouped)
         for head in kept_units(scores, rate)
     ]
+
+
+def keep_best(importance: Tensor, module: Module, rate: float) -> Pruned:
+    """Keep the heads or neurons of the highest importance, (units,), of a module."""
+    if module.kind == "attention":
+        return Pruned(kept_units=kept_heads(importance, module, rate))
+    return Pruned(kept_units=kept_units(importance, rate))
 
 
 def weights_to_remove(weights: int, rate: float) -> int:

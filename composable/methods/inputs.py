@@ -9,7 +9,14 @@ from composable.errors import ShapeError, UserError
 from composable.families import Module
 from composable.linalg.grams import Gram
 from composable.linalg.solver import DEAD, RIDGE, scaled
-from composable.methods.base import Evidence, Method, Pruned, keep_highest, weights_to_remove
+from composable.methods.base import (
+    Evidence,
+    Method,
+    Pruned,
+    keep_best,
+    keep_highest,
+    weights_to_remove,
+)
 
 
 def moments(linear: nn.Module, module: Module, method: str, inputs: Gram | None) -> Tensor:
@@ -116,3 +123,30 @@ def mask_of_scores(
     return lambda weight, matrix, rate: keep_highest(
         scores_of(weight, matrix), weights_to_remove(weight.numel(), rate)
     )
+
+
+def unit_method(name: str, reference: str, scores_of: Callable[[Tensor, Gram], Tensor]) -> Method:
+    """Make a method that ranks heads and neurons by the inputs of the linear they flow into.
+
+    Args:
+        name: see `Method`, as for the reference.
+        reference: the paper.
+        scores_of: (weight (rows, n), statistics of its inputs) -> importance of each input, (n,);
+            those of a head are added.
+    """
+
+    def prune(holder: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
+        weight, inputs = outgoing(holder, module, name, evidence)
+        return keep_best(scores_of(weight, inputs).view(module.units, -1).sum(1), module, rate)
+
+    return Method(name, ("attention", "ffn"), reference, prune, ("inputs",))
+
+
+def outgoing(
+    holder: nn.Module, module: Module, method: str, evidence: Evidence
+) -> tuple[Tensor, Gram]:
+    """Return the weight that all units flow into, and the statistics of its inputs, checked."""
+    linear = holder.get_submodule(module.output)
+    moments(linear, module, method, evidence.inputs)
+    assert evidence.inputs is not None  # or that would have been refused
+    return linear.get_parameter("weight").detach(), evidence.inputs

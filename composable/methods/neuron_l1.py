@@ -1,5 +1,7 @@
 """Neuron-wise l1: the neurons of a feed-forward with the smallest weights go."""
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +9,8 @@ from torch import Tensor, nn
 
 from composable.families import Module
 from composable.methods.base import Evidence, Method, Pruned, kept_units
+
+log = logging.getLogger("composable")
 
 
 def neuron_importance(incoming: Sequence[Tensor], outgoing: Tensor) -> Tensor:
@@ -27,10 +31,20 @@ def neuron_importance(incoming: Sequence[Tensor], outgoing: Tensor) -> Tensor:
 
 def importance_of(ffn: nn.Module, module: Module) -> Tensor:
     """Rank the neurons of an ffn, see `neuron_importance`."""
+    if any(role == "gate" for role, _ in module.parts):
+        _warn_of_gates()
     incoming = [
         ffn.get_parameter(f"{child}.weight") for role, child in module.parts if role != "down"
     ]
     return neuron_importance(incoming, ffn.get_parameter(f"{module.part('down')}.weight"))
+
+
+@functools.cache  # once a run, not once a module
+def _warn_of_gates() -> None:
+    log.warning(
+        "neuron_l1: in an ffn with a gate, neurons chosen by their weights are worse than random "
+        "ones; use a method that looks at inputs (exchange, stat, unit_wanda, fluctuation)."
+    )
 
 
 def _prune(ffn: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:

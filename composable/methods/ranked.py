@@ -4,7 +4,7 @@ from torch import nn
 
 from composable.errors import ShapeError
 from composable.families import Module
-from composable.methods.base import Evidence, Method, Pruned, kept_heads, kept_units
+from composable.methods.base import Evidence, Method, Pruned, keep_best
 
 
 def _prune(holder: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
@@ -15,9 +15,7 @@ def _prune(holder: nn.Module, module: Module, rate: float, evidence: Evidence) -
             f'"{module.name}": the scores are of shape {tuple(scores.shape)}, it has '
             f"{module.units} units; measure this model."
         )
-    if module.kind == "attention":
-        return Pruned(kept_units=kept_heads(scores, module, rate))
-    return Pruned(kept_units=kept_units(scores, rate))
+    return keep_best(scores, module, rate)
 
 
 RANKED = Method(

@@ -1,8 +1,10 @@
-"""Wanda: the weights with the smallest product of size and input norm go, per matrix."""
+"""Wanda: the weights with the smallest product of size and input norm go, per row."""
 
+import torch
 from torch import Tensor
 
-from composable.methods.inputs import input_scale, mask_method, mask_of_scores
+from composable.methods.base import weights_to_remove
+from composable.methods.inputs import input_scale, mask_method
 
 
 def wanda_scores(weight: Tensor, power: Tensor) -> Tensor:
@@ -15,17 +17,33 @@ def wanda_scores(weight: Tensor, power: Tensor) -> Tensor:
     Returns:
         abs(weight) * sqrt(power), (rows, n), float64; higher is kept.
 
-    Source: Sun et al. 2023, equation 1, compared over the whole matrix rather than per row.
+    Source: Sun et al. 2023, equation 1.
     """
     scale = input_scale(power.double())
     return weight.detach().to(scale).abs() * scale
+
+
+def wanda_mask(weight: Tensor, power: Tensor, rate: float) -> Tensor:
+    """Mark the weights that stay: in every row those of the highest scores.
+
+    Args:
+        weight: (rows, n).
+        power: mean square of each input, or a multiple, (n,).
+        rate: fraction removed, 0 to 1.
+
+    Returns:
+        Boolean (rows, n) with exactly floor(rows * n * rate + 0.5) zeros, in the first rows perhaps
+        one more than in the others; of equal weights of a row the lower index goes first.
+    """
+    each, more = divmod(weights_to_remove(weight.numel(), rate), len(weight))
+    ranks = wanda_scores(weight, power).sort(dim=1, stable=True).indices.argsort(dim=1)
+    gone = each + (torch.arange(len(weight), device=ranks.device) < more)
+    return ranks >= gone[:, None]
 
 
 WANDA = mask_method(
     "wanda",
     "Sun et al. 2023, A Simple and Effective Pruning Approach (arXiv 2306.11695)",
     # sums of squares rank as means do; the last one may be of a bias
-    mask_of_scores(
-        lambda weight, matrix: wanda_scores(weight, matrix.diagonal()[: weight.shape[1]])
-    ),
+    lambda weight, matrix, rate: wanda_mask(weight, matrix.diagonal()[: weight.shape[1]], rate),
 )

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor, nn
 
 from composable.calibration.batching import Texts
 from composable.families import Module
 from composable.formats.scores_file import Scores, UnitImportance
-from composable.methods import head_l1, neuron_l1
+from composable.methods import head_l1, neuron_l1, random
 from composable.models.checkpoint import Checkpoint
 from composable.ranking.base import NoOptions, Ranker
 
@@ -45,9 +44,10 @@ def _by_l1(dense: Checkpoint, texts: Texts | None, options: NoOptions) -> Scores
 
 
 def _at_random(dense: Checkpoint, texts: Texts | None, options: RandomOptions) -> Scores:
-    generator = np.random.default_rng(options.seed)
-    units = {m.name: UnitImportance(generator.random(m.units)) for m in _modules(dense)}
-    return Scores(units=units)
+    lots = {
+        m.name: random.draw(m.units, random.seed_of(options.seed, m.name)) for m in _modules(dense)
+    }
+    return Scores(units={name: UnitImportance(one.numpy()) for name, one in lots.items()})
 
 
 L1 = Ranker(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from composable.errors import FormatError, UserError
+from composable.errors import FormatError, NoDataError, UserError
 
 Sample = TypeVar("Sample")
 #: What the file or folder of a split may be called, the first that exists is read.
@@ -77,11 +77,12 @@ def locate(
         labels is passed over.
 
     Raises:
-        UserError: nothing was asked for, or there is no such data.
+        NoDataError: nothing was asked for.
+        UserError: there is no such data.
     """
     name = data or default
     if name is None:
-        raise UserError(
+        raise NoDataError(
             "no data: the model file names none, and neither data nor calibration_data was given; "
             f"expected {wanted}."
         )

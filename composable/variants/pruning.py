@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ NEEDS: dict[Need, tuple[str, str]] = {
     ),
     "states": ("a calibration set", "name texts to fit it to"),
     "scores": ("a file of scores", "measure it with rank_importance.py"),
+    "seed": ("a seed", "name one"),
 }
 #: Stands in an entry for a method where a module goes as a whole.
 REMOVE = "remove"
@@ -44,11 +45,13 @@ class Sources:
         inputs: path of a linear -> moments of its inputs in the dense model.
         states: block of layers -> moments of the states before and after it.
         scores: name of a module -> importance of its units, (units,).
+        seed: name of a module -> its seed, see `methods.random.seed_of`.
     """
 
     inputs: Callable[[str], Gram] | None = None
     states: States | None = None
     scores: Callable[[str], Tensor] | None = None
+    seed: Callable[[str], int] | None = None
 
 
 def make_variants(
@@ -122,6 +125,19 @@ def maps_of(variants: Iterable[Variant]) -> dict[str, Any]:
         if _replaces(variant.entry)
     }
     return {"linear_maps": found} if found else {}
+
+
+def head_rates_of(variants: Iterable[Variant], modules: Mapping[str, Module]) -> dict[str, Any]:
+    """Report and log what the rates of heads with grouped queries come to: groups stay alike."""
+    found = {
+        f"{variant.entry.rate:g}": round(1 - len(variant.kept_units) / units, 4)
+        for variant in variants
+        if variant.gqa and variant.kept_units and (units := modules[variant.module].units)
+    }
+    if found:
+        said = ", ".join(f"{rate} is {real:g}" for rate, real in found.items())
+        log.info("grouped queries: of heads, rate %s", said)
+    return {"head_rates": found} if found else {}
 
 
 def _replaces(entry: Entry) -> bool:
@@ -216,7 +232,7 @@ def _evidence(
         UserError: it was not measured.
     """
     inputs = module.output_path if "inputs" in method.needs else None
-    places = {"inputs": inputs, "states": block, "scores": module.name}
+    places = {"inputs": inputs, "states": block, "scores": module.name, "seed": module.name}
     found: dict[str, Any] = {}
     for need in method.needs:
         source: Any = getattr(sources, need)

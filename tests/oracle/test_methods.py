@@ -162,7 +162,7 @@ def test_methods_have_names_and_kinds_a_default() -> None:
         methods.by_name("l2")
     for kind, method in methods.DEFAULTS.items():
         assert kind in method.kinds
-        assert not method.needs  # a plain rate must be answered without any texts
+        assert set(method.needs) <= {"inputs"}  # what a command can measure without being asked
     assert methods.for_kind("layer", ("l1", "head_l1")) is None
     assert methods.for_kind("linear", ("head_gram", "alps")) is methods.by_name("alps")
     assert methods.for_kind("attention", ("head_gram", "alps")) is methods.by_name("head_gram")

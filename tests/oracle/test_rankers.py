@@ -36,7 +36,7 @@ def pruned(made: Checkpoint, scores: Scores | None, whole_groups: bool = False) 
     modules = [m for m in made.family.modules(made.model) if m.kind in ("attention", "ffn")]
     scheme = {m.name: [Entry(rate) for rate in RATES] for m in modules}
     sources = Sources(scores=scores and (lambda name: torch.from_numpy(scores.importance(name))))
-    preferred = ("ranked",) if scores else ()
+    preferred = ("ranked",) if scores else ("head_l1", "neuron_l1")
     return make_variants(made, scheme, preferred, sources, whole_groups)
 
 

@@ -27,8 +27,13 @@ def dense() -> Any:
     return tiny.checkpoint()
 
 
+#: Methods that need nothing but weights.
+BY_WEIGHTS = ("head_l1", "neuron_l1")
+
+
 def made(dense: Any, scheme: dict[str, list[Entry]], *preferred: str) -> list[tuple[Any, ...]]:
-    return [(v.module, v.entry, sorted(v.plain)) for v in make_variants(dense, scheme, preferred)]
+    variants = make_variants(dense, scheme, (*preferred, *BY_WEIGHTS))
+    return [(v.module, v.entry, sorted(v.plain)) for v in variants]
 
 
 def pair(rate: float, o: float, method: str | None = None, o_method: str | None = None) -> Entry:
@@ -109,7 +114,7 @@ def test_a_preferred_method_replaces_the_default_for_plain_rates_only(
 
 
 def one(dense: Any, name: str, entry: Entry) -> Variant:
-    (variant,) = make_variants(dense, {name: [entry]})
+    (variant,) = make_variants(dense, {name: [entry]}, BY_WEIGHTS)
     return variant
 
 
@@ -160,7 +165,8 @@ def test_parts_are_pruned_among_what_the_units_leave_of_them(dense: Any) -> None
     inputs = {f"{FFN}.{key}": torch.randn(90, n).double() for key, n in (("wi", 32), ("wo", 48))}
     grams = {name: Gram(x.T @ x, x.sum(0), len(x)) for name, x in inputs.items()}
     entry = Entry(0.5, None, {"wi": Entry(0.25, "wanda"), "wo": Entry(0.5, "wanda")})
-    (variant,) = make_variants(dense, {FFN: [entry]}, sources=Sources(grams.__getitem__))
+    sources = Sources(grams.__getitem__)
+    (variant,) = make_variants(dense, {FFN: [entry]}, BY_WEIGHTS, sources)
     kept = variant.kept_units
     assert kept is not None
     assert len(kept) == 24
@@ -169,7 +175,7 @@ def test_parts_are_pruned_among_what_the_units_leave_of_them(dense: Any) -> None
         weight, x = dense.model.get_submodule(f"{FFN}.{key}").weight, inputs[f"{FFN}.{key}"]
         weight, x = (weight[kept], x) if key == "wi" else (weight[:, kept], x[:, kept])
         scores = weight.double().abs() * x.norm(dim=0)
-        limit = scores.flatten().sort().values[int(scores.numel() * rate + 0.5)]
+        limit = scores.sort(dim=1).values[:, [int(scores.shape[1] * rate + 0.5)]]  # of each row
         assert torch.equal(variant.masks[f"{key}.weight"], scores >= limit)
         expected = torch.where(scores >= limit, weight, 0.0)
         assert torch.equal(variant.tensors[f"{key}.weight"], expected)
@@ -203,7 +209,8 @@ def test_removed_modules_have_no_tensors(dense: Any, name: str) -> None:
 
 def test_the_dense_model_stays_as_it_is() -> None:
     dense, untouched = tiny.checkpoint(), tiny.checkpoint()
-    variants = make_variants(dense, {A: [pair(0.5, 0.5)], WI: [Entry(0.5)], LAYER: [Entry(1.0)]})
+    scheme = {A: [pair(0.5, 0.5)], WI: [Entry(0.5)], LAYER: [Entry(1.0)]}
+    variants = make_variants(dense, scheme, BY_WEIGHTS)
     for variant in variants:
         for tensor in variant.tensors.values():
             tensor.fill_(7.0)
@@ -225,7 +232,7 @@ def test_the_dense_model_stays_as_it_is() -> None:
         (
             {A: [Entry(0.5, "l1")]},
             f'"{A}" at rate 0.5: l1 does not prune modules of kind attention '
-            "(methods that do: head_l1, head_gram, ranked)",
+            "(methods that do: head_l1, head_gram, stat, unit_wanda, fluctuation, ranked, random)",
         ),
         ({WI: [Entry(0.3, "head_l1")]}, "head_l1 does not prune modules of kind linear"),
         ({A: [pair(0.25, 0.3, None, "head_l1")]}, f'"{A}.o" at rate 0.3: head_l1 does not prune'),
