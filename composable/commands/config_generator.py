@@ -272,11 +272,11 @@ def main(
         config.check_configuration(configuration, by_name, f"{output}[{i}]")
     costs = shares(loaded, configurations, *how)
     config.write_configurations(output, configurations)
-    listed = {name for configuration in configurations for name in configuration}
+    kinds = [by_name[name].kind for name in configurations[0] if by_name[name].kind != "layer"]
     return {
         "wrote": str(output),
         "configurations": len(configurations),
-        "modules": Counter(by_name[name].kind for name in listed),
+        "modules": Counter(kinds),
         **said,
         **costs,
     }
