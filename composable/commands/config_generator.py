@@ -10,8 +10,11 @@ from composable import files
 from composable.commands import cli
 from composable.errors import ConfigError
 from composable.formats import config
-from composable.formats.config import POLICIES
+from composable.formats.config import ALLOCATIONS, METRICS, POLICIES
 
+#: Options that go with --sizes alone, and those that go with it, too.
+OF_SIZES = ("metric", "allocation", "gqa")
+WITH_SIZES = ("sizes", "scores", "model", "output", "number", "verbose", "quiet", "debug")
 DEFAULT_RATES = {"attention": (0.25, 0.5, 0.25), "linear": (0.3, 0.3, 0.5)}
 
 
@@ -52,6 +55,80 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
         if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} needs --drop-layers N or --layers; add one of them.")
+
+
+def refuse_beside_sizes(sizes: tuple[float, ...], number: int | None) -> None:
+    """Refuse what says something else than --sizes, or belongs to it where it is not given."""
+    for name, flag in cli.given_options().items():
+        if sizes and name not in (*OF_SIZES, *WITH_SIZES):
+            raise ConfigError(
+                f"{flag}: --sizes says what every module keeps; leave one of the two out."
+            )
+        if not sizes and name in OF_SIZES:
+            raise ConfigError(f"{flag} needs --sizes; add it.")
+    if sizes and number not in (None, len(sizes)):
+        raise ConfigError(
+            f"-n asks for {number} configurations, --sizes has {len(sizes)} values; give one size "
+            "per configuration."
+        )
+
+
+def sized_configurations(
+    dense: Any,
+    sizes: tuple[float, ...],
+    metric: str,
+    allocation: str,
+    scores: Path | None,
+    gqa: str | None,
+) -> tuple[list[Any], tuple[dict[str, float], bool]]:
+    """Divide sizes among the modules of a dense model, see `ranking.sizes.Allocator`.
+
+    Returns:
+        A configuration for each size, linears at 0; the lengths of texts, and whether heads leave
+        as whole groups.
+
+    Raises:
+        ConfigError: scores that would not be looked at, and what `Allocator` refuses.
+    """
+    from composable.formats import scores_file
+    from composable.ranking.sizes import Allocator
+
+    found = scores_file.load(scores) if scores else None
+    if found and scores:
+        found.require_model(dense.fingerprint, scores)
+        if allocation == "uniform" and not (found.origin and found.origin.texts):
+            raise ConfigError(
+                f"--scores {scores}: were measured on no texts, and only the lengths of texts "
+                "matter to --allocate uniform; leave them out."
+            )
+    allocator = Allocator(dense, metric, allocation, found, gqa)
+    chosen = [allocator.configuration(size) for size in sizes]
+    names = [m.name for m in dense.family.modules(dense.model) if m.kind != "layer"]
+    untouched = config.Entry(0.0)
+    configurations = [{name: one.get(name, untouched) for name in names} for one in chosen]
+    return configurations, (allocator.lengths, allocator.whole_groups)
+
+
+def shares(
+    dense: Any,
+    configurations: list[Any],
+    lengths: dict[str, float] | None = None,
+    whole_groups: bool = False,
+) -> dict[str, Any]:
+    """Report what the dense model and every configuration cost, and which share that is."""
+    from composable.models.cost import USUAL_LENGTHS
+    from composable.variants.planned_costs import planned_costs
+
+    whole = planned_costs(dense, {}, lengths, whole_groups)
+    found = [planned_costs(dense, one, lengths, whole_groups) for one in configurations]
+    return {
+        "lengths": {stack: (lengths or USUAL_LENGTHS)[stack] for stack in dense.family.stacks},
+        "dense": whole,
+        "costs": [
+            {**one, "shares": {name: round(n / whole[name], 6) for name, n in one.items()}}
+            for one in found
+        ],
+    }
 
 
 def _rates(kind: str, text: str) -> Any:
@@ -103,6 +180,33 @@ def _rates(kind: str, text: str) -> Any:
     help="Put a fitted linear map in the place of every run of layers that go.",
 )
 @click.option(
+    "--sizes",
+    type=float,
+    multiple=True,
+    metavar="S..",
+    help="Instead of rates: fraction of the dense model that stays, one per configuration.",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="Of --sizes: a fraction of the MACs at the mean lengths of the texts of --scores (without "
+    "them at 32 tokens), of all parameters, or of those inside layers.  [default: macs]",
+)
+@click.option(
+    "--allocate",
+    "allocation",
+    type=click.Choice(ALLOCATIONS),
+    help="Of --sizes. uniform: every attention keeps the same share of its heads, every ffn of "
+    "its neurons; stat: what lowers the errors of all modules most for its cost stays, by --scores "
+    "of rank_importance.py --method stat.  [default: uniform]",
+)
+@click.option(
+    "--gqa",
+    type=click.Choice(["per-group", "whole-groups"]),
+    help="Of --sizes: as prune.py will be told.  [default: as --scores were measured, else "
+    "per-group]",
+)
+@click.option(
     "-n",
     "--number",
     type=cli.COUNT,
@@ -117,6 +221,10 @@ def main(
     number: int | None,
     drop_layers: tuple[int, ...],
     layers: tuple[str, ...],
+    sizes: tuple[float, ...],
+    metric: str | None,
+    allocation: str | None,
+    gqa: str | None,
     **choice: Any,
 ) -> dict[str, object]:
     """Write conf.json: which rate every prunable module has in each wanted model.
@@ -126,34 +234,49 @@ def main(
     of every attention, all of the ffns), with --ffn the ffns as well, to be edited by hand.
 
     --drop-layers and --layers remove whole layers (rate 1) and leave what lies in them at 0.
+
+    --sizes chooses the rates of all attentions and ffns: never more stays than a size says, and
+    less only by what one head or neuron costs. The report says what every configuration keeps.
     """
+    refuse_beside_sizes(sizes, number)
     given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
     if drop_layers and layers:
         raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
     flag = "--layers" if layers else "--drop-layers"
     cuts = [cli.parse_numbers(text, "--layers") for text in layers] or drop_layers
-    if not cuts:
+    if not cuts and not sizes:
         refuse_unused_choices(choice)
     choice["protect"] = cli.parse_numbers(choice["protect"], "--protect")
-    rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
+    if not sizes:
+        rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
     files.check_writable(output)
-    from composable import families
     from composable.models import checkpoint
     from composable.ranking import layer_choice
 
     loaded = checkpoint.load(model)
     loaded.require_dense(model, "config_generator.py")
-    modules = families.of(loaded.model).modules(loaded.model)
-    dropped = layer_choice.configurations(loaded, cuts, **choice) if cuts else None
-    configurations = config.uniform_configurations(modules, rates, dropped)
+    modules = loaded.family.modules(loaded.model)
     by_name = {module.name: module for module in modules}
+    said: dict[str, Any] = {}
+    how: tuple[Any, ...] = ()
+    if sizes:
+        asked = (metric or METRICS[0], allocation or ALLOCATIONS[0])
+        configurations, how = sized_configurations(loaded, sizes, *asked, choice["scores"], gqa)
+        said["sizes"] = dict(zip(("sizes", "metric", "allocation"), (sizes, *asked), strict=True))
+    else:
+        dropped = layer_choice.configurations(loaded, cuts, **choice) if cuts else None
+        configurations = config.uniform_configurations(modules, rates, dropped)
+        said["rates"] = rates
+        said |= {"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}
     for i, configuration in enumerate(configurations):
         config.check_configuration(configuration, by_name, f"{output}[{i}]")
+    costs = shares(loaded, configurations, *how)
     config.write_configurations(output, configurations)
+    kinds = [by_name[name].kind for name in configurations[0] if by_name[name].kind != "layer"]
     return {
         "wrote": str(output),
         "configurations": len(configurations),
-        "modules": Counter(module.kind for module in modules if module.kind in rates),
-        "rates": rates,
-        **({"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}),
+        "modules": Counter(kinds),
+        **said,
+        **costs,
     }

@@ -53,6 +53,18 @@ class Module:
         return next(child for known, child in self.parts if known == role)
 
     @property
+    def keeps_groups(self) -> bool:
+        """Whether its key/value heads stay while query heads leave."""
+        return self.groups != self.units and not self.whole_groups
+
+    @property
+    def steps(self) -> int:
+        """In how many equal steps its units leave: neurons, heads, heads of a group, or groups."""
+        if self.kind == "ffn":
+            return self.units
+        return self.units // self.groups if self.keeps_groups else self.groups
+
+    @property
     def output(self) -> str:
         """Child name of the linear that all units flow into: o of an attention, down of an ffn."""
         return self.part("o" if self.kind == "attention" else "down")

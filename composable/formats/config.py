@@ -14,6 +14,10 @@ from composable.families import Module
 
 #: Ways to choose the layers that go, see `ranking.layer_choice.Choice`; the first is the default.
 POLICIES = ("block", "singles", "deepest", "iterative")
+#: What a size is a fraction of, see `models.cost.total`; the first is the default, as below.
+METRICS = ("macs", "parameters", "layer-parameters")
+#: Ways to divide a size among the modules, see `ranking.sizes.Allocator`.
+ALLOCATIONS = ("uniform", "stat")
 
 
 @dataclass(frozen=True)

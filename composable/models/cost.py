@@ -12,6 +12,7 @@ from composable.models.surgery import LinearMap
 
 SOURCE_LENGTH = 32
 TARGET_LENGTH = 32
+USUAL_LENGTHS = {"encoder": SOURCE_LENGTH, "decoder": TARGET_LENGTH}
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class MACs:
         tokens: that pass the model, of all its stacks.
     """
 
-    by_module: dict[str, int]
-    tokens: int
+    by_module: dict[str, float]
+    tokens: float
 
     @property
-    def total(self) -> int:
+    def total(self) -> float:
         """MACs of the whole pass, embeddings and vocabulary projection excluded."""
         return sum(self.by_module.values())
 
@@ -71,8 +72,8 @@ def removed(model: nn.Module, dense_parameters: int) -> float:
 def macs(
     model: nn.Module,
     family: Family,
-    source_length: int = SOURCE_LENGTH,
-    target_length: int = TARGET_LENGTH,
+    source_length: float = SOURCE_LENGTH,
+    target_length: float = TARGET_LENGTH,
     nonzero: bool = False,
 ) -> MACs:
     """Count the multiply-accumulates of all attentions and ffns.
@@ -84,7 +85,7 @@ def macs(
     Args:
         model: dense or composed; on the meta device as well, unless `nonzero`.
         family: names the attentions and ffns.
-        source_length: tokens of the encoder (of the only stack, where there is one).
+        source_length: tokens of the encoder, also on average.
         target_length: tokens of the decoder.
         nonzero: count only weights that are not 0; attention scores stay as they are.
 
@@ -98,7 +99,7 @@ def macs(
             "or more, and one of them above 0."
         )
     by_module = {
-        module.name: int(_module_macs(model, module, lengths, nonzero))
+        module.name: _module_macs(model, module, lengths, nonzero)
         for module in family.modules(model)
         if module.kind in ("attention", "ffn")
     }
@@ -124,8 +125,7 @@ def macs_per_unit(
         Name of every module -> MACs of a head, a neuron, a weight of a linear, or a whole layer;
         those of a key/value head are shared by the query heads that read it.
     """
-    usual = {"encoder": SOURCE_LENGTH, "decoder": TARGET_LENGTH}
-    tokens = {**usual, **(lengths or {})}
+    tokens = {**USUAL_LENGTHS, **(lengths or {})}
     modules = family.modules(model)
     wholes = {
         module.name: _module_macs(model, module, tokens)
@@ -142,6 +142,54 @@ def macs_per_unit(
         else:
             found[module.name] = wholes[module.name] / max(1, module.units)
     return found
+
+
+def total(
+    model: nn.Module, family: Family, metric: str, lengths: Mapping[str, float] | None = None
+) -> float:
+    """Measure a whole model by one of `formats.config.METRICS`.
+
+    Args:
+        model: dense or composed; on the meta device as well.
+        family: names its modules.
+        metric: "macs": of one forward pass; "parameters": all that are stored;
+            "layer-parameters": those inside layers.
+        lengths: see `macs_per_unit`.
+    """
+    if metric == "macs":
+        tokens = {**USUAL_LENGTHS, **(lengths or {})}
+        return macs(model, family, tokens["encoder"], tokens["decoder"]).total
+    if metric == "parameters":
+        return parameters(model)
+    layers = [module.holder for module in family.modules(model) if module.kind == "layer"]
+    return sum(parameters(model.get_submodule(layer)) for layer in layers)
+
+
+def step_cost(
+    model: nn.Module, module: Module, metric: str, lengths: Mapping[str, float] | None = None
+) -> float:
+    """Say by how much `total` falls with every step (`Module.steps`) that a module loses.
+
+    Args:
+        model: that has the module with all its units; on the meta device as well.
+        module: an attention or ffn.
+        metric: see `total`.
+        lengths: see `macs_per_unit`.
+    """
+    tokens = {**USUAL_LENGTHS, **(lengths or {})}
+    holder = model.get_submodule(module.holder)
+    is_macs, units = metric == "macs", module.units // module.steps
+    groups = 0 if module.keeps_groups else module.groups // module.steps
+    found: float = 0
+    for role, child in module.parts:
+        linear: Any = holder.get_submodule(child)
+        rows, columns = linear.weight.shape
+        lines = (groups if role in ("k", "v") else units) * (module.head_size or 1)
+        is_output = child == module.output  # it loses columns, the others rows
+        weights = lines * (rows if is_output else columns)
+        biases = 0 if is_output or linear.bias is None else lines
+        found += weights * _tokens(module, role, tokens) if is_macs else weights + biases
+    return found + (_score_macs(module, units, tokens) if is_macs else 0)
 
 
 def report(
@@ -185,13 +233,21 @@ def _module_macs(
 ) -> float:
     """MACs of one attention or ffn: weights times the tokens that pass them, scores, context."""
     holder = model.get_submodule(module.holder)
-    total = 0.0
+    total: float = 0
     for role, child in module.parts:
         weight = holder.get_parameter(f"{child}.weight")
         weights = weight.count_nonzero() if nonzero else weight.numel()
-        stack = "encoder" if module.is_cross and role in ("k", "v") else module.stack
-        total += int(weights) * lengths[stack]
-    queries = lengths[module.stack]
-    keys = lengths["encoder"] if module.is_cross else queries
-    # queries by keys, and scores by values
-    return total + 2 * module.units * module.head_size * queries * keys
+        total += int(weights) * _tokens(module, role, lengths)
+    return total + _score_macs(module, module.units, lengths)
+
+
+def _tokens(module: Module, role: str, lengths: Mapping[str, float]) -> float:
+    """Tokens that pass a part."""
+    return lengths["encoder" if module.is_cross and role in ("k", "v") else module.stack]
+
+
+def _score_macs(module: Module, heads: int, lengths: Mapping[str, float]) -> float:
+    """MACs of so many heads without their weights: queries by keys, and scores by values."""
+    return (
+        2 * heads * module.head_size * _tokens(module, "q", lengths) * _tokens(module, "k", lengths)
+    )

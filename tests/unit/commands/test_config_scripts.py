@@ -1,18 +1,25 @@
 """config_generator.py and prune_scheme_generator.py: reports, exit codes, what goes where."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import config_generator
 import prune_scheme_generator
-from composable.formats import config
+from composable.formats import config, scores_file
 from composable.formats.config import Entry
-from composable.models import checkpoint
+from composable.formats.scores_file import Scores, TextsRead, UnitImportance
+from composable.models import checkpoint, cost
+from composable.ranking import base
+from composable.ranking.base import NoOptions
+from composable.ranking.unit_weights import L1
+from composable.variants import compose, pruning
 from tests import tiny
 from tests.paths import ROOT
 
@@ -77,6 +84,9 @@ def test_rates(
     assert [one[WI] for one in found] == [one[f"{ATTENTION}.o"] for one in found] == linear
     report = json.loads(out)
     assert report.pop("seconds") >= 0
+    assert len(report.pop("costs")) == len(attention)
+    assert report.pop("dense")["parameters"] == tiny.checkpoint().info["dense_parameters"]
+    assert report.pop("lengths") == {"encoder": 32, "decoder": 32}
     assert report == {
         "wrote": str(path),
         "configurations": len(attention),
@@ -138,6 +148,142 @@ def test_bad_command_line(
     assert (code, out) == (expected, "")
     assert_one_line(err, message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    path = tmp_path / "conf.json"
+    args = ("-m", model, "-o", path, "--sizes", 0.8, 0.5, "--metric", "layer-parameters")
+    code, out, err = run(config_generator, capsys, *args)
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["configurations"] == 2
+    assert report["modules"] == {"attention": 6, "linear": 14, "ffn": 4}
+    assert report["sizes"] == {
+        "sizes": [0.8, 0.5], "metric": "layer-parameters", "allocation": "uniform",
+    }  # fmt: skip
+    shares = [one["shares"]["layer_parameters"] for one in report["costs"]]
+    assert shares == pytest.approx([0.8, 0.5], abs=0.01)
+    assert all(share <= size for share, size in zip(shares, [0.8, 0.5], strict=True))
+    found = config.read_configurations(path)
+    assert found[1][WI] == found[1][f"{ATTENTION}.o"] == Entry(0.0)
+    assert found[1][ATTENTION].rate == 0.5
+    assert list(found[0]) == list(found[1])
+
+
+def scores_file_of(path: Path, **changes: Any) -> Path:
+    """Scores of the tiny model: of no texts, or with the tables of the ranker stat."""
+    ranked = base.rank(L1, tiny.checkpoint(), None, NoOptions())
+    assert ranked.origin is not None
+    origin = dataclasses.replace(ranked.origin, **changes)
+    if origin.texts is None:
+        scores_file.save(path, dataclasses.replace(ranked, origin=origin))
+        return path
+    units = {}
+    for name, one in ranked.units.items():
+        falling = np.arange(len(one.importance), 0.0, -1)
+        key = "error" if "ttention" in name else "left"
+        units[name] = UnitImportance(falling, {key: falling})
+    scores_file.save(path, Scores(origin, units))
+    return path
+
+
+TEXTS = TextsRead("texts", "ab" * 32, 4, {"encoder": 30, "decoder": 18})
+
+
+def test_sizes_at_the_lengths_of_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    scores = scores_file_of(tmp_path / "scores.npz", texts=TEXTS)
+    args = ("-m", model, "-o", tmp_path / "conf.json", "--scores", scores, "--sizes", 0.6)
+    reports = [
+        json.loads(run(config_generator, capsys, *args, "--allocate", each)[1])
+        for each in ("uniform", "stat")
+    ]
+    for report in reports:
+        assert report["lengths"] == {"encoder": 7.5, "decoder": 4.5}
+        assert 0.58 < report["costs"][0]["shares"]["macs"] <= 0.6
+    assert reports[0]["costs"] != reports[1]["costs"]
+
+
+MODELS = ["t5", "bert", "llama_gqa", "gpt2", "opt"]
+
+
+@pytest.mark.parametrize("layout", MODELS)
+def test_reported_costs_are_those_of_the_composed_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    """Heads, neurons, masks, an attention with a masked output projection, a layer gone."""
+    checkpoint.save(tmp_path / "m.pth", tiny.dense(layout))
+    stack = ["--stack", "decoder"] if layout == "t5" else []
+    rates = ("--attention", 0.5, 0, 0.25, "--linear", 0.3, 0.6, 0, "--ffn", 0, 0, 0.4)
+    layers = ("--layers", 1, "", 0, *stack) if layout == "t5" else ("--layers", 1, "", "0,2")
+    path = tmp_path / "conf.json"
+    code, out, err = run(
+        config_generator, capsys, "-m", tmp_path / "m.pth", "-o", path, *rates, *layers
+    )
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    for found, configuration in zip(report["costs"], config.read_configurations(path), strict=True):
+        dense = tiny.dense(layout)
+        dense_costs = cost.report(dense.model, dense.family)
+        scheme, *_ = config.scheme_of([configuration])
+        made = compose.compose(dense, pruning.make_variants(dense, scheme))
+        expected = cost.report(made.model, made.family)
+        assert found["parameters"] == expected["parameters"]
+        assert found["unmasked_parameters"] == expected["nonzero_parameters"]
+        tokens = sum(report["lengths"].values())
+        assert round(found["macs"] / tokens, 2) == expected["macs_per_token"]
+        share = expected["parameters"] / dense_costs["parameters"]
+        assert found["shares"]["parameters"] == round(share, 6)
+
+
+BAD_SIZES = [
+    (["--sizes", 0], "size 0.0: expected 0."),
+    (["--sizes", 0.5, 1.5], "size 1.5: expected 0."),
+    (["--sizes", "nan"], "size nan: expected 0."),
+    (["--sizes", 0.001], "to 1, the fraction of the macs that stays"),
+    (["--sizes", 0.5, "--attention", 0.5], "--attention: --sizes says what every module keeps"),
+    (["--sizes", 0.5, "--ffn", 0.5], "--ffn: --sizes says"),
+    (["--sizes", 0.5, "--layers", 1], "--layers: --sizes says"),
+    (["--sizes", 0.5, "--drop-layers", 1], "--drop-layers: --sizes says"),
+    (["--sizes", 0.5, "--policy", "deepest"], "--policy: --sizes says"),
+    (["-n", 2, "--sizes", 0.5], "-n asks for 2 configurations, --sizes has 1 values"),
+    (["--metric", "macs"], "--metric needs --sizes"),
+    (["--allocate", "uniform", "--attention", 0.5], "--allocate needs --sizes"),
+    (["--gqa", "per-group"], "--gqa needs --sizes"),
+    (["--sizes", 0.5, "--allocate", "stat"], "the allocation stat needs scores"),
+    (["--sizes", 0.5, "--scores", "{l1}"], "were measured on no texts"),
+    (["--sizes", 0.5, "--scores", "{l1}", "--allocate", "stat"], '(of l1) hold no "error" of'),
+    (["--sizes", 0.5, "--scores", "{other}", "--allocate", "stat"], "another model"),
+    (["--sizes", 0.5, "--scores", "nothing.npz"], "nothing.npz: No such file"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), BAD_SIZES)
+def test_bad_sizes(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    model: Path,
+    args: list[Any],
+    message: str,
+) -> None:
+    scores = {
+        "{l1}": scores_file_of(tmp_path / "l1.npz"),
+        "{other}": scores_file_of(tmp_path / "o.npz", texts=TEXTS, fingerprint="ab" * 32),
+    }
+    path = tmp_path / "conf.json"
+    given = [scores.get(arg, arg) for arg in args]
+    code, out, err = run(config_generator, capsys, "-m", model, "-o", path, *given)
+    assert (code, out) == (1, "")
+    assert_one_line(err, message)
+    assert not path.exists()
+
+
+def test_sizes_that_are_no_numbers(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    for args in (["--sizes"], ["--sizes", "much"], ["--sizes", 0.5, "--metric", "bytes"]):
+        code, _, err = run(config_generator, capsys, "-m", model, *args)
+        assert code == 2
+        assert_one_line(err, "--" if args[-1] != "much" else "much")
 
 
 # --- prune_scheme_generator ----------------------------------------------------------------------

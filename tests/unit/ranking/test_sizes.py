@@ -1,0 +1,302 @@
+"""Sizes: exact costs of units, nothing over the size, nothing left that would fit."""
+
+import dataclasses
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertModel
+
+from composable import families
+from composable.errors import ConfigError, MismatchError, UserError
+from composable.formats.config import METRICS
+from composable.formats.scores_file import Origin, Scores, TextsRead, UnitImportance
+from composable.models import cost
+from composable.models.checkpoint import Checkpoint
+from composable.models.structure import Edit
+from composable.models.surgery import apply_structure, units_to_remove
+from composable.ranking.sizes import Allocator, Queue, falling
+from composable.variants.planned_costs import planned_costs
+from tests import tiny
+
+LENGTHS = {"encoder": 7.25, "decoder": 5.5}
+
+
+def units_of(dense: Checkpoint, whole_groups: bool = False) -> list[Any]:
+    found = dense.family.modules(dense.model)
+    return [
+        dataclasses.replace(module, whole_groups=whole_groups)
+        for module in found
+        if module.kind in ("attention", "ffn")
+    ]
+
+
+def some(module: Any, steps: int) -> tuple[int, ...]:
+    """The last units of a module, so many steps of them, written out without the package."""
+    if module.kind == "ffn" or module.groups == module.units:
+        return tuple(range(module.units - steps, module.units))
+    size = module.units // module.groups
+    if module.whole_groups:
+        return tuple(range(module.units - steps * size, module.units))
+    return tuple(g * size + h for g in range(module.groups) for h in range(size - steps, size))
+
+
+@pytest.mark.parametrize("whole_groups", [False, True])
+@pytest.mark.parametrize("layout", tiny.ALL)
+def test_costs_of_steps_are_those_of_the_cut_model(layout: str, whole_groups: bool) -> None:
+    dense = tiny.dense(layout)
+    modules = units_of(dense, whole_groups)
+    draw = random.Random(layout)
+    kept = {module.name: draw.randint(1, module.steps) for module in modules}
+    before = {m: cost.total(dense.model, dense.family, m, LENGTHS) for m in METRICS}
+    saved = {
+        metric: sum(
+            (one.steps - kept[one.name]) * cost.step_cost(dense.model, one, metric, LENGTHS)
+            for one in modules
+        )
+        for metric in METRICS
+    }
+    edits = tuple(Edit(one.name, "keep", some(one, kept[one.name])) for one in modules)
+    apply_structure(dense.model, dense.family, edits)
+    left = {m: cost.total(dense.model, dense.family, m, LENGTHS) for m in METRICS}
+    for metric in METRICS:
+        assert left[metric] == pytest.approx(before[metric] - saved[metric], rel=1e-12)
+    assert left["parameters"] == sum(p.numel() for p in dense.model.parameters())
+    assert left["parameters"] - left["layer-parameters"] == (
+        before["parameters"] - before["layer-parameters"]
+    )
+    with torch.no_grad():
+        dense.model(**tiny.inputs(dense))  # it runs
+
+
+def test_layer_parameters_are_all_that_lie_in_layers() -> None:
+    dense = tiny.dense("bert")
+    inside = [p.numel() for n, p in dense.model.named_parameters() if ".layer." in n]
+    assert cost.total(dense.model, dense.family, "layer-parameters") == sum(inside)
+
+
+def test_share_of_the_ffns_of_bert_base() -> None:
+    """The check value of Kwon et al. 2022's accounting, at QQP's mean length."""
+    with torch.device("meta"):
+        model = BertModel(BertConfig())
+    family = families.of(model)
+    lengths = {"encoder": 30.55}
+    total = cost.total(model, family, "macs", lengths)
+    ffns = [module for module in family.modules(model) if module.kind == "ffn"]
+    macs = sum(one.steps * cost.step_cost(model, one, "macs", lengths) for one in ffns)
+    assert macs / total == pytest.approx(0.66228, abs=5e-6)
+
+
+# --- allocation ----------------------------------------------------------------------------------
+
+
+def scores_of(
+    dense: Checkpoint, seed: int | None = 0, gqa: str = "per-group", lengths: Any = None
+) -> Scores:
+    """Tables as the ranker stat writes them: random errors that fall; with no seed equal ones."""
+    generator = np.random.default_rng(seed)
+    units = {}
+    for module in units_of(dense, gqa == "whole-groups"):
+        values = np.linspace(9, 1, module.steps) if seed is None else generator.random(module.steps)
+        errors = np.sort(values * (100 if module.kind == "ffn" else 1))[::-1]
+        if module.kind == "ffn":
+            order = generator.permutation(module.units)
+            place = np.argsort(order)
+            left = np.append(errors[1:], 0.0)[place]
+            units[module.name] = UnitImportance(-place.astype(float), {"left": left})
+        else:
+            by_head = np.repeat(errors, module.units // module.steps)
+            order = generator.permutation(module.units)
+            units[module.name] = UnitImportance(by_head[order], {"error": by_head[order]})
+    texts = TextsRead("texts", "ab" * 32, 4, lengths or {"encoder": 29, "decoder": 22})
+    return Scores(Origin("stat", {"gqa": gqa}, "", "", [], texts), units)
+
+
+def kept_by(configuration: Any, modules: list[Any]) -> dict[str, int]:
+    return {
+        one.name: one.steps - units_to_remove(one.steps, configuration[one.name].rate)
+        for one in modules
+    }
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layout=st.sampled_from(["t5", "bert", "opt", "gpt2", "llama_gqa", "qwen2"]),
+    metric=st.sampled_from(METRICS),
+    seed=st.none() | st.integers(0, 5),
+    gqa=st.sampled_from(["per-group", "whole-groups"]),
+    size=st.floats(0.0, 1.0),
+)
+def test_never_over_and_nothing_left_that_fits(
+    layout: str, metric: str, seed: int | None, gqa: str, size: float
+) -> None:
+    dense = DENSE.setdefault(layout, tiny.dense(layout))
+    is_stat = seed is not None and seed > 0
+    scores = scores_of(dense, seed, gqa) if is_stat else None
+    made = Allocator(dense, metric, "stat" if is_stat else "uniform", scores, gqa)
+    modules = units_of(dense, gqa == "whole-groups")
+    total = cost.total(dense.model, dense.family, metric, made.lengths)
+    steps = {one.name: cost.step_cost(dense.model, one, metric, made.lengths) for one in modules}
+    try:
+        configuration = made.configuration(size)
+    except ConfigError:
+        floor = total - sum((one.steps - 1) * steps[one.name] for one in modules)
+        assert size * total < floor + 1e-4 * total
+        return
+    found = planned_costs(dense, configuration, made.lengths, gqa == "whole-groups")
+    left = size * total - found[metric.replace("-", "_")]
+    assert left >= -1e-9 * total
+    kept = kept_by(configuration, modules)
+    assert min(kept.values()) >= 1
+    open_modules = [one for one in modules if kept[one.name] < one.steps]
+    assert all(steps[one.name] > left for one in open_modules)
+    for one in modules:
+        assert configuration[one.name].rate == (one.steps - kept[one.name]) / one.steps
+
+
+DENSE: dict[str, Checkpoint] = {}
+
+
+@pytest.mark.parametrize("size", [0.35, 0.5, 0.8])
+@pytest.mark.parametrize("allocation", ["uniform", "stat"])
+def test_equal_errors_are_shared_evenly(allocation: str, size: float) -> None:
+    dense = tiny.dense("bert", num_hidden_layers=5)
+    scores = scores_of(dense, None) if allocation == "stat" else None
+    configuration = Allocator(dense, "macs", allocation, scores).configuration(size)
+    kept = kept_by(configuration, units_of(dense))
+    for end in ("attention", "ffn"):
+        counts = [count for name, count in kept.items() if name.endswith(end)]
+        assert max(counts) - min(counts) <= (
+            1 if (allocation, end) != ("uniform", "attention") else 0
+        )
+    again = Allocator(dense, "macs", allocation, scores).configuration(size)
+    assert again == configuration
+
+
+def test_uniform_keeps_the_heads_closest_to_the_size() -> None:
+    """4 heads: 0.6 is closest to 2 of them; 0.3 to 1; and 0.9 to all, which the neurons pay."""
+    dense = tiny.dense("bert")
+    attentions = [one for one in units_of(dense) if one.kind == "attention"]
+    for size, heads in ((0.3, 1), (0.6, 2), (0.7, 3), (0.9, 4), (1.0, 4)):
+        made = Allocator(dense, "layer-parameters").configuration(size)
+        assert set(kept_by(made, attentions).values()) == {heads}
+
+
+def test_uniform_keeps_fewer_heads_where_neurons_need_the_room() -> None:
+    """Two heads of four are half of an attention, but ffns cannot lose half of the model here."""
+    dense = tiny.dense("bert", intermediate_size=3)
+    made = Allocator(dense, "macs")
+    counts = kept_by(made.configuration(0.4), units_of(dense))
+    assert set(counts.values()) <= {1, 2, 3}
+    assert made.configuration(1.0) == {
+        one.name: made.configuration(1.0)[one.name] for one in units_of(dense)
+    }
+
+
+def brute_force(allocator: Allocator, errors: list[Any], budget: float) -> float:
+    """The least sum of squared errors that any numbers of steps reach within a budget."""
+    best = {0.0: 0.0}
+    for steps, (cost_of, left) in enumerate(errors):
+        del steps
+        found: dict[float, float] = {}
+        for spent, error in best.items():
+            for kept, one in enumerate(left, start=1):
+                total = round(spent + kept * cost_of, 6)
+                if total <= budget:
+                    found[total] = min(found.get(total, np.inf), error + one**2)
+        best = found
+    return min(best.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stat_is_as_good_as_trying_all(seed: int) -> None:
+    """Where the errors fall ever slower it is optimal but for what the last unit does not fill."""
+    dense = tiny.dense("bert", num_hidden_layers=2, intermediate_size=6)
+    modules = units_of(dense)
+    generator = np.random.default_rng(seed)
+    units, errors = {}, []
+    for one in modules:
+        gains = np.sort(generator.random(one.steps))[::-1]
+        squares = np.append(np.cumsum(gains[::-1])[::-1], 0.0)  # with 0, 1, ... steps
+        left = np.sqrt(squares)
+        key = {"left": left[1:]} if one.kind == "ffn" else {"error": left[:-1]}
+        units[one.name] = UnitImportance(-np.arange(one.steps, dtype=float), key)
+        errors.append((cost.step_cost(dense.model, one, "parameters"), left[1:]))
+    scores = Scores(Origin("stat", {}, "", "", []), units)
+    made = Allocator(dense, "parameters", "stat", scores)
+    kept = kept_by(made.configuration(0.6), modules)
+    reached = sum(
+        left[kept[one.name] - 1] ** 2 for one, (_, left) in zip(modules, errors, strict=True)
+    )
+    spent = sum(kept[one.name] * each for one, (each, _) in zip(modules, errors, strict=True))
+    assert reached <= brute_force(made, errors, spent) + 1e-9 + 1.0 * (reached > 0) * 0
+
+
+def test_falling_is_the_isotonic_fit() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    values = np.random.default_rng(0).normal(size=50)
+    expected = optimize.isotonic_regression(values, increasing=False).x
+    assert np.allclose(falling(values), expected)
+    assert falling(np.array([])).shape == (0,)
+
+
+def test_a_cheaper_unit_takes_what_a_dearer_one_leaves() -> None:
+    queue = Queue([5.0, 2.0], [np.array([9.0, 8.0]), np.array([1.0, 1.0, 1.0])])
+    assert queue.fill(7.0).tolist() == [1, 1]
+    assert queue.fill(11.0).tolist() == [1, 3]
+    assert queue.fill(16.5).tolist() == [2, 3]
+    assert queue.fill(99.0).tolist() == [3, 4]
+
+
+def test_grouped_queries_read_one_error_of_every_step() -> None:
+    """Two groups of four heads: the second step is worth 9 - 4, whichever heads it has."""
+    dense = tiny.dense("llama_gqa", num_hidden_layers=1)
+    scores = scores_of(dense)
+    attention = next(one for one in units_of(dense) if one.kind == "attention")
+    errors = np.array([5.0, 5, 3, 3, 2, 2, 1, 1])
+    scores.units[attention.name].components["error"][:] = errors
+    made = Allocator(dense, "macs", "stat", scores)
+    place = [one.name for one in made.modules].index(attention.name)
+    assert made._errors is not None
+    assert made._errors[place].tolist() == [3, 2, 1, 0]
+
+
+BAD = [
+    ({"allocation": "stat"}, None, UserError, "needs scores, a file of rank_importance.py"),
+    ({"allocation": "stat"}, "l1", UserError, 'of l1\\) hold no "error" of'),
+    ({"allocation": "stat", "gqa": "whole-groups"}, "stat", MismatchError, "gqa is whole-groups"),
+]
+
+
+@pytest.mark.parametrize(("options", "method", "error", "message"), BAD)
+def test_what_is_missing(options: Any, method: str | None, error: Any, message: str) -> None:
+    dense = tiny.dense("llama_gqa")
+    scores = scores_of(dense) if method else None
+    if method == "l1" and scores:
+        units = {name: UnitImportance(one.importance) for name, one in scores.units.items()}
+        scores = Scores(Origin("l1", {}, "", "", []), units)
+    with pytest.raises(error, match=message):
+        Allocator(dense, scores=scores, **options)
+
+
+@pytest.mark.parametrize("size", [0, -0.5, 1.01, float("nan"), float("inf"), 0.01])
+def test_impossible_sizes_name_the_smallest(size: float) -> None:
+    made = Allocator(tiny.dense("bert"), "macs")
+    with pytest.raises(
+        ConfigError, match=r"expected 0\.\d+ to 1, the fraction of the macs"
+    ) as caught:
+        made.configuration(size)
+    smallest = float(str(caught.value).split("expected ")[1].split()[0])
+    configuration = made.configuration(smallest)
+    modules = units_of(tiny.dense("bert"))
+    assert sorted(kept_by(configuration, modules).values())[:-1] == [1] * (len(modules) - 1)
+
+
+def test_nothing_can_leave() -> None:
+    dense = tiny.dense("bert", num_attention_heads=1, intermediate_size=1)
+    with pytest.raises(ConfigError, match="no second head or neuron anywhere"):
+        Allocator(dense)
