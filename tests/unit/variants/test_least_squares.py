@@ -18,7 +18,7 @@ from composable.linalg import grams
 from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
 from composable.training import train
-from composable.variants import attention_phase, gradient, least_squares, tuning
+from composable.variants import gradient, least_squares, tuning, unit_phase
 from composable.variants.compose import compose
 from composable.variants.distillation import Distillation
 from composable.variants.least_squares import Settings
@@ -47,7 +47,7 @@ SCHEME = {
     CROSS_O: [Entry(0.5)],
     FFN: [Entry(1.0)],
 }
-PHASE = attention_phase.Settings(epochs=2, batch_size=16)
+PHASE = unit_phase.Settings(epochs=2, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on(
     statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tune(statistics, corpora, tmp_path / "whole", "hybrid")
-    fit, calls = least_squares.fit_attention, []
+    fit, calls = least_squares.fit_units, []
 
     def interrupted(dense: Any, linear: Any, *args: Any) -> Any:
         calls.append(linear.module.name)
@@ -177,7 +177,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return fit(dense, linear, *args)
 
-    monkeypatch.setattr(least_squares, "fit_attention", interrupted)
+    monkeypatch.setattr(least_squares, "fit_units", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(statistics, corpora, tmp_path / "cut", "hybrid")
     monkeypatch.setattr(least_squares, "fit_linear", None)  # the linears are all done
@@ -313,7 +313,7 @@ def test_pairs_train_half_as_long_with_half_the_step(
 
 def test_options_of_the_command_reach_the_solver() -> None:
     options = train.Options(epochs=3, batch_size=5, lr=0.3, early_stop=7, seed=11, device="cpu")
-    phase = attention_phase.Settings(
+    phase = unit_phase.Settings(
         epochs=3, batch_size=5, lr=0.3, patience=7, seed=11, device="cpu", budget=3072
     )
     wanted = Settings("hybrid", "exact", device="cpu", phase=phase)
