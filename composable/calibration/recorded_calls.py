@@ -1,14 +1,15 @@
-"""Calls of a dense model's attentions, recorded so that variants can train without the model."""
+"""Calls of a dense model's modules, recorded so that variants can train without the model."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from composable.calibration.second_moments import eval_mode
 from composable.families import Family, Module
@@ -39,18 +40,22 @@ class Valid:
         return cls(None if tokens == mask.numel() else ~mask[..., None], tokens)
 
     def rows(self, states: Tensor) -> Tensor:
-        """Take the real tokens of (batch, length, features): (tokens, features)."""
-        return states.flatten(0, 1) if self.padding is None else states[~self.padding[..., 0]]
+        """Take the real tokens of (batch, length, features), flat or not: (tokens, features)."""
+        flat = states.flatten(0, -2)
+        return flat if self.padding is None else flat[~self.padding.flatten()]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a dense attention, as its variants can take it.
+    """One call of a dense module, as its variants can take it.
+
+    What an ffn makes of a token depends on no other, so its calls are real tokens alone, as flat
+    (tokens, features).
 
     Attributes:
         args: positional arguments.
-        kwargs: named ones; their tensors may be shared with the calls of other attentions.
-        target: the dense output, (batch, length, features).
+        kwargs: named ones; their tensors may be shared with the calls of other modules.
+        target: the dense output, (batch, length, features) or flat.
         valid: its real tokens.
     """
 
@@ -60,7 +65,7 @@ class Call:
     valid: Valid
 
     def difference(self, output: Tensor) -> Tensor:
-        """Subtract the dense output from a variant's (batch, length, features); 0 in padding."""
+        """Subtract the dense output from a variant's, of the same shape; 0 in padding."""
         difference = output - self.target
         if self.valid.padding is not None:
             # not a product: what a variant makes of padding may be no number
@@ -75,12 +80,12 @@ class Call:
 
 
 @dataclass(frozen=True)
-class RecordedAttention:
-    """A dense attention and what it was called with.
+class RecordedModule:
+    """A dense attention or ffn and what it was called with.
 
     Attributes:
         module: its description.
-        train: its calls on the training texts.
+        train: its calls on the training texts; a step of a training takes one.
         held_out: its calls on the held-out texts.
         seconds: its part of the time that the recording took.
     """
@@ -91,6 +96,55 @@ class RecordedAttention:
     seconds: float
 
 
+def watch(
+    model: nn.Module,
+    family: Family,
+    module: Module,
+    see: Callable[[tuple[Any, ...], dict[str, Any], Tensor], None],
+    store: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> list[RemovableHandle]:
+    """Let a function see what enters a module and what comes out, whenever a model has run it.
+
+    Args:
+        model: the model.
+        family: of the model.
+        module: one that is there.
+        see: gets positional and named arguments, as a variant takes them, and the output of the
+            module's last linear: what follows may be the layer's.
+        store: what is done to each of these tensors as soon as there is it.
+
+    Returns:
+        What removes the hooks.
+    """
+    holder = last = model.get_submodule(module.holder)
+    call: dict[str, Any] = {}
+    hooks = []
+    if module.parts:
+        last = holder.get_submodule(module.output)
+        hooks.append(last.register_forward_hook(lambda _, __, out: call.update(output=store(out))))
+    if module.kind == "ffn":  # its linears may lie among others: from the first to the last
+        first = holder.get_submodule(module.part("up"))
+        hooks.append(
+            first.register_forward_pre_hook(
+                lambda _, *inputs: call.update(inputs=_each_tensor(store, inputs)), with_kwargs=True
+            )
+        )
+
+    def end(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if module.kind == "attention":
+            args, kwargs = _each_tensor(store, family.replayed(args, kwargs, output))
+        elif module.kind == "ffn":
+            args, kwargs = call["inputs"]
+        see(tuple(args), kwargs, call["output"] if module.parts else output)
+
+    ends = last if module.kind == "ffn" else holder
+    return [*hooks, ends.register_forward_hook(end, with_kwargs=True)]
+
+
+class _AllSeen(Exception):
+    """Ends a pass of which no more is wanted."""
+
+
 def record_calls(
     model: nn.Module,
     family: Family,
@@ -98,62 +152,61 @@ def record_calls(
     batch: Mapping[str, Tensor],
     valid: Mapping[str, Tensor],
 ) -> dict[str, Call]:
-    """Run the dense model on one batch and record the calls of some attentions.
+    """Run the dense model on one batch, up to the last of some modules, and record their calls.
 
-    What several attentions are given, such as masks, the position bias and the other stack's
+    What several modules are given, such as masks, the position bias and the other stack's
     states, is stored once. All is copied, for a model may go on working on its tensors in place.
 
     Args:
         model: the dense model, in eval mode.
         family: of the model.
-        modules: the attentions; each runs once in a pass.
+        modules: attentions and ffns; each runs once in a pass.
         batch: from a collator, on the model's device.
         valid: stack -> real tokens (batch, length), bool.
 
     Returns:
-        Name of the attention -> its call.
+        Name of the module -> its call.
     """
     calls: dict[str, Call] = {}
-    outputs: dict[str, Tensor] = {}
     stored: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
     real = {stack: Valid.of(mask) for stack, mask in valid.items()}
 
     def store(tensor: Tensor) -> Tensor:
-        """Copy a tensor, or find the copy that another attention's call has."""
+        """Copy a tensor, or find the copy that another module's call has."""
         # the version counts changes in place; the source is held, so that no address comes twice
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version)
         if key not in stored:
             stored[key] = tensor, tensor.detach().clone()
         return stored[key][1]
 
-    def see(module: Module, part: nn.Module, args: Any, output: Tensor) -> None:
-        outputs[module.name] = store(output)
-
-    def keep(module: Module, part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        args, kwargs = _each_tensor(store, family.replayed(args, kwargs, output))
-        calls[module.name] = Call(tuple(args), kwargs, outputs[module.name], real[module.stack])
+    def see(module: Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        valid = real[module.stack]
+        if module.kind == "ffn":
+            args, kwargs, output = _each_tensor(valid.rows, (args, kwargs, output))
+            valid = Valid(None, valid.tokens)
+        calls[module.name] = Call(args, kwargs, output, valid)
+        if len(calls) == len(modules):
+            raise _AllSeen
 
     with ExitStack() as hooks, torch.no_grad():
         for module in modules:
-            part = model.get_submodule(module.name)
-            # an attention's own output may have its input added
-            output = part.get_submodule(module.output)
-            hooks.enter_context(output.register_forward_hook(partial(see, module)))
-            hooks.enter_context(part.register_forward_hook(partial(keep, module), with_kwargs=True))
-        family.run(model, batch)
+            for hook in watch(model, family, module, partial(see, module), store):
+                hooks.callback(hook.remove)
+        with suppress(_AllSeen):
+            family.run(model, batch)
     return calls
 
 
 def groups(
     first: Mapping[str, Call], names: Iterable[str], repeats: float, budget: int
 ) -> list[list[str]]:
-    """Split attentions, in their order, into groups whose calls fit into a number of bytes.
+    """Split modules, in their order, into groups whose calls fit into a number of bytes.
 
     Args:
         first: calls of all of them on the batch of the longest samples.
-        names: of the attentions.
+        names: of the modules.
         repeats: how many such batches all the texts are worth.
-        budget: bytes; an attention that needs more is a group by itself.
+        budget: bytes; a module that needs more is a group by itself.
     """
     found: list[list[str]] = []
     held: dict[int, int] = {}
@@ -167,23 +220,24 @@ def groups(
 
 
 @contextmanager
-def recorded_attentions(
+def recorded_modules(
     dense: Checkpoint, modules: Sequence[Module], batches: Batches, device: str, budget: int
-) -> Iterator[Iterator[RecordedAttention]]:
-    """Run the dense model and record the calls of attentions, one after the other.
+) -> Iterator[Iterator[RecordedModule]]:
+    """Run the dense model and record the calls of modules, one after the other.
 
     Within this context the model is on the device, without dropout, and computes as suits the
     device; copies of its parts do so too.
 
     Args:
         dense: the dense model; left as it is.
-        modules: the attentions.
-        batches: to run.
+        modules: attentions and ffns.
+        batches: to run. An ffn gets as many calls for training as there are batches of the
+            training texts, each of an equal number of tokens from anywhere.
         device: where the model runs and the calls lie.
-        budget: bytes that calls may take; attentions that do not fit wait for another pass.
+        budget: bytes that calls may take; modules that do not fit wait for another pass.
 
     Yields:
-        An iterator over the attentions. The calls of each are freed when the next one is asked for.
+        An iterator over the modules. The calls of each are freed when the next one is asked for.
     """
     model: Any = dense.model
     before = next(model.parameters()).device
@@ -192,14 +246,14 @@ def recorded_attentions(
     try:
         model.to(device)
         with eval_mode(model), kernels.for_cpu(model, device, longest, trains=True):
-            yield _attentions(dense, modules, batches, device, budget)
+            yield _recorded(dense, modules, batches, device, budget)
     finally:
         model.to(before)
 
 
-def _attentions(
+def _recorded(
     dense: Checkpoint, modules: Sequence[Module], batches: Batches, device: str, budget: int
-) -> Iterator[RecordedAttention]:
+) -> Iterator[RecordedModule]:
     by_name = {module.name: module for module in modules}
 
     def calls_of(names: Sequence[str], batch: Mapping[str, Tensor]) -> dict[str, Call]:
@@ -219,9 +273,26 @@ def _attentions(
                     calls[name][split].append(call)
         seconds = (time.perf_counter() - started) / len(names)
         for name, (train, held_out) in calls.items():
-            yield RecordedAttention(by_name[name], train, held_out, seconds)
+            if by_name[name].kind == "ffn":
+                size = -(-sum(call.valid.tokens for call in train) // len(train))
+                for some in (train, held_out):
+                    _mix(some, size)
+            yield RecordedModule(by_name[name], train, held_out, seconds)
             train.clear()
             held_out.clear()
+
+
+def _mix(calls: list[Call], size: int) -> None:
+    """Replace the calls of an ffn by such of `size` tokens, from anywhere in the texts."""
+    inputs, targets = (
+        torch.cat(rows)
+        for rows in zip(*((call.args[0], call.target) for call in calls), strict=True)
+    )
+    calls.clear()
+    generator = torch.Generator().manual_seed(0)  # as the other batches, so for any seed
+    for chosen in torch.randperm(len(inputs), generator=generator).split(size):
+        chosen = chosen.to(inputs.device)
+        calls.append(Call((inputs[chosen],), {}, targets[chosen], Valid(None, len(chosen))))
 
 
 def _tokens(batch: Mapping[str, Tensor]) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from composable.calibration.recorded_calls import watch
 from composable.formats.bundle import Variant
 from composable.models.checkpoint import Checkpoint
 from composable.variants.students import Student
@@ -116,24 +117,10 @@ class Distillation(nn.Module):
                 student.part.requires_grad_(False)
 
     def _hook(self, indices: list[int]) -> None:
-        """See what enters the dense module of some students, and what its last linear gives."""
+        """Compare some students with their dense module whenever it has run."""
         module = self.modules_of[indices[0]]
-        holder = last = self._dense[0].get_submodule(module.holder)
-        call: dict[str, Any] = {}
-        if module.parts:
-            last = holder.get_submodule(module.output)
-            last.register_forward_hook(lambda _, __, output: call.update(output=output))
-        if module.kind == "ffn":  # its linears may lie among others: from the first to the last
-            holder.get_submodule(module.part("up")).register_forward_pre_hook(
-                lambda _, *inputs: call.update(inputs=inputs), with_kwargs=True
-            )
 
-        def compare(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if module.kind == "attention":
-                args, kwargs = self.family.replayed(args, kwargs, output)
-            elif module.kind == "ffn":
-                args, kwargs = call["inputs"]
-            target = call["output"] if module.parts else output
+        def compare(args: Any, kwargs: Any, target: Tensor) -> None:
             valid = self._valid[module.stack]
             counts = valid.sum(1).float()
             norms = _sum_valid(target.float(), valid)
@@ -145,8 +132,7 @@ class Distillation(nn.Module):
                     errors = _sum_valid(own.float() - target.float(), valid)
                 self._sums[index] = (errors, norms, counts)
 
-        ends = last if module.kind == "ffn" else holder
-        ends.register_forward_hook(compare, with_kwargs=True)
+        watch(self._dense[0], self.family, module, compare)
 
 
 def _sum_valid(difference: Tensor, valid: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Module-level fine-tuning by least squares, and a short gradient phase for pruned attentions."""
+"""Module-level fine-tuning by least squares, and a short training of modules that lost units."""
 
 import dataclasses
 import functools
@@ -17,18 +17,18 @@ from tqdm import tqdm
 from composable import files, progress
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import Calibration
-from composable.calibration.recorded_calls import recorded_attentions
+from composable.calibration.recorded_calls import recorded_modules
 from composable.errors import MismatchError
 from composable.formats.bundle import Variant
 from composable.linalg.solver import RIDGE, solve
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_tensors
-from composable.variants import attention_phase
-from composable.variants.attention_fit import fit_attention
+from composable.variants import unit_phase
 from composable.variants.last_linear import LastLinear
 from composable.variants.linear_fit import Refit, fit_linear
 from composable.variants.result import Result
 from composable.variants.store import Fit, Fits, Store, best
+from composable.variants.unit_fit import fit_units
 
 SOLVERS = ("hybrid", "ls")
 HELD_OUT_BATCH = 64  # samples; of no influence on the result
@@ -39,18 +39,19 @@ class Settings:
     """How variants are refitted.
 
     Attributes:
-        solver: "hybrid" trains head-pruned attentions after their refit, "ls" does not.
+        solver: "hybrid" trains attentions and ffns that lost units after their refit, "ls" does
+            not.
         linear_solver: "pcg" or "exact", see `solver.solve`.
         ridge: pull toward the variant's weights, relative to the mean squares of the inputs.
         device: where the solves run.
-        phase: settings of the attentions' gradient phase.
+        phase: settings of that training.
     """
 
     solver: str = "hybrid"
     linear_solver: str = "pcg"
     ridge: float = RIDGE
     device: str = "cpu"
-    phase: attention_phase.Settings = dataclasses.field(default_factory=attention_phase.Settings)
+    phase: unit_phase.Settings = dataclasses.field(default_factory=unit_phase.Settings)
 
     @property
     def refit(self) -> Refit:
@@ -79,7 +80,7 @@ def tune(
         dense: the dense model; left as it is.
         variants: as `pruning.make_variants` makes them; those that are removed pass through.
         calibration: statistics of the model's inputs.
-        texts: calibration and held-out texts, for the attentions' gradient phase.
+        texts: calibration and held-out texts, for the training of modules that lost units.
         settings: how.
         checkpoints: where finished parts are kept, in a folder of this very run.
         resume: go on where an interrupted run stopped.
@@ -90,7 +91,7 @@ def tune(
     run = _Run(dense, variants, calibration, texts, settings)
     run.open_store(checkpoints, resume)
     run.solve_linears()
-    run.train_attentions()
+    run.train_units()
     return run.collect()
 
 
@@ -148,8 +149,8 @@ class _Run:
         problems: dict[str, dict[str, Variant]] = {}
         for digest, variant in self.distinct.items():
             problems.setdefault(variant.module, {})[digest] = variant
-        for name, attentions in self._attentions().items():
-            whole = [self.linears[name].unmasked(variant) for variant in attentions.values()]
+        for name, pruned in self._pruned().items():
+            whole = [self.linears[name].unmasked(variant) for variant in pruned.values()]
             problems[name] |= {variant.digest: variant for variant in whole}
         for name in tqdm(self._share(problems), "solve", unit="linear", disable=self.is_quiet):
             if self.store.load(f"solved {name}") is None:
@@ -161,30 +162,30 @@ class _Run:
         self._wait()
         self.solved = self._loaded("solved", problems)
 
-    def train_attentions(self) -> None:
-        """Train q, k, v and o of every pruned attention on the recorded calls of the dense one."""
-        attentions, phase = self._attentions(), self.settings.phase
-        mine = [n for n in self._share(attentions) if self.store.load(f"trained {n}") is None]
+    def train_units(self) -> None:
+        """Train every attention and ffn that lost units on the recorded calls of the dense one."""
+        pruned, phase = self._pruned(), self.settings.phase
+        mine = [n for n in self._share(pruned) if self.store.load(f"trained {n}") is None]
         modules = [linear.module for name, linear in self.linears.items() if name in mine]
         if modules:
             train, held_out = (
                 part.batches(phase.device, rows)
                 for part, rows in zip(self.texts, (phase.batch_size, HELD_OUT_BATCH), strict=True)
             )
-            with recorded_attentions(
+            with recorded_modules(
                 self.dense, modules, (train, held_out), phase.device, phase.budget
             ) as calls:
                 for recorded in tqdm(
-                    calls, "attend", len(modules), unit="module", disable=self.is_quiet
+                    calls, "train", len(modules), unit="module", disable=self.is_quiet
                 ):
                     name = recorded.module.name
-                    found = fit_attention(
-                        self.dense, self.linears[name], attentions[name], self.solved, recorded,
+                    found = fit_units(
+                        self.dense, self.linears[name], pruned[name], self.solved, recorded,
                         phase, self.settings.refit,
                     )  # fmt: skip
                     self.store.save(f"trained {name}", found)
         self._wait()
-        self.trained = self._loaded("trained", attentions)
+        self.trained = self._loaded("trained", pruned)
 
     def collect(self) -> Result:
         """Give each variant the weights with the lowest error on the held-out texts."""
@@ -208,16 +209,16 @@ class _Run:
             "solve_seconds": rows[1]["training_seconds"],
         }
         if len(rows) > 2:
-            report["attention_seconds"] = rows[2]["training_seconds"]
+            report["training_seconds"] = rows[2]["training_seconds"]
         is_main = self.rank == 0
         return Result(variants, kept, seconds, rows, report, is_main, self.store.folder)
 
-    def _attentions(self) -> dict[str, dict[str, Variant]]:
-        """Attentions to be trained: name -> digest -> variant that lost heads."""
+    def _pruned(self) -> dict[str, dict[str, Variant]]:
+        """Modules to be trained: name -> digest -> variant that lost units."""
         found: dict[str, dict[str, Variant]] = {}
         for digest, variant in self.distinct.items():
             kept, module = variant.kept_units, self.linears[variant.module].module
-            if module.kind == "attention" and kept is not None and len(kept) < module.units:
+            if kept is not None and len(kept) < module.units:
                 found.setdefault(module.name, {})[digest] = variant
         return found if self.settings.solver == "hybrid" else {}
 

@@ -17,8 +17,8 @@ from composable.models import checkpoint
 from composable.training import train
 from composable.training.finetune import corpora_of, with_defaults
 from composable.variants import gradient, least_squares
-from composable.variants.attention_phase import Settings as Phase
 from composable.variants.result import Result
+from composable.variants.unit_phase import Settings as Phase
 
 log = logging.getLogger("composable")
 

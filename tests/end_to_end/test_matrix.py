@@ -21,8 +21,8 @@ from composable.ranking import base
 from composable.ranking.unit_weights import RandomOptions
 from composable.training import train
 from composable.variants import compose, gradient, least_squares
-from composable.variants.attention_phase import Settings
 from composable.variants.pruning import Sources, blocks_of, make_variants
+from composable.variants.unit_phase import Settings
 from tests import tiny, tiny_tasks
 from tests.paths import ROOT
 

@@ -18,7 +18,7 @@ from composable.linalg import grams
 from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
 from composable.training import train
-from composable.variants import attention_phase, gradient, least_squares, tuning
+from composable.variants import gradient, least_squares, tuning, unit_phase
 from composable.variants.compose import compose
 from composable.variants.distillation import Distillation
 from composable.variants.least_squares import Settings
@@ -33,6 +33,7 @@ WI = "encoder.block.0.layer.1.DenseReluDense.wi"
 WO = "decoder.block.1.layer.2.DenseReluDense.wo"
 CROSS_O = "decoder.block.1.layer.1.EncDecAttention.o"
 FFN = "decoder.block.0.layer.2.DenseReluDense"
+NEURONS = "encoder.block.1.layer.1.DenseReluDense"
 SCHEME = {
     FIRST: [
         Entry(0.25),
@@ -46,8 +47,9 @@ SCHEME = {
     WO: [Entry(0.5)],
     CROSS_O: [Entry(0.5)],
     FFN: [Entry(1.0)],
+    NEURONS: [Entry(0.5), Entry(0.5, None, {"wo": Entry(0.3)})],
 }
-PHASE = attention_phase.Settings(epochs=2, batch_size=16)
+PHASE = unit_phase.Settings(epochs=2, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_masks_and_shapes_stay(statistics: Any, corpora: Any, tmp_path: Path) ->
                 assert tensor[new.masks[name]].all()
 
 
-def test_hybrid_improves_on_least_squares_for_heads(
+def test_hybrid_improves_on_least_squares_for_units(
     statistics: Any, corpora: Any, tmp_path: Path
 ) -> None:
     ls, hybrid = (tune(statistics, corpora, tmp_path, name) for name in ("ls", "hybrid"))
@@ -169,7 +171,7 @@ def test_an_interrupted_run_goes_on(
     statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tune(statistics, corpora, tmp_path / "whole", "hybrid")
-    fit, calls = least_squares.fit_attention, []
+    fit, calls = least_squares.fit_units, []
 
     def interrupted(dense: Any, linear: Any, *args: Any) -> Any:
         calls.append(linear.module.name)
@@ -177,12 +179,14 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return fit(dense, linear, *args)
 
-    monkeypatch.setattr(least_squares, "fit_attention", interrupted)
+    monkeypatch.setattr(least_squares, "fit_units", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(statistics, corpora, tmp_path / "cut", "hybrid")
     monkeypatch.setattr(least_squares, "fit_linear", None)  # the linears are all done
     again = tune(statistics, corpora, tmp_path / "cut", "hybrid")
-    assert sorted(calls) == sorted([FIRST, SELF, CROSS, calls[1]]), "only one is done again"
+    assert sorted(calls) == sorted([FIRST, SELF, CROSS, NEURONS, calls[1]]), (
+        "only one is done again"
+    )
     assert [v.digest for v in again.variants] == [v.digest for v in whole.variants]
     assert again.folder.is_dir()
     again.clean_up()
@@ -268,10 +272,10 @@ def test_what_held_out_texts_do_not_bear_out_is_not_kept(
     assert kinds == {"ls": {"pruned", "ls"}, "hybrid": {"pruned", "ls", "trained"}}[solver_name]
 
 
-def test_attentions_are_recorded_once(
+def test_modules_are_recorded_once(
     statistics: Any, corpora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Heads, and pairs after them: one pass over both splits, and a batch to see how much it is."""
+    """Units, and pairs after them: one pass over both splits, and a batch to see how much it is."""
     passes: list[int] = []
     record = recorded_calls.record_calls
 
@@ -282,7 +286,7 @@ def test_attentions_are_recorded_once(
     monkeypatch.setattr(recorded_calls, "record_calls", counted)
     tune(statistics, corpora, tmp_path, "hybrid")
     batches = [-(-len(corpora[0].source) // PHASE.batch_size), -(-len(corpora[1].source) // 64)]
-    assert passes == [3] * (1 + sum(batches))
+    assert passes == [4] * (1 + sum(batches))
 
 
 def test_pairs_train_half_as_long_with_half_the_step(
@@ -313,7 +317,7 @@ def test_pairs_train_half_as_long_with_half_the_step(
 
 def test_options_of_the_command_reach_the_solver() -> None:
     options = train.Options(epochs=3, batch_size=5, lr=0.3, early_stop=7, seed=11, device="cpu")
-    phase = attention_phase.Settings(
+    phase = unit_phase.Settings(
         epochs=3, batch_size=5, lr=0.3, patience=7, seed=11, device="cpu", budget=3072
     )
     wanted = Settings("hybrid", "exact", 0.5, device="cpu", phase=phase)

@@ -1,4 +1,4 @@
-"""A short training of head-pruned attentions on recorded calls of the dense model's."""
+"""A short training of modules that lost units, on recorded calls of the dense ones."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from composable import files
 from composable.calibration.recorded_calls import (
     Call,
-    RecordedAttention,
+    RecordedModule,
     mean_error,
     output_moments,
     output_values,
@@ -31,18 +31,19 @@ SMALLEST = 1e-3  # mean size of weights below which steps do not get smaller; as
 
 @dataclass(frozen=True)
 class Settings:
-    """How attentions are trained.
+    """How modules that lost units are trained.
 
     Attributes:
         epochs: passes over the recorded training texts.
-        batch_size: samples per step; many small steps did better than few large ones.
+        batch_size: samples per step; of an ffn, as many tokens as so many samples have on
+            average. Many small steps did better than few large ones.
         lr: peak size of a step relative to the root mean square of the dense weight, as
             Adafactor's: q, k, v and o are of very different size. After linear warm-up it
             decays linearly.
         patience: epochs without a lower held-out error before a variant stops; 0 never stops.
         seed: of the order of the batches.
         device: where all runs.
-        budget: bytes that recorded calls may take; attentions that do not fit wait for another
+        budget: bytes that recorded calls may take; modules that do not fit wait for another
             pass of the dense model.
     """
 
@@ -65,8 +66,8 @@ class Trained:
             after every epoch.
         training_loss: mean squared error in the epoch with the lowest held-out error, while the
             weights moved, unless none was better than the start.
-        moments: of the inputs of `o`, as trained, with the dense outputs as targets, on the
-            training texts; where they were asked for.
+        moments: of the inputs of the last linear, as trained, with the dense outputs as targets,
+            on the training texts; where they were asked for.
     """
 
     tensors: dict[str, Tensor]
@@ -93,20 +94,20 @@ def best_epoch(history: Sequence[float]) -> int:
 def train(
     dense: Checkpoint,
     starts: Mapping[Key, Variant],
-    recorded: RecordedAttention,
+    recorded: RecordedModule,
     settings: Settings,
     wants_moments: Collection[Key] = (),
 ) -> dict[Key, Trained]:
-    """Train q, k, v and o of attention variants to give the dense output from the dense input.
+    """Train all linears of variants of a module to give the dense output from the dense input.
 
     A loop of its own, not `train.run`: the dense model runs once for all epochs, and then there
     are dozens of tiny models that share nothing, each with an end of its own. All variants of the
-    attention train side by side; what comes out for one depends on no other.
+    module train side by side; what comes out for one depends on no other.
 
     Args:
-        dense: the dense model, within `recorded_attentions`.
-        starts: any key -> variant of the attention; what its masks leave out stays 0.
-        recorded: the attention and its calls.
+        dense: the dense model, within `recorded_modules`.
+        starts: any key -> variant of the module; what its masks leave out stays 0.
+        recorded: the module and its calls.
         settings: how.
         wants_moments: keys of those that get `moments`.
 
@@ -118,9 +119,9 @@ def train(
         student = Student(start, recorded.module, dense.family, dense.model).to(settings.device)
         student.eval().mask_gradients()
         running[key] = _Training(student)
-    part = dense.model.get_submodule(recorded.module.name)
+    holder = dense.model.get_submodule(recorded.module.holder)
     steps = settings.epochs * len(recorded.train)
-    optimizer, schedule = _optimizer(running.values(), part, steps, settings.lr)
+    optimizer, schedule = _optimizer(running.values(), holder, steps, settings.lr)
     for training in running.values():
         training.note(mean_error(training.student, recorded.held_out), settings.patience)
     for epoch in range(settings.epochs):
@@ -175,7 +176,7 @@ class _Training:
         epochs_since = len(self.history) - 1 - best_epoch(self.history)
         self.is_stopped = not math.isfinite(error) or 0 < patience <= epochs_since
 
-    def result(self, recorded: RecordedAttention, wants_moments: bool) -> Trained:
+    def result(self, recorded: RecordedModule, wants_moments: bool) -> Trained:
         """Return the best weights."""
         best, student, calls = best_epoch(self.history), self.student, recorded.train
         loss = self.losses[best - 1] if best else mean_error(student.best_output, calls)
@@ -184,7 +185,7 @@ class _Training:
 
 
 def _optimizer(
-    running: Iterable[_Training], part: nn.Module, steps: int, lr: float
+    running: Iterable[_Training], holder: nn.Module, steps: int, lr: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Make one AdamW for all variants; it works weight by weight, so they stay apart."""
     by_name: dict[str, list[nn.Parameter]] = {}
@@ -192,7 +193,7 @@ def _optimizer(
         for name in training.student.names:
             by_name.setdefault(name, []).append(training.student.part.get_parameter(name))
     learned = [
-        {"params": weights, "lr": lr * max(_size(part.get_parameter(name)), SMALLEST)}
+        {"params": weights, "lr": lr * max(_size(holder.get_parameter(name)), SMALLEST)}
         for name, weights in by_name.items()
     ]
     # tiny losses have tiny gradients: eps must not be felt

@@ -1,4 +1,4 @@
-"""attention_phase: recorded calls and trained variants, against the dense model itself."""
+"""unit_phase: recorded calls and trained variants, against the dense model itself."""
 
 import dataclasses
 import logging
@@ -18,7 +18,7 @@ from composable.calibration.recorded_calls import (
     groups,
     mean_error,
     record_calls,
-    recorded_attentions,
+    recorded_modules,
 )  # fmt: skip
 from composable.families import Module
 from composable.formats.bundle import Variant
@@ -28,11 +28,11 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_parameters
 from composable.tasks import translation
 from composable.tasks.translation import Corpus, Pairs, collator_for
-from composable.variants import attention_phase
-from composable.variants.attention_phase import Settings, Trained
+from composable.variants import unit_phase
 from composable.variants.distillation import Distillation
 from composable.variants.pruning import make_variants
 from composable.variants.students import Student
+from composable.variants.unit_phase import Settings, Trained
 from tests import tiny
 
 FIRST = "encoder.block.0.layer.0.SelfAttention"
@@ -85,12 +85,10 @@ def train(
     wanted = {start.module for start in starts.values()}
     modules = [m for m in dense.family.modules(dense.model) if m.name in wanted]
     found: dict[Any, Trained] = {}
-    with recorded_attentions(
-        dense, modules, (train, held_out), "cpu", settings.budget
-    ) as attentions:
+    with recorded_modules(dense, modules, (train, held_out), "cpu", settings.budget) as attentions:
         for recorded in attentions:
             own = {k: start for k, start in starts.items() if start.module == recorded.module.name}
-            found |= attention_phase.train(dense, own, recorded, settings, **options)
+            found |= unit_phase.train(dense, own, recorded, settings, **options)
     return found
 
 
@@ -279,7 +277,7 @@ def test_gradient_is_that_of_the_mean_squared_error(texts: Any) -> None:
     for name in NAMES:
         for calls in record(dense, texts[0])[:3]:
             call = calls[name]
-            training = attention_phase._Training(student_of(dense, name, [1, 2]))
+            training = unit_phase._Training(student_of(dense, name, [1, 2]))
             square = training.add_gradient(call)
             weights = [training.student.part.get_parameter(name) for name in training.student.names]
             found = [weight.grad for weight in weights]
@@ -377,7 +375,7 @@ def test_schedule_and_order(texts: Any, monkeypatch: pytest.MonkeyPatch) -> None
     """Linear up, linear down; every epoch in an order of its own."""
     rates: list[float] = []
     seeds: list[Any] = []
-    step, order = torch.optim.AdamW.step, attention_phase._order
+    step, order = torch.optim.AdamW.step, unit_phase._order
 
     def noted(self: Any, *args: Any) -> Any:
         rates.append(self.param_groups[0]["lr"])
@@ -388,7 +386,7 @@ def test_schedule_and_order(texts: Any, monkeypatch: pytest.MonkeyPatch) -> None
         return order(count, seed)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    monkeypatch.setattr(attention_phase, "_order", told)
+    monkeypatch.setattr(unit_phase, "_order", told)
     run(texts, (CROSS,))
     total = SETTINGS.epochs * math.ceil(len(texts[0].source) / 8)
     warm = int(0.125 * total)
@@ -399,10 +397,10 @@ def test_schedule_and_order(texts: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_orders_differ_by_epoch_and_module() -> None:
-    orders = [attention_phase._order(50, (42, name, e)) for name in NAMES for e in range(2)]
+    orders = [unit_phase._order(50, (42, name, e)) for name in NAMES for e in range(2)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len({tuple(order) for order in orders}) == len(orders)
-    assert orders[0] == attention_phase._order(50, (42, NAMES[0], 0))
+    assert orders[0] == unit_phase._order(50, (42, NAMES[0], 0))
 
 
 def test_patience_and_best_epoch_of_each() -> None:
@@ -416,15 +414,15 @@ def test_patience_and_best_epoch_of_each() -> None:
         ([math.nan], [1], 0),
         ([math.inf], [1], 0),
     ):
-        training = attention_phase._Training(student_of(dense, ENCODER, [0]))
+        training = unit_phase._Training(student_of(dense, ENCODER, [0]))
         for epoch, (error, is_stopped) in enumerate(zip(errors, stopped, strict=True)):
             with torch.no_grad():
                 training.student.part.get_parameter("q.weight").fill_(epoch)
             training.note(error, 2)
             assert training.is_stopped == bool(is_stopped)
-        assert attention_phase.best_epoch(training.history) == best
+        assert unit_phase.best_epoch(training.history) == best
         assert float(training.student.tensors()["q.weight"][0, 0]) == best
-    patient = attention_phase._Training(student_of(dense, ENCODER, [0]))
+    patient = unit_phase._Training(student_of(dense, ENCODER, [0]))
     for error in (1, 2, 3, 4, 5):
         patient.note(error, 0)
     assert not patient.is_stopped
@@ -510,7 +508,7 @@ def test_calls_of_an_attention_are_freed_with_the_next(texts: Any) -> None:
     modules = [module_of(dense, name) for name in NAMES]
     batches = Texts(dense, texts[0]).batches("cpu", 32)
     earlier: list[Any] = []
-    with recorded_attentions(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
+    with recorded_modules(dense, modules, (batches, batches), "cpu", 1 << 30) as attentions:
         for recorded in attentions:
             assert len(recorded.train) == len(recorded.held_out) == len(batches)
             assert not any(some.train or some.held_out for some in earlier)
@@ -521,7 +519,7 @@ def test_calls_of_an_attention_are_freed_with_the_next(texts: Any) -> None:
 def test_an_interrupted_training_leaves_no_hooks(
     texts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_phase, "output_values", None)
+    monkeypatch.setattr(unit_phase, "output_values", None)
     dense = tiny.checkpoint()
     with pytest.raises(TypeError):
         train(dense, starts_of(dense), texts)
