@@ -8,7 +8,7 @@ from benchmarks import machine
 
 RESULTS = """# Results on real models and data
 
-Written by `python benchmarks/run.py selectors sizes latency real_chains depth --data FOLDER` (a
+Written by `python benchmarks/run.py unit_choice sizes latency real_chains depth --data FOLDER` (a
 folder with `sst2`, `stsb`, `wikitext-2`, `ptb` and `multi30k`); do not edit. More of the English to
 German results are in [benchmarks.md](benchmarks.md).
 """

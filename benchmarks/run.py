@@ -34,7 +34,7 @@ NAMES = (
 ON_GPU = NAMES[:4]
 PAGE = machine.ROOT / "docs" / "benchmarks.md"
 #: have a page of their own, and run only when they are named
-REAL = ("selectors", "sizes", "latency", "real_chains", "depth")
+REAL = ("unit_choice", "sizes", "latency", "real_chains", "depth")
 RESULTS = machine.ROOT / "docs" / "results.md"
 
 

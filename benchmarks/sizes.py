@@ -10,7 +10,7 @@ from benchmarks.context import CALIBRATION, MODEL, PRUNED, TUNED, Context
 from benchmarks.page import Section, Table
 from benchmarks.real_chains import chains, dense_of
 from benchmarks.runs import Artifact, Out, Run
-from benchmarks.selectors import amount, evaluate
+from benchmarks.unit_choice import amount, evaluate
 from benchmarks.spread import number
 
 ALLOCATIONS = ("uniform", "stat")

@@ -12,7 +12,7 @@ def draw(setups: Sequence[Any], tries: Sequence[dict[str, dict[str, Any]]]) -> b
     """Draw a panel for every model and kind: methods downward, scores to the right.
 
     Args:
-        setups: the models, see `selectors.Setup`.
+        setups: the models, see `unit_choice.Setup`.
         tries: of each, kind -> method -> what the probe printed.
 
     Returns:

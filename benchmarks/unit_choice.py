@@ -9,7 +9,7 @@ from benchmarks.context import CALIBRATION, MODEL, PRUNED, TUNED, Configuration,
 from benchmarks.page import Section, Table
 from benchmarks.real_chains import chains, dense_of
 from benchmarks.runs import Artifact, Out, Run
-from benchmarks.selectors_picture import draw
+from benchmarks.unit_choice_picture import draw
 from benchmarks.spread import number
 from composable import methods
 
@@ -107,7 +107,7 @@ def try_methods(context: Context, setup: Setup) -> dict[str, dict[str, Any]]:
 
     def one(kind: str, method: str) -> dict[str, Any]:
         run = context.runner.run(
-            "benchmarks/selectors_probe.py", setup.dense, measured, kind, method,
+            "benchmarks/unit_choice_probe.py", setup.dense, measured, kind, method,
             *map(str, RATES), "--data", setup.data, "--device", context.device, *few,
         )  # fmt: skip
         return run.report
