@@ -104,8 +104,8 @@ class Solution:
         weight: float32 (rows, n) on the CPU, exactly 0 where masked.
         residual: (X w - y)^T X, (rows, n) float64 on the device where it was computed: half the
             gradient of |X w - y|^2.
-        largest_coefficient: largest |T|, where all rows keep the same inputs and some go: T (kept, removed) is
-            the matrix with the removed inputs close to the kept ones times T, under the ridge.
+        largest_coefficient: largest |T|, where all rows keep the same inputs K and others, E, go:
+            T = (H_KK + ridge diag(H_KK))^-1 H_KE, and X_K T is close to X_E. None: not so.
     """
 
     weight: Tensor

@@ -76,7 +76,8 @@ def tune_variants(
             dense, variants, calibration, (train_texts, held_out), settings, folder, training.resume
         )
         tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
-        remedy = f"raise calibration_samples (now {len(train_texts)})"
+        tokens = min(facts["calibration_tokens"].values())
+        remedy = f"raise calibration_samples (now {tokens} tokens)"
     if result.is_main:
         made = {**readers[0].options, "solver": solver, "tuned": tuned}
         bundle.write(output, Bundle(dense.fingerprint, result.variants, made))

@@ -299,6 +299,16 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
         )
     ),
     *(
+        ("block_level_finetuning.py", {"--solver": "ls", "--ridge": value}, (message,), 2)
+        for value, message in (("-0.1", "-0.1 is not in the range"), ("nan", "nan"), ("inf", "inf"))
+    ),
+    *(
+        ("block_level_finetuning.py", {option: value}, (f"{option}: is no option", "grad"), 1)
+        for option, value in (
+            ("--ridge", "0.01"), ("--linear-solver", "exact"), ("--held-out-samples", "4"),
+        )
+    ),
+    *(
         (script, {option: value}, (message,), 1)
         for script in (*TRAININGS, "evaluate.py")
         for option, value, message in (

@@ -87,6 +87,8 @@ def test_defaults_chain(chain: Any, script: str) -> None:
         assert (folder / report["stats"]).read_text().splitlines()[0] == HEADER
         if script == BLOCK:
             assert (report["solver"], report["calibration"]) == ("hybrid", "calibration.npy")
+            tokens = min(report["calibration_tokens"].values())
+            assert report["tokens_per_input"] == pytest.approx(tokens / 48, abs=0.01)
             assert run.err.count("head_l1+l1") == 18  # the table: 6 attentions at 3 pairs of rates
         else:
             assert "epoch 1: trained" in run.err

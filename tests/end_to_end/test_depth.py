@@ -175,6 +175,7 @@ def test_texts_under_the_usual_key(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n{"text": "the man sits in the house"}\n')
     report = ok(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", "a.jsonl")
     assert (report["samples"], report["tokens"]) == (2, {"decoder": 8})
+    assert report["tokens_per_input"] == round(8 / 48, 2)
     first = ok(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data)
     sized = ok(
         tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data,

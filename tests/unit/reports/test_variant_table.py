@@ -16,9 +16,7 @@ STATS = {"error_before": 0.5, "error_after": 0.125, "tokens_per_input": 85.25}
 VARIANTS = [
     Variant(A, "attention", Entry(0.25, "head_l1", {"o": Entry(0.3, "alps")}), stats=STATS),
     Variant(WO, "linear", Entry(0.5, "l1"), stats={"error_before": 1e-3, "error_after": 0}),
-    Variant(
-        WO[:-3], "ffn", Entry(0.5, "neuron_l1"), stats={**STATS, "largest_coefficient": 5.625}
-    ),
+    Variant(WO[:-3], "ffn", Entry(0.5, "neuron_l1"), stats={**STATS, "largest_coefficient": 5.625}),
     Variant(WO[:-3], "ffn", Entry(1.0, "remove"), removed=True),
 ]
 
