@@ -125,12 +125,12 @@ class Context:
         """Run prune.py; masks and heads that need a calibration measure it (CALIBRATION)."""
         needs = masks != "l1" or heads != "l1"
         calibrating: list[Argument] = [
-            "--mask", masks, "--heads", heads, "--calibration", Out(CALIBRATION),
-            "--calibration-data", self.texts, *self.samples, "--device", self.device,
+            "--calibration", Out(CALIBRATION), "--calibration-data", self.texts, *self.samples,
+            "--device", self.device,
         ]  # fmt: skip
         return self.runner.run(
             "prune.py", "-m", self.dense(), "-c", scheme, "-o", Out(PRUNED),
-            *(calibrating if needs else []),
+            "--mask", masks, "--heads", heads, *(calibrating if needs else []),
         )  # fmt: skip
 
     def tune(

@@ -29,7 +29,15 @@ def variants(context: Context) -> tuple[Artifact, Run]:
         heads, linears = heads[:1], linears[:1]
     scheme = every(heads, UNIFORM.attention) | every(linears, UNIFORM.linear)
     pruned = context.runner.run(
-        "prune.py", "-m", dense, "-c", context.write("t5_small", scheme), "-o", Out("pruned.npy")
+        "prune.py",
+        "-m",
+        dense,
+        "-c",
+        context.write("t5_small", scheme),
+        "-o",
+        Out("pruned.npy"),
+        "--heads",
+        "l1",
     )
     return dense, pruned
 

@@ -17,6 +17,8 @@ from transformers import (
 from composable import families
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 
+#: Methods for plain rates that look at nothing but weights.
+BY_WEIGHTS = ("head_l1", "neuron_l1")
 WORDS = (
     "a the man woman dog cat child street house red blue green runs sits plays sleeps in on with "
     "and . ein eine der die mann frau hund katze kind straße haus rot blau grün läuft sitzt "

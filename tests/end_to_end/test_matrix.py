@@ -111,7 +111,9 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     place = {"calibration_data": str(folder), "calibration_samples": 40, "device": "cpu"}
     states = collect.block_moments(made, blocks_of(scheme), **place)
     scores = base.rank(ranking.by_name("random"), made, None, RandomOptions())
-    sources = Sources(measured.inputs, states, lambda m: torch.from_numpy(scores.importance(m)))
+    sources = Sources(
+        measured.inputs, states, lambda m: torch.from_numpy(scores.importance(m)), lambda m: 1
+    )  # fmt: skip
     variants = make_variants(made, scheme, sources=sources)
     assert {(v.kind, v.entry.method) for v in variants} >= {
         (kind, "remove" if method == support_table.REMOVAL else method)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from composable import ranking
+from composable.calibration import second_moments
 from composable.formats import bundle, scores_file
 from composable.formats.scores_file import Scores, UnitImportance
 from composable.models import checkpoint
@@ -35,7 +36,7 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
     assert set(report) == {"wrote", "method", "units", "seconds"}
     scheme(tmp_path, "--attention", 0.5, 0.25, "--ffn", 0.5, 0.25, "--linear", 0.3, 0)
     for gqa in ("per-group", "whole-groups"):
-        plain = variants(tmp_path, "--gqa", gqa)
+        plain = variants(tmp_path, "--gqa", gqa, "--method", "head_l1", "neuron_l1")
         scored = variants(tmp_path, "--gqa", gqa, "--scores", "scores.npz")
         assert plain.keys() == scored.keys()
         for key, one in scored.items():
@@ -56,6 +57,59 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
     assert options["scores"] == {"method": "random", "options": {"seed": 2}}
 
 
+@pytest.mark.parametrize("gqa", ["per-group", "whole-groups"])
+def test_units_by_stat_from_one_calibration(
+    gqa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured once; what the method chooses is what its scores choose."""
+    _, data = made_of("llama_gqa", tmp_path)
+    passes: list[str] = []
+    measure = second_moments.InputMoments.measure
+    monkeypatch.setattr(
+        second_moments.InputMoments, "measure",
+        lambda self, batch: (passes.append(script), measure(self, batch))[1],
+    )  # fmt: skip
+    script = "rank"
+    texts = ("--calibration-data", data, "--calibration-samples", 4096)
+    rank = ("rank_importance.py", "-m", "dense.pth", "--method", "stat", "--gqa", gqa, *texts)
+    ok(tmp_path, *rank)
+    assert passes
+    script = "prune"
+    scheme(tmp_path, "--attention", 0.5, 0.25, "--ffn", 0.5, 0.25)
+    by_stat, scored = (
+        variants(tmp_path, "--gqa", gqa, *texts, *args)
+        for args in (("--method", "stat"), ("--scores", "scores.npz"))
+    )
+    assert {v.entry.method for v in by_stat.values()} == {"stat"}
+    assert {v.entry.method for v in scored.values()} == {"ranked"}
+    assert {key: v.kept_units for key, v in by_stat.items()} == {
+        key: v.kept_units for key, v in scored.items()
+    }
+    options = bundle.open_bundle(tmp_path / "m.npy").options
+    assert options["scores"]["options"]["gqa"] == gqa
+    others = ("unit_wanda", "random") if gqa == "per-group" else ("fluctuation", "exchange")
+    for name in others:
+        found = variants(tmp_path, *texts, "--method", name)
+        assert name in {v.entry.method for v in found.values()}
+    assert "prune" not in passes
+    other = {"per-group": "whole-groups", "whole-groups": "per-group"}[gqa]
+    ended = call(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", other, "--scores", "scores.npz")
+    assert ended.code == 1
+    assert f"--gqa {other}: the scores scores.npz are of heads that leave {gqa}" in ended.err
+
+
+def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:
+    made_of("opt", tmp_path)
+    scheme(tmp_path, "--attention", 0.5, "--ffn", 0.5)
+    ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "random", "--seed", 7)
+    scored = variants(tmp_path, "--scores", "scores.npz")
+    found = variants(tmp_path, "--method", "random", "--seed", 7)
+    assert bundle.open_bundle(tmp_path / "m.npy").options["seed"] == 7
+    other = variants(tmp_path, "--method", "random", "--seed", 8)
+    kept, expected, others = ([v.kept_units for v in x.values()] for x in (found, scored, other))
+    assert kept == expected != others
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -66,6 +120,8 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
         (["--scores", "l1.npz", "--heads", "l1", "--method", "neuron_l1"],
          "--scores l1.npz: other options or methods decide on every attention and ffn"),
         (["--method", "ranked"], "method ranked needs a file of scores, and there is none"),
+        (["--heads", "l1", "--method", "neuron_l1", "--seed", 3],
+         "--seed 3: the scheme asks for no method random; leave it out."),
     ],
 )  # fmt: skip
 def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: str) -> None:

@@ -58,7 +58,7 @@ def _columns(module: Module, units: list[int]) -> torch.Tensor:
 
 def composed(made: Checkpoint, scheme: dict[str, float], **options: Any) -> tuple[Any, Any]:
     variants = make_variants(
-        made, {name: [Entry(rate)] for name, rate in scheme.items()}, **options
+        made, {name: [Entry(rate)] for name, rate in scheme.items()}, tiny.BY_WEIGHTS, **options
     )
     fresh = copy.deepcopy(made)
     return compose.compose(fresh, variants), variants

@@ -154,7 +154,9 @@ def test_maps_meet_pruned_modules_and_removed_layers() -> None:
     names = layer_names(made)
     variant = variant_of(made, 1, 2)
     others = make_variants(
-        made, {f"{names[0]}.self_attn": [Entry(0.5)], f"{names[3]}.mlp": [Entry(0.5)]}
+        made,
+        {f"{names[0]}.self_attn": [Entry(0.5)], f"{names[3]}.mlp": [Entry(0.5)]},
+        tiny.BY_WEIGHTS,
     )
     small = compose.compose(copy.deepcopy(made), [variant, *others])
     alone = compose.compose(copy.deepcopy(made), others)

@@ -9,14 +9,16 @@ import torch
 
 from composable import depth, ranking
 from composable.calibration.batching import Texts
-from composable.errors import ShapeError, UserError
+from composable.errors import ConfigError, ShapeError, UserError
 from composable.formats import scores_file
 from composable.formats.bundle import Variant
+from composable.formats.calibration_file import open_calibration
 from composable.formats.config import Entry
 from composable.formats.scores_file import Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base
+from composable.ranking.stat import StatOptions
 from composable.ranking.unit_weights import RandomOptions
 from composable.tasks.plain_texts import PlainTexts
 from composable.variants.pruning import Sources, make_variants
@@ -54,6 +56,68 @@ def test_ranked_by_l1_is_the_method_l1(layout: str, whole_groups: bool, tmp_path
         assert (one.module, one.kept_units, one.gqa) == (other.module, other.kept_units, other.gqa)
         assert one.tensors.keys() == other.tensors.keys()
         assert all(torch.equal(tensor, other.tensors[k]) for k, tensor in one.tensors.items())
+
+
+def stat_scores(made: Checkpoint, folder: Path, gqa: str) -> tuple[Scores, Any]:
+    """Scores of the ranker stat, and the moments that it measured."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{gqa}.npy"
+    words = np.random.default_rng(0).choice(tiny.WORDS, (60, 8))
+    texts = Texts(made, PlainTexts.of([" ".join(line) for line in words]))
+    options = StatOptions(gqa, str(path))
+    scores = base.rank(ranking.by_name("stat"), made, texts, options)
+    return scores, open_calibration(path, made.fingerprint).inputs
+
+
+@pytest.mark.parametrize("gqa", ["per-group", "whole-groups"])
+@pytest.mark.parametrize("layout", ["bert", "llama", "llama_gqa"])
+def test_stat_measures_what_least_squares_leaves(layout: str, gqa: str, tmp_path: Path) -> None:
+    """Against the pseudo-inverse, for every number of units that stay; and the method's choice."""
+    made = tiny.dense(layout)
+    scores, moments = stat_scores(made, tmp_path, gqa)
+    scheme, kept = {}, {}
+    for module in made.family.modules(made.model):
+        if module.kind not in ("attention", "ffn"):
+            continue
+        found = scores.units[module.name]
+        order = np.argsort(-found.importance)
+        assert len(set(found.importance)) == module.units
+        matrix = moments(module.output_path).matrix.numpy()
+        weight = made.model.get_parameter(f"{module.output_path}.weight").detach().double().numpy()
+        if module.kind == "ffn":
+            norms = np.linalg.norm(weight, axis=0)
+            matrix, weight = matrix * norms * norms[:, None], np.eye(module.units)
+        size = len(matrix) // module.units
+        groups, whole = module.groups, gqa == "whole-groups"
+        step = 1 if module.kind == "ffn" else module.units // groups if whole else groups
+        step = 1 if groups == module.units else step
+        square = np.sqrt((weight @ matrix * weight).sum())
+        for count in range(0, module.units + 1, step):
+            columns = (order[:count, None] * size + np.arange(size)).ravel()
+            left = weight.copy()
+            inverse = np.linalg.pinv(matrix[columns][:, columns], hermitian=True)
+            left[:, columns] -= weight @ matrix[:, columns] @ inverse
+            error = np.sqrt(max((left @ matrix * left).sum(), 0))
+            near = pytest.approx(error, rel=1e-3, abs=3e-3 * square)
+            if module.kind == "ffn" and count:
+                assert found.components["left"][order[count - 1]] == near
+            elif module.kind == "attention" and count < module.units:
+                assert list(found.components["error"][order[count : count + step]]) == [near] * step
+        for rate in RATES:
+            scheme.setdefault(module.name, []).append(Entry(rate))
+    source = Sources(moments, scores=lambda name: torch.from_numpy(scores.importance(name)))
+    for name in ("stat", "ranked"):
+        made_of = make_variants(made, scheme, (name,), source, gqa == "whole-groups")
+        kept[name] = [(v.module, v.entry.rate, v.kept_units) for v in made_of]
+    assert kept["stat"] == kept["ranked"]
+
+
+def test_stat_reads_what_the_whole_model_reads(tmp_path: Path) -> None:
+    texts = Texts(tiny.checkpoint(), PlainTexts.of(SENTENCES))
+    with pytest.raises(UserError, match="plain texts have no targets, and the decoder is measured"):
+        base.rank(ranking.by_name("stat"), tiny.checkpoint(), texts, StatOptions())
+    with pytest.raises(ConfigError, match="gqa some: expected per-group or whole-groups"):
+        StatOptions("some")
 
 
 def test_the_highest_stay() -> None:

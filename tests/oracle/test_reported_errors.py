@@ -100,7 +100,7 @@ def test_errors_are_those_of_composed_models(
     corpora = tuple(task.read(str(tmp_path / "data"), None, s, None) for s in ("train", "valid"))
     texts = Texts(dense, corpora[0]), Texts(dense, corpora[1])
     statistics = obtain.measure(dense, texts, tmp_path / "calibration.npy", 1 << 30)
-    pruned = make_variants(dense, scheme_of(dense))
+    pruned = make_variants(dense, scheme_of(dense), tiny.BY_WEIGHTS)
     bundle.write(tmp_path / "m.npy", bundle.Bundle(dense.fingerprint, pruned))
     pruned = bundle.open_bundle(tmp_path / "m.npy", dense.fingerprint).load_all()
     settings = least_squares.Settings(

@@ -40,7 +40,7 @@ def composed() -> Checkpoint:
         "decoder.block.1.layer.0.SelfAttention": [Entry(0.25, None, {"o": Entry(0.3)})],
         "encoder.block.1.layer.1.DenseReluDense.wi": [Entry(0.5)],
     }
-    return compose(tiny.checkpoint(), make_variants(tiny.checkpoint(), scheme))
+    return compose(tiny.checkpoint(), make_variants(tiny.checkpoint(), scheme, tiny.BY_WEIGHTS))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ LAYOUTS = ("t5_gated", "bert", "gpt2", "vit")
 
 def cut(made: Checkpoint, *numbers: int) -> Checkpoint:
     names = layer_names(made)
-    variants = make_variants(made, {names[i]: [Entry(1.0)] for i in numbers})
+    variants = make_variants(made, {names[i]: [Entry(1.0)] for i in numbers}, tiny.BY_WEIGHTS)
     return compose.compose(made, variants)
 
 
@@ -138,12 +138,16 @@ def test_adapters_compute_what_they_become(tmp_path: Path) -> None:
 def test_adapters_do_not_fill_masked_weights() -> None:
     made = made_of("llama")
     name = "model.layers.0.mlp.up_proj"
-    composed = compose.compose(copy.deepcopy(made), make_variants(made, {name: [Entry(0.5)]}))
+    composed = compose.compose(
+        copy.deepcopy(made), make_variants(made, {name: [Entry(0.5)]}, tiny.BY_WEIGHTS)
+    )
     with pytest.raises(MismatchError, match=f'lora: weights of "{name}" are masked'):
         prepare(composed, Heal("lora"))
     # a masked projection of an attention is none of them
     name = "model.layers.0.self_attn.o_proj"
-    composed = compose.compose(copy.deepcopy(made), make_variants(made, {name: [Entry(0.5)]}))
+    composed = compose.compose(
+        copy.deepcopy(made), make_variants(made, {name: [Entry(0.5)]}, tiny.BY_WEIGHTS)
+    )
     prepare(composed, Heal("lora"))()
 
 

@@ -53,7 +53,7 @@ def configuration(**kind: Any) -> dict[str, Entry]:
 
 
 def variants_of(made: checkpoint.Checkpoint, wanted: dict[str, Entry]) -> list[Variant]:
-    return make_variants(made, {name: [entry] for name, entry in wanted.items()})
+    return make_variants(made, {name: [entry] for name, entry in wanted.items()}, tiny.BY_WEIGHTS)
 
 
 def by_hand(model: Any, wanted: dict[str, Entry]) -> Any:

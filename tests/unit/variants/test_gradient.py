@@ -44,7 +44,7 @@ SCHEME = {
 
 
 def variants_of(dense: Checkpoint, scheme: dict[str, list[Entry]] = SCHEME) -> list[Variant]:
-    return make_variants(dense, scheme)
+    return make_variants(dense, scheme, tiny.BY_WEIGHTS)
 
 
 def batch_of(dense: Checkpoint, corpus: Corpus, count: int = 7) -> dict[str, Tensor]:

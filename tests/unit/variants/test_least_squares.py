@@ -73,7 +73,7 @@ def tune(
     settings = Settings(**{"solver": solver, "phase": PHASE, **changes})
     texts = texts_of(dense, corpora)
     return least_squares.tune(
-        dense, make_variants(dense, scheme), statistics, texts, settings, folder
+        dense, make_variants(dense, scheme, tiny.BY_WEIGHTS), statistics, texts, settings, folder
     )
 
 
@@ -102,7 +102,7 @@ def measured(variants: list[Variant], corpus: Any) -> list[tuple[float, float]]:
 def test_errors_are_those_of_running_the_variants(
     statistics: Any, corpora: Any, tmp_path: Path, solver_name: str
 ) -> None:
-    before = make_variants(tiny.checkpoint(), SCHEME)
+    before = make_variants(tiny.checkpoint(), SCHEME, tiny.BY_WEIGHTS)
     result = tune(statistics, corpora, tmp_path, solver_name)
     assert [v.module for v in result.variants] == [v.module for v in before]
     starts, ends = (measured(some, corpora[1]) for some in (before, result.variants))
@@ -120,7 +120,7 @@ def test_errors_are_those_of_running_the_variants(
 
 
 def test_masks_and_shapes_stay(statistics: Any, corpora: Any, tmp_path: Path) -> None:
-    before = make_variants(tiny.checkpoint(), SCHEME)
+    before = make_variants(tiny.checkpoint(), SCHEME, tiny.BY_WEIGHTS)
     for old, new in zip(
         before, tune(statistics, corpora, tmp_path, "hybrid").variants, strict=True
     ):
@@ -222,7 +222,7 @@ def test_the_ridge_pulls_toward_the_weights_of_the_variant(
 ) -> None:
     """Against the normal equations, for an `o` that is not the dense one any more."""
     dense = tiny.checkpoint()
-    (variant,) = make_variants(dense, {CROSS: [Entry(0.5)]})
+    (variant,) = make_variants(dense, {CROSS: [Entry(0.5)]}, tiny.BY_WEIGHTS)
     path, rows = (
         f"{CROSS}.o",
         torch.cat([torch.arange(8) + 8 * h for h in variant.kept_units or []]),
@@ -261,7 +261,7 @@ def test_what_held_out_texts_do_not_bear_out_is_not_kept(
     statistics = obtain.measure(dense, texts_of(dense, few), tmp_path / "calibration.npy", 1 << 30)
     phase = dataclasses.replace(PHASE, epochs=8)
     result = tune(statistics, few, tmp_path, solver_name, phase=phase)
-    pruned = make_variants(dense, SCHEME)
+    pruned = make_variants(dense, SCHEME, tiny.BY_WEIGHTS)
     errors = measured(result.variants, few[1]), measured(pruned, few[1])
     learned = [i for i, variant in enumerate(pruned) if variant.learns]
     for index, (after, _), (before, _) in zip(learned, *errors, strict=True):
@@ -359,7 +359,7 @@ def test_constant_inputs_leave_the_weights_as_pruned(
     corpora: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     dense = tiny.checkpoint()
-    variants = make_variants(dense, {WO: [Entry(0.5)]})
+    variants = make_variants(dense, {WO: [Entry(0.5)]}, tiny.BY_WEIGHTS)
     constant: Any = Constant()
     with caplog.at_level(logging.WARNING, "composable"):
         result = least_squares.tune(
@@ -387,7 +387,7 @@ def test_gradient_training_finds_no_better_linears(
     scheme = {WI: [Entry(0.5)], WO: [Entry(0.5)], CROSS_O: [Entry(0.3)]}
     solved = tune(statistics, corpora, tmp_path, scheme=scheme).variants
     further = trained(solved, corpora, tmp_path, 1, 0.01)
-    pruned = make_variants(tiny.checkpoint(), scheme)
+    pruned = make_variants(tiny.checkpoint(), scheme, tiny.BY_WEIGHTS)
     short, long = (trained(pruned, corpora, tmp_path, epochs, 0.05) for epochs in (2, 30))
     for best, after, early, late in zip(solved, further, short, long, strict=True):
         floor = best.stats["error_after"]
@@ -422,7 +422,7 @@ def test_composed_models_are_better_than_pruned_ones(embedded: Checkpoint, tmp_p
         for m in modules
         if not m.name.endswith(".o")
     }
-    pruned = make_variants(embedded, scheme)
+    pruned = make_variants(embedded, scheme, tiny.BY_WEIGHTS)
     solved = least_squares.tune(
         embedded, pruned, statistics, texts_of(embedded, corpora), Settings(solver="ls"), tmp_path
     ).variants

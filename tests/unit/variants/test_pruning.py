@@ -27,12 +27,8 @@ def dense() -> Any:
     return tiny.checkpoint()
 
 
-#: Methods that need nothing but weights.
-BY_WEIGHTS = ("head_l1", "neuron_l1")
-
-
 def made(dense: Any, scheme: dict[str, list[Entry]], *preferred: str) -> list[tuple[Any, ...]]:
-    variants = make_variants(dense, scheme, (*preferred, *BY_WEIGHTS))
+    variants = make_variants(dense, scheme, (*preferred, *tiny.BY_WEIGHTS))
     return [(v.module, v.entry, sorted(v.plain)) for v in variants]
 
 
@@ -114,7 +110,7 @@ def test_a_preferred_method_replaces_the_default_for_plain_rates_only(
 
 
 def one(dense: Any, name: str, entry: Entry) -> Variant:
-    (variant,) = make_variants(dense, {name: [entry]}, BY_WEIGHTS)
+    (variant,) = make_variants(dense, {name: [entry]}, tiny.BY_WEIGHTS)
     return variant
 
 
@@ -166,7 +162,7 @@ def test_parts_are_pruned_among_what_the_units_leave_of_them(dense: Any) -> None
     grams = {name: Gram(x.T @ x, x.sum(0), len(x)) for name, x in inputs.items()}
     entry = Entry(0.5, None, {"wi": Entry(0.25, "wanda"), "wo": Entry(0.5, "wanda")})
     sources = Sources(grams.__getitem__)
-    (variant,) = make_variants(dense, {FFN: [entry]}, BY_WEIGHTS, sources)
+    (variant,) = make_variants(dense, {FFN: [entry]}, tiny.BY_WEIGHTS, sources)
     kept = variant.kept_units
     assert kept is not None
     assert len(kept) == 24
@@ -210,7 +206,7 @@ def test_removed_modules_have_no_tensors(dense: Any, name: str) -> None:
 def test_the_dense_model_stays_as_it_is() -> None:
     dense, untouched = tiny.checkpoint(), tiny.checkpoint()
     scheme = {A: [pair(0.5, 0.5)], WI: [Entry(0.5)], LAYER: [Entry(1.0)]}
-    variants = make_variants(dense, scheme, BY_WEIGHTS)
+    variants = make_variants(dense, scheme, tiny.BY_WEIGHTS)
     for variant in variants:
         for tensor in variant.tensors.values():
             tensor.fill_(7.0)

@@ -71,7 +71,7 @@ def starts_of(
     dense: Checkpoint, names: tuple[str, ...] = NAMES, rates: tuple[float, ...] = (0.25, 0.5)
 ) -> dict[Key, Variant]:
     scheme = {name: [Entry(rate) for rate in rates] for name in names}
-    return {(v.module, v.entry.rate): v for v in make_variants(dense, scheme)}
+    return {(v.module, v.entry.rate): v for v in make_variants(dense, scheme, tiny.BY_WEIGHTS)}
 
 
 def train(
@@ -551,7 +551,7 @@ def test_starts_are_left_as_they_are(texts: Any) -> None:
 
 def test_masked_weights_stay_zero_and_the_others_learn(texts: Any) -> None:
     dense = tiny.checkpoint()
-    (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, {"o": Entry(0.5)})]})
+    (pair,) = make_variants(dense, {CROSS: [Entry(0.5, None, {"o": Entry(0.5)})]}, tiny.BY_WEIGHTS)
     trained = train(dense, {0: pair}, texts, SETTINGS)[0]
     mask = pair.masks["o.weight"]
     assert not trained.tensors["o.weight"][~mask].view(torch.int32).any()
