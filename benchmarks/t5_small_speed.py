@@ -75,12 +75,12 @@ def hybrid_seconds(context: Context) -> dict[str, float]:
     share = context.seconds(run) / run.wall_seconds
     parts = {
         name: float(run.report[f"{name}_seconds"]) * share
-        for name in ("calibration", "solve", "attention")
+        for name in ("calibration", "solve", "training")
     }
     start = context.seconds(run) - sum(parts.values())
     scale = FULL["calibration"] / FOR_HYBRID[0]
     parts["calibration"] *= scale
-    parts["attention"] *= scale
+    parts["training"] *= scale
     return {**parts, "start": start, "whole": start + sum(parts.values())}
 
 
@@ -101,12 +101,12 @@ def geometry_table(context: Context, epochs: dict[str, int]) -> tuple[Table, dic
          number(here["hybrid"]), number(here["grad"] / here["hybrid"])],
         ["T5-small", number(grad["step"]), mark + number(grad["whole"]),
          mark + number(hybrid["calibration"]), number(hybrid["solve"]),
-         mark + number(hybrid["attention"]), mark + number(hybrid["whole"]),
+         mark + number(hybrid["training"]), mark + number(hybrid["whole"]),
          mark + number(grad["whole"] / hybrid["whole"])],
     ]  # fmt: skip
     table = Table(
         ["geometry", "grad: a step", "grad: whole", "hybrid: calibration", "solve",
-         "attention phase", "hybrid: whole", "ratio"],
+         "training", "hybrid: whole", "ratio"],
         rows,
         title=f"As the model grows, {context.clock}: T5-small's geometry (d 512, 6+6 layers, 8 "
         "heads of 64, ffn 2048, random weights), 180 variants: 18 attentions and 42 "
@@ -115,7 +115,7 @@ def geometry_table(context: Context, epochs: dict[str, int]) -> tuple[Table, dic
         f"measured; whole: {count} epochs of Multi30K, {grad['steps']:.0f} steps, as many "
         f"epochs as grad took on this page's model. hybrid: measured with {FOR_HYBRID[0]} "
         f"calibration and {FOR_HYBRID[1]} validation sentences and no early stopping; "
-        f"calibration and attention phase times {FULL['calibration'] // FOR_HYBRID[0]}, the "
+        f"calibration and training times {FULL['calibration'] // FOR_HYBRID[0]}, the "
         "solve as measured, since it does not depend on the texts. The errors of random "
         "weights mean nothing and are left out.",
     )  # fmt: skip

@@ -24,8 +24,8 @@ OF_LEAST_SQUARES = ("linear_solver", "ridge", "held_out_samples")
     "--solver",
     type=click.Choice(["hybrid", "ls", "grad"]),
     default="hybrid",
-    help="hybrid: least squares, then a short training of pruned attentions; ls: least squares "
-    "alone; grad: all variants by gradient.",
+    help="hybrid: least squares, then a short training of attentions and ffns that lost heads or "
+    "neurons; ls: least squares alone, faster; grad: all variants by gradient.",
 )
 @click.option(
     "--linear-solver",
@@ -54,9 +54,10 @@ def main(
     """Fit all variants to their dense modules' outputs, each as if it were alone.
 
     The least-squares forms measure the inputs of every module once (--calibration) and solve.
-    --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of pruned
-    attentions on the calibration texts (hybrid: 4 epochs, batches of 16, lr 0.08), or of all
-    variants on the whole training split (grad: 4 epochs, batches of 64, lr 0.04).
+    --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of attentions and
+    ffns that lost heads or neurons on the calibration texts (hybrid: 4 epochs, batches of 16, lr
+    0.08; ffns take batches of as many tokens and a quarter of the lr), or of all variants on the
+    whole training split (grad: 4 epochs, batches of 64, lr 0.04).
 
     A variant stays as it was pruned where that is better on the held-out texts. Beside the CSV of
     the summed losses, NAME_variants.csv lists every variant with its relative error before and

@@ -64,11 +64,13 @@ class LastLinear:
 
     def unmasked(self, variant: Variant) -> Variant:
         """Return a variant with the dense weights where its own are masked."""
-        if f"{self.prefix}weight" not in variant.masks:
+        name = f"{self.prefix}weight"
+        if name not in variant.masks:
             return variant
+        masks = {other: mask for other, mask in variant.masks.items() if other != name}
         own, mask = self.read(variant)
         tensors = self.write(torch.where(mask, own, self.weight), variant)
-        return dataclasses.replace(variant, tensors=variant.tensors | tensors, masks={})
+        return dataclasses.replace(variant, tensors=variant.tensors | tensors, masks=masks)
 
     def own(self, variant: Variant) -> tuple[Tensor, Tensor]:
         """Return the weight that a variant has, on its own columns, and where its mask keeps it."""

@@ -18,7 +18,7 @@ class Result:
         kept: whose weights each has: "pruned", "ls" or "trained"; None for a removed module.
         seconds: spent on each; what is spent on several counts in equal parts.
         rows: the stats, one per epoch; those of least squares are 0 as pruned, 1 solved, 2 after
-            the attentions' gradient phase.
+            the training of modules that lost units.
         report: for the closing JSON report.
         is_main: whether this process writes the files.
         folder: finished parts or checkpoints, to be removed when the results are safe.

@@ -102,16 +102,19 @@ def _settings(
     training: train.Options, solver: str, linear_solver: str, ridge: float, memory_budget: int
 ) -> least_squares.Settings:
     """Turn the options of the script into settings of the least-squares forms."""
+    device = devices.select_device(training.device)
+    is_half = devices.select_dtype(training.dtype, device) == "bfloat16"
     phase = Phase(
         epochs=training.epochs,
         batch_size=training.batch_size,
         lr=training.lr,
         patience=training.early_stop,
         seed=training.seed,
-        device=devices.select_device(training.device),
+        device=device,
+        dtype="bfloat16" if is_half else "float32",
         budget=memory_budget,
     )
-    return least_squares.Settings(solver, linear_solver, ridge, phase.device, phase)
+    return least_squares.Settings(solver, linear_solver, ridge, device, phase)
 
 
 def _warn(variants: list[Variant], kept: list[str | None], remedy: str) -> None:

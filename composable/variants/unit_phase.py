@@ -18,6 +18,7 @@ from composable.calibration.recorded_calls import (
     output_values,
 )
 from composable.formats.bundle import Variant
+from composable.linalg import kernels
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
 from composable.variants.students import Student
@@ -26,6 +27,7 @@ log = logging.getLogger("composable")
 Key = TypeVar("Key", bound=Hashable)
 BETAS = (0.8, 0.99)  # a few hundred steps are too short for Adam's usual long memory
 WARMUP = 0.125  # share of all steps
+FFN_SHARE = 0.25  # of the step of an attention, as measured: docs/training.md
 SMALLEST = 1e-3  # mean size of weights below which steps do not get smaller; as Adafactor's
 
 
@@ -38,11 +40,12 @@ class Settings:
         batch_size: samples per step; of an ffn, as many tokens as so many samples have on
             average. Many small steps did better than few large ones.
         lr: peak size of a step relative to the root mean square of the dense weight, as
-            Adafactor's: q, k, v and o are of very different size. After linear warm-up it
-            decays linearly.
+            Adafactor's: q, k, v and o are of very different size. Ffns take `FFN_SHARE` of it.
+            After linear warm-up it decays linearly.
         patience: epochs without a lower held-out error before a variant stops; 0 never stops.
         seed: of the order of the batches.
         device: where all runs.
+        dtype: of autocast while ffns train, float32 or bfloat16; errors are measured in float32.
         budget: bytes that recorded calls may take; modules that do not fit wait for another
             pass of the dense model.
     """
@@ -53,6 +56,7 @@ class Settings:
     patience: int = 2
     seed: int = 42
     device: str = "cpu"
+    dtype: str = "float32"
     budget: int = 4 << 30
 
 
@@ -114,14 +118,17 @@ def train(
     Returns:
         The same keys -> what became of the variants.
     """
+    is_ffn = recorded.module.kind == "ffn"
+    dtype = getattr(torch, settings.dtype) if is_ffn else torch.float32
+    lr = settings.lr * (FFN_SHARE if is_ffn else 1)
     running = {}
     for key, start in starts.items():
         student = Student(start, recorded.module, dense.family, dense.model).to(settings.device)
         student.eval().mask_gradients()
-        running[key] = _Training(student)
+        running[key] = _Training(student, dtype)
     holder = dense.model.get_submodule(recorded.module.holder)
     steps = settings.epochs * len(recorded.train)
-    optimizer, schedule = _optimizer(running.values(), holder, steps, settings.lr)
+    optimizer, schedule = _optimizer(running.values(), holder, steps, lr)
     for training in running.values():
         training.note(mean_error(training.student, recorded.held_out), settings.patience)
     for epoch in range(settings.epochs):
@@ -149,23 +156,27 @@ class _Training:
 
     Attributes:
         student: its weights, present and best.
+        dtype: of autocast while it trains.
         history: mean squared error on the held-out texts, of the start and after every epoch.
         losses: mean squared error on the training texts, while the weights moved, of every epoch.
         is_stopped: it trains no more.
     """
 
     student: Student
+    dtype: torch.dtype = torch.float32
     history: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     is_stopped: bool = False
 
     def add_gradient(self, call: Call) -> Tensor:
         """Add the gradient of the mean squared error to the weights; return the squared error."""
-        output: Tensor = self.student(*call.args, **call.kwargs)
+        with kernels.autocast(call.target.device, self.dtype):
+            output: Tensor = self.student(*call.args, **call.kwargs)
         difference = call.difference(output.detach())
         square = difference.square().sum()
         # what autograd would make of the loss, in one operation instead of six
-        output.backward(difference.mul_(2 / (call.valid.tokens * difference.shape[-1])))
+        gradient = difference.mul_(2 / (call.valid.tokens * difference.shape[-1]))
+        output.backward(gradient.to(output.dtype))
         return square
 
     def note(self, error: float, patience: int) -> None:

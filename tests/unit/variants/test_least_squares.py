@@ -316,12 +316,12 @@ def test_pairs_train_half_as_long_with_half_the_step(
 
 
 def test_options_of_the_command_reach_the_solver() -> None:
-    options = train.Options(epochs=3, batch_size=5, lr=0.3, early_stop=7, seed=11, device="cpu")
-    phase = unit_phase.Settings(
-        epochs=3, batch_size=5, lr=0.3, patience=7, seed=11, device="cpu", budget=3072
-    )
-    wanted = Settings("hybrid", "exact", 0.5, device="cpu", phase=phase)
-    assert tuning._settings(options, "hybrid", "exact", 0.5, 3 * 1024) == wanted
+    shared: dict[str, Any] = {"epochs": 3, "batch_size": 5, "lr": 0.3, "seed": 11, "device": "cpu"}
+    for dtype, taken in (("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "float32")):
+        options = train.Options(early_stop=7, dtype=dtype, **shared)
+        phase = unit_phase.Settings(patience=7, dtype=taken, budget=3072, **shared)
+        wanted = Settings("hybrid", "exact", 0.5, device="cpu", phase=phase)
+        assert tuning._settings(options, "hybrid", "exact", 0.5, 3 * 1024) == wanted
 
 
 def test_one_warning_counts_what_stays_as_pruned(caplog: pytest.LogCaptureFixture) -> None:

@@ -365,6 +365,11 @@ def test_neither_company_nor_order_nor_budget_matters(
                 assert torch.equal(tensor, other[key].tensors[name])
 
 
+def test_attentions_train_in_float32(texts: Any) -> None:
+    one, other = (run(texts, (CROSS,), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert [result.history for result in one.values()] == [r.history for r in other.values()]
+
+
 def test_the_seed_matters(texts: Any) -> None:
     first, second = (run(texts, (ENCODER,), seed=seed) for seed in (1, 2))
     assert first[ENCODER, 0.5].history[0] == second[ENCODER, 0.5].history[0]
