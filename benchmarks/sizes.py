@@ -10,8 +10,8 @@ from benchmarks.context import CALIBRATION, MODEL, PRUNED, TUNED, Context
 from benchmarks.page import Section, Table
 from benchmarks.real_chains import chains, dense_of
 from benchmarks.runs import Artifact, Out, Run
-from benchmarks.unit_choice import amount, evaluate
 from benchmarks.spread import number
+from benchmarks.unit_choice import amount, evaluate
 
 ALLOCATIONS = ("uniform", "stat")
 #: Of SmolLM2's layers' parameters, and of MiniLM's MACs.

@@ -9,8 +9,8 @@ from benchmarks.context import CALIBRATION, MODEL, PRUNED, TUNED, Configuration,
 from benchmarks.page import Section, Table
 from benchmarks.real_chains import chains, dense_of
 from benchmarks.runs import Artifact, Out, Run
-from benchmarks.unit_choice_picture import draw
 from benchmarks.spread import number
+from benchmarks.unit_choice_picture import draw
 from composable import methods
 
 RATES = (0.2, 0.5)

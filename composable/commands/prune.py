@@ -89,7 +89,7 @@ def main(
         raise UserError(f"--seed {seed}: the scheme asks for no method random; leave it out.")
     if "inputs" in needs:
         calibration, texts = _calibrate(dense, options)
-        inputs, facts = calibration.inputs, {"calibration": str(calibration.path)}
+        inputs, facts = calibration.inputs, collect.facts_of(calibration)
     if "states" in needs:
         blocks = pruning.blocks_of(scheme)
         states = collect.block_moments(dense, blocks, texts=texts, **options)
