@@ -18,7 +18,7 @@ HEADS = {"l1": "head_l1", "gram": "head_gram"}
 @cli.path_option("-p", "--test-model", text="Also compose a model of first variants.")
 @click.option(
     "--mask",
-    type=click.Choice(["l1", "wanda", "obs", "sparsegpt", "alps"]),
+    type=click.Choice(["l1", "wanda", "wanda_matrix", "obs", "sparsegpt", "alps"]),
     help="Which weights go at plain rates.  [default: l1]",
 )
 @click.option(

@@ -16,10 +16,10 @@ from composable.methods.ranked import RANKED
 from composable.methods.sparsegpt import SPARSEGPT
 from composable.methods.stat import STAT
 from composable.methods.unit_wanda import UNIT_WANDA
-from composable.methods.wanda import WANDA
+from composable.methods.wanda import WANDA, WANDA_MATRIX
 
 METHODS: tuple[Method, ...] = (
-    *(L1, WANDA, OBS, SPARSEGPT, ALPS),
+    *(L1, WANDA, WANDA_MATRIX, OBS, SPARSEGPT, ALPS),
     *(HEAD_L1, HEAD_GRAM),
     *(NEURON_L1, EXCHANGE),
     *(STAT, UNIT_WANDA, FLUCTUATION, RANKED, RANDOM),

@@ -33,7 +33,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     "download_model.py": {"-m": "{pretrained}", "-o": "{out}/model.pth"},
     "config_generator.py": {"-m": "{model}", "-o": "{out}/conf.json"},
     "prune_scheme_generator.py": {"-i": "{conf}", "-o": "{out}/conf_prune.json"},
-    "prune.py": {"-m": "{model}", "-c": "{scheme}", "-o": "{out}/modules.npy"},
+    "prune.py": {
+        "-m": "{model}", "-c": "{scheme}", "-o": "{out}/modules.npy", "--heads": "l1",
+    },
     "compose_model.py": {
         "-m": "{model}", "-p": "{modules}", "-c": "{conf}", "-n": "0", "-o": "{out}/composed.pth",
     },

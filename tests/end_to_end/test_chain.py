@@ -25,11 +25,11 @@ from tests.paths import ROOT
 CHAIN = {
     "config_generator.py": ["conf.json"],
     "prune_scheme_generator.py": ["conf_prune.json"],
-    "prune.py": ["modules.npy"],
+    "prune.py": ["modules.npy", "calibration.npy"],
     "compose_model.py": ["model/composed.pth"],
     "baseline_finetuning.py": ["model/baseline.pth", "stats_baseline.csv"],
     "block_level_finetuning.py": [
-        "modules_finetuned.npy", "stats_block.csv", "stats_block_variants.csv", "calibration.npy",
+        "modules_finetuned.npy", "stats_block.csv", "stats_block_variants.csv",
     ],
     "model_level_finetuning.py": ["model/finetuned.pth", "stats_model.csv"],
     "evaluate.py": [],
@@ -89,7 +89,8 @@ def test_defaults_chain(chain: Any, script: str) -> None:
             assert (report["solver"], report["calibration"]) == ("hybrid", "calibration.npy")
             tokens = min(report["calibration_tokens"].values())
             assert report["tokens_per_input"] == pytest.approx(tokens / 48, abs=0.01)
-            assert run.err.count("head_l1+l1") == 18  # the table: 6 attentions at 3 pairs of rates
+            # the table: 6 attentions at 3 pairs of rates
+            assert run.err.count("head_gram+l1") == 18
         else:
             assert "epoch 1: trained" in run.err
             assert report["epochs"] >= 1
@@ -351,7 +352,8 @@ class Bench:
 
     def prune(self, scheme: dict[str, list[Any]], output: str, *more: Any) -> dict[str, Any]:
         (self.folder / "conf_prune.json").write_text(json.dumps(scheme))
-        return call("prune.py", "-m", self.model, "-o", output, *more, cwd=self.folder).report
+        args = ("-m", self.model, "-o", output, "--heads", "l1", *more)
+        return call("prune.py", *args, cwd=self.folder).report
 
     def compose(
         self,
@@ -498,7 +500,8 @@ def test_a_pair_missing_from_a_hand_edited_scheme_is_named(
     del scheme[ATTENTION][2], scheme[WI][1]
     (tmp_path / "conf_prune.json").write_text(json.dumps(scheme))
     shutil.copy(workshop.conf, tmp_path / "conf.json")
-    assert call("prune.py", "-m", workshop.model, cwd=tmp_path).report["variants"] == 32
+    made = call("prune.py", "-m", workshop.model, "--heads", "l1", cwd=tmp_path)
+    assert made.report["variants"] == 32
     args = ("-q", "-m", workshop.model, "-p", "modules.npy", "-n")
     before = files_in(tmp_path)
     run = call(script, *args, 2, cwd=tmp_path)

@@ -96,7 +96,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for script, args in (
             ("config_generator.py", "--attention 0.5 --linear 0.3 -n 1"),
             ("prune_scheme_generator.py", ""),
-            ("prune.py", ""),
+            ("prune.py", "--heads l1"),
             ("compose_model.py", "-o composed.pth"),
         ):
             model = () if script.startswith("prune_s") else ("-m", "model.pth")
@@ -262,8 +262,9 @@ def test_another_bundle_does_not_continue_this_one(place: Place) -> None:
         (place.folder / "conf_prune.json").read_text().replace("0.3", "0.4")
     )
     place.server.run(
-        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", cwd=place.folder
-    )
+        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", "--heads", "l1",
+        cwd=place.folder,
+    )  # fmt: skip
     kill_late(place)
     assert place.train(BLOCK, "-p", "less.npy").report["resumed_from_epoch"] is None
 

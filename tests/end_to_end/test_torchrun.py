@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for script, args in (
             ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3 -n 1"),
             ("prune_scheme_generator.py", ""),
-            ("prune.py", "-m model.pth"),
+            ("prune.py", "-m model.pth --heads l1"),
             ("prune_scheme_generator.py", "-i removed.json -o removed_prune.json"),
             ("prune.py", "-m model.pth -c removed_prune.json -o removed.npy"),
         ):

@@ -132,6 +132,10 @@ def test_wanda_equals_a_plain_loop(rate: float) -> None:
     found = prune("wanda", linear(weight), rate, gram(x))
     assert found.tolist() == expected.tolist()
     assert np.ptp(found.sum(1)) <= 1
+    expected = lowest_go(scores, math.floor(77 * rate + 0.5))
+    found = prune("wanda_matrix", linear(weight), rate, gram(x))
+    assert found.tolist() == expected.tolist()
+    assert np.ptp(found.sum(1)) > 1
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -323,7 +327,9 @@ def test_counts_are_exact(name: str, rows: int, n: int) -> None:
         assert (~prune(name, linear(weight, True), rate, gram(x))).sum() == gone.sum()
 
 
-@pytest.mark.parametrize("name", ["obs", "sparsegpt"])  # what alps removes can come back
+@pytest.mark.parametrize(
+    "name", ["wanda_matrix", "obs", "sparsegpt"]
+)  # what alps removes can come back
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.9])
 def test_of_equal_weights_the_lower_index_goes(name: str, rate: float) -> None:
     inputs = Gram(4 * torch.eye(10).double(), torch.zeros(10).double(), 40)
@@ -365,7 +371,7 @@ def test_greedy_heads_leave_less_loss_than_heads_of_the_smallest_weights() -> No
         assert losses[0] < 0.9 * losses[1]
 
 
-@pytest.mark.parametrize("name", ["l1", "wanda", "obs"])
+@pytest.mark.parametrize("name", ["l1", "wanda", "wanda_matrix", "obs"])
 def test_masks_nest_as_the_rate_falls(name: str) -> None:
     x, weight = correlated(12, 60, 9), weights(8, 12)
     masks = [prune(name, linear(weight), i / 40, gram(x)) for i in range(1, 40)]

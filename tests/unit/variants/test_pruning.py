@@ -234,11 +234,11 @@ def test_the_dense_model_stays_as_it_is() -> None:
         ({A: [pair(0.25, 0.3, None, "head_l1")]}, f'"{A}.o" at rate 0.3: head_l1 does not prune'),
         (
             {WI: [Entry(0.3, "magic")]},
-            'unknown method "magic"; known are l1, wanda, obs, ',
+            'unknown method "magic"; known are l1, wanda, wanda_matrix, obs, ',
         ),
         (
             {FFN: [Entry(1.0, "magic")]},
-            'unknown method "magic"; known are l1, wanda, obs, ',
+            'unknown method "magic"; known are l1, wanda, wanda_matrix, obs, ',
         ),
         ({WI: [Entry(1.0)]}, f'"{WI}": a linear cannot be removed whole (rate 1) yet'),
         (
