@@ -1,4 +1,4 @@
-"""Wanda: the weights with the smallest product of size and input norm go, per row or per matrix."""
+"""Wanda: the weights with the smallest product of size and input norm go, by row or by matrix."""
 
 import torch
 from torch import Tensor

@@ -67,7 +67,7 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     choose = ("config_generator.py", "-m", model, "--scores", "scores.npz", *stack)
     ok(tmp_path, *choose, "--drop-layers", 1, 2, "--attention", 0.5, 0.25)
     ok(tmp_path, "prune_scheme_generator.py")
-    ok(tmp_path, "prune.py", "-m", model)
+    ok(tmp_path, "prune.py", "-m", model, "--heads", "l1")
     scores = scores_file.load(tmp_path / "scores.npz").blocks(names[-1])
     first, _ = layer_choice.best_block(scores, 2)
     ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
