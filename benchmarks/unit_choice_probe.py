@@ -3,6 +3,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main(
     from composable import tasks
     from composable.calibration.collect import calibrate
     from composable.formats.config import Entry
+    from composable.methods.random import seed_of
     from composable.models import checkpoint
     from composable.variants import least_squares, pruning
     from composable.variants.compose import compose
@@ -46,7 +48,7 @@ def main(
     names = [m.name for m in dense.family.modules(dense.model) if m.kind == kind and m.units]
     scheme = {name: [Entry(rate, method) for rate in rates] for name in names}
     started = time.process_time()
-    sources = pruning.Sources(inputs=found.inputs, seed=42)
+    sources = pruning.Sources(inputs=found.inputs, seed=functools.partial(seed_of, 42))
     variants = pruning.make_variants(dense, scheme, sources=sources)
     chosen = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,7 @@ def main(
         composed = compose(dataclasses.replace(dense, model=model), parts)
         usual = {"num_beams": 1, "max_length": 80, "batch_tokens": 8192, "window": None}
         _, report = task.evaluate(composed, corpus, {**usual, "device": device, "dtype": "float32"})
-        return {"score": report[task.main], "loss": report["loss"]}
+        return {"score": report[task.main]["value"], "loss": report["loss"]}
 
     def error(key: str, rate: float) -> float:
         values = [v.stats[key] for v in fitted if v.entry.rate == rate]

@@ -57,6 +57,29 @@ def refuse_unused_choices(options: dict[str, Any]) -> None:
             raise ConfigError(f"{flag} needs --drop-layers N or --layers; add one of them.")
 
 
+def asked_rates(
+    given: dict[str, tuple[float, ...]],
+    number: int | None,
+    drop_layers: tuple[int, ...],
+    layers: tuple[str, ...],
+    choice: dict[str, Any],
+) -> tuple[Any, dict[str, list[float]]]:
+    """Read what the command line says without --sizes; for the errors see `chosen_rates`.
+
+    Returns:
+        For every configuration the number of layers to drop, or their numbers; () where none are.
+        And the rates by kind. `protect` of `choice` becomes a list of numbers.
+    """
+    if drop_layers and layers:
+        raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
+    flag = "--layers" if layers else "--drop-layers"
+    cuts = [cli.parse_numbers(text, "--layers") for text in layers] or drop_layers
+    if not cuts:
+        refuse_unused_choices(choice)
+    choice["protect"] = cli.parse_numbers(choice["protect"], "--protect")
+    return cuts, chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
+
+
 def refuse_beside_sizes(sizes: tuple[float, ...], number: int | None) -> None:
     """Refuse what says something else than --sizes, or belongs to it where it is not given."""
     for name, flag in cli.given_options().items():
@@ -76,10 +99,10 @@ def refuse_beside_sizes(sizes: tuple[float, ...], number: int | None) -> None:
 def sized_configurations(
     dense: Any,
     sizes: tuple[float, ...],
-    metric: str,
-    allocation: str,
     scores: Path | None,
     gqa: str | None,
+    metric: str,
+    allocation: str,
 ) -> tuple[list[Any], tuple[dict[str, float], bool]]:
     """Divide sizes among the modules of a dense model, see `ranking.sizes.Allocator`.
 
@@ -240,34 +263,24 @@ def main(
     """
     refuse_beside_sizes(sizes, number)
     given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
-    if drop_layers and layers:
-        raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
-    flag = "--layers" if layers else "--drop-layers"
-    cuts = [cli.parse_numbers(text, "--layers") for text in layers] or drop_layers
-    if not cuts and not sizes:
-        refuse_unused_choices(choice)
-    choice["protect"] = cli.parse_numbers(choice["protect"], "--protect")
-    if not sizes:
-        rates = chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
+    cuts, rates = ((), {}) if sizes else asked_rates(given, number, drop_layers, layers, choice)
     files.check_writable(output)
     from composable.models import checkpoint
     from composable.ranking import layer_choice
 
     loaded = checkpoint.load(model)
     loaded.require_dense(model, "config_generator.py")
-    modules = loaded.family.modules(loaded.model)
-    by_name = {module.name: module for module in modules}
-    said: dict[str, Any] = {}
+    by_name = {module.name: module for module in loaded.family.modules(loaded.model)}
     how: tuple[Any, ...] = ()
     if sizes:
-        asked = (metric or METRICS[0], allocation or ALLOCATIONS[0])
-        configurations, how = sized_configurations(loaded, sizes, *asked, choice["scores"], gqa)
-        said["sizes"] = dict(zip(("sizes", "metric", "allocation"), (sizes, *asked), strict=True))
+        asked = {"metric": metric or METRICS[0], "allocation": allocation or ALLOCATIONS[0]}
+        configurations, how = sized_configurations(loaded, sizes, choice["scores"], gqa, **asked)
+        said: dict[str, Any] = {"sizes": sizes, **asked}
     else:
         dropped = layer_choice.configurations(loaded, cuts, **choice) if cuts else None
-        configurations = config.uniform_configurations(modules, rates, dropped)
-        said["rates"] = rates
-        said |= {"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}
+        configurations = config.uniform_configurations([*by_name.values()], rates, dropped)
+        gone = {"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}
+        said = {"rates": rates, **gone}
     for i, configuration in enumerate(configurations):
         config.check_configuration(configuration, by_name, f"{output}[{i}]")
     costs = shares(loaded, configurations, *how)

@@ -162,7 +162,7 @@ class Allocator:
         self._costs = [cost.step_cost(model, one, metric, self.lengths) for one in self.modules]
         self._total = cost.total(model, family, metric, self.lengths)
         self._fixed = self._total - float(np.dot(self._costs, steps))
-        self._errors = measured and [errors_by_steps(measured, one) for one in self.modules]
+        self._errors = [errors_by_steps(measured, one) for one in self.modules] if measured else []
 
     def configuration(self, size: float) -> Configuration:
         """Choose what every module keeps so that the model keeps a size, and never more.

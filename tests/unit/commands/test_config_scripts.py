@@ -158,9 +158,8 @@ def test_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path) 
     report = json.loads(out)
     assert report["configurations"] == 2
     assert report["modules"] == {"attention": 6, "linear": 14, "ffn": 4}
-    assert report["sizes"] == {
-        "sizes": [0.8, 0.5], "metric": "layer-parameters", "allocation": "uniform",
-    }  # fmt: skip
+    assert report["sizes"] == [0.8, 0.5]
+    assert (report["metric"], report["allocation"]) == ("layer-parameters", "uniform")
     shares = [one["shares"]["layer_parameters"] for one in report["costs"]]
     assert shares == pytest.approx([0.8, 0.5], abs=0.01)
     assert all(share <= size for share, size in zip(shares, [0.8, 0.5], strict=True))
