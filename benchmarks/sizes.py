@@ -94,7 +94,7 @@ class Family:
 
 def share(sized: Run, index: int, metric: str) -> str:
     """What config_generator.py says a configuration keeps of a metric."""
-    return f"{sized.report['costs'][index][metric]:.1%}"
+    return f"{sized.report['costs'][index]['shares'][metric]:.1%}"
 
 
 def language_model(context: Context) -> tuple[Table, Any]:
