@@ -83,15 +83,21 @@ def amount(context: Context) -> tuple[str, ...]:
 
 
 def calibration(context: Context, setup: Setup) -> Artifact:
-    """Measure the statistics once, for all methods."""
+    """Measure the statistics of both splits once, for all methods."""
     kinds = context.runner.run("benchmarks/probes.py", "modules", setup.dense).report["kinds"]
     one = next(name for name, kind in kinds.items() if kind == "ffn")
     scheme = context.write("one", {one: [{"rate": 0.5, "method": "stat"}]})
-    run = context.runner.run(
-        "prune.py", "-m", setup.dense, "-c", scheme, "-o", Out(PRUNED), *amount(context),
-        "--calibration", Out(CALIBRATION), "--calibration-data", setup.data,
+    reading = (*amount(context), "--calibration-data", setup.data, "--device", context.device)
+    pruned = context.runner.run(
+        "prune.py", "-m", setup.dense, "-c", scheme, "-o", Out(PRUNED),
+        "--calibration", Out(CALIBRATION), *reading,
     )  # fmt: skip
-    return run.output(CALIBRATION)
+    fitted = context.runner.run(
+        "block_level_finetuning.py", "--solver", "ls", "-m", setup.dense,
+        "-p", pruned.output(PRUNED), "-o", Out(TUNED), "--stats", Out("stats.csv"),
+        "--calibration", Out(CALIBRATION), "--checkpoint-dir", Out("checkpoints"), *reading,
+    )  # fmt: skip
+    return fitted.output(CALIBRATION)
 
 
 def selectors(kind: str) -> list[str]:
