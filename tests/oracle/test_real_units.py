@@ -48,7 +48,12 @@ def smollm2() -> tuple[Checkpoint, list[Texts]]:
     ids = dense.tokenizer(text, return_tensors="pt")["input_ids"][0]
     windows = ids[: 20 * 512].view(20, 512)
     parts = (windows[:16], windows[16:])
-    return dense, [GivenBatches([{"input_ids": rows} for rows in part.split(4)]) for part in parts]
+    return dense, [GivenBatches([batch_of(rows) for rows in part.split(4)]) for part in parts]
+
+
+def batch_of(ids: Tensor) -> dict[str, Tensor]:
+    """Token ids (samples, tokens) as a model reads them; T5 has the same ones as targets."""
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
 
 def minilm() -> tuple[Checkpoint, list[Texts]]:
@@ -133,7 +138,7 @@ def test_pivots_are_those_of_the_activations(
     handle = down.register_forward_pre_hook(lambda part, args: rows.append(args[0].flatten(0, -2)))
     ids = torch.randint(5, 1000, (8, 500), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        dense.family.run(dense.model, {"input_ids": ids, "labels": ids})
+        dense.family.run(dense.model, batch_of(ids))
     handle.remove()
     x = torch.cat(rows).double()
     scaled = x * down.weight.detach().double().norm(dim=0)
