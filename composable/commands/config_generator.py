@@ -146,9 +146,12 @@ def shares(
     found = [planned_costs(dense, one, lengths, whole_groups) for one in configurations]
     return {
         "lengths": {stack: (lengths or USUAL_LENGTHS)[stack] for stack in dense.family.stacks},
-        "dense": whole,
+        "dense": {name: round(n, 2) for name, n in whole.items()},
         "costs": [
-            {**one, "shares": {name: round(n / whole[name], 6) for name, n in one.items()}}
+            {
+                **{name: round(n, 2) for name, n in one.items()},
+                "shares": {name: round(n / whole[name], 6) for name, n in one.items()},
+            }
             for one in found
         ],
     }

@@ -83,15 +83,15 @@ def falling(gains: Numbers) -> Numbers:
     return np.repeat([mean for mean, _ in pools], [length for _, length in pools])
 
 
-def errors_by_steps(scores: Scores, module: Module) -> Numbers:
-    """Read which error a module has when it keeps so many of its steps.
+def errors_of(scores: Scores, module: Module) -> Numbers:
+    """Read which error a module has with fewer and fewer of its steps missing.
 
     Args:
         scores: of the ranker stat.
         module: an attention or ffn.
 
     Returns:
-        (steps,) for 1, 2, ... steps kept, by the order of the scores; the last is 0.
+        (n,) that fall to 0: with none of its heads or one of its neurons, and so on until all.
 
     Raises:
         UserError: the scores do not have it.
@@ -107,8 +107,8 @@ def errors_by_steps(scores: Scores, module: Module) -> Numbers:
     errors = np.sort(found.components[name])[::-1]  # the more is kept, the less is left
     if module.kind == "ffn":
         return errors
-    # of the heads of a step all have the error of what is kept before it
-    return np.append(errors[:: module.units // module.steps][1:], 0.0)
+    # all heads of a step have the error of what is kept before it
+    return np.append(errors[:: module.units // module.steps], 0.0)
 
 
 class Allocator:
@@ -118,8 +118,8 @@ class Allocator:
         dense: the model; the weights may be on the meta device.
         metric: of `METRICS`.
         allocation: "uniform": every attention keeps the same share of its heads, every ffn of its
-            neurons. "stat": the units stay that take off the most of the sum of all modules'
-            squared errors for what they cost.
+            neurons. "stat": those units stay that, for what they cost, lower most the sum of the
+            modules' squared errors, each relative to what its stack has written up to there.
         scores: of this model, of the ranker stat for "stat"; also say how long texts are.
         gqa: "per-group" or "whole-groups"; None: as the scores were measured.
 
@@ -162,7 +162,7 @@ class Allocator:
         self._costs = [cost.step_cost(model, one, metric, self.lengths) for one in self.modules]
         self._total = cost.total(model, family, metric, self.lengths)
         self._fixed = self._total - float(np.dot(self._costs, steps))
-        self._errors = [errors_by_steps(measured, one) for one in self.modules] if measured else []
+        self._errors = [errors_of(measured, one) for one in self.modules] if measured else []
 
     def configuration(self, size: float) -> Configuration:
         """Choose what every module keeps so that the model keeps a size, and never more.
@@ -188,10 +188,25 @@ class Allocator:
         }
 
     def _by_errors(self, budget: float) -> Kept:
-        """Keep the steps that lower the sum of squared errors most for what they cost."""
-        pairs = zip(self._errors, self._costs, strict=True)
-        worth = [falling(-np.diff(errors**2)) / each for errors, each in pairs]
+        """Keep the steps that lower the sum of relative squared errors most for what they cost."""
+        rows = zip(self.modules, self._errors, self._written(), self._costs, strict=True)
+        worth = [
+            falling(-np.diff(errors[-module.steps :] ** 2)) / written / each
+            for module, errors, written, each in rows
+        ]
         return Queue(self._costs, worth).fill(budget)
+
+    def _written(self) -> list[float]:
+        """Say how much each module's stack has written with it, as the sum of squared norms.
+
+        An error counts less where more is in the stream that it is added to.
+        """
+        sums: dict[str, float] = {}
+        found = []
+        for module, errors in zip(self.modules, self._errors, strict=True):
+            sums[module.stack] = sums.get(module.stack, 0.0) + float(errors[0]) ** 2
+            found.append(sums[module.stack] or 1.0)
+        return found
 
     def _evenly(self, size: float, budget: float) -> Kept:
         """Keep the share of heads that is closest to the size, and fill up with neurons."""
