@@ -8,9 +8,9 @@ from benchmarks import machine
 
 RESULTS = """# Results on real models and data
 
-Written by `python benchmarks/run.py unit_choice sizes latency real_chains depth --data FOLDER` (a
-folder with `sst2`, `stsb`, `wikitext-2`, `ptb` and `multi30k`); do not edit. More of the English to
-German results are in [benchmarks.md](benchmarks.md).
+Written by `python benchmarks/run.py NAMES --data FOLDER` (with `sst2`, `stsb`, `wikitext-2`, `ptb`
+and `multi30k` in it); do not edit. More of the English to German results are in
+[benchmarks.md](benchmarks.md).
 """
 INTRO = """# Benchmarks
 

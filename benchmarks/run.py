@@ -34,7 +34,10 @@ NAMES = (
 ON_GPU = NAMES[:4]
 PAGE = machine.ROOT / "docs" / "benchmarks.md"
 #: have a page of their own, and run only when they are named
-REAL = ("unit_choice", "sizes", "latency", "real_chains", "depth")
+REAL = (
+    *("unit_choice", "unit_choice_small", "sizes", "sizes_small", "latency"),
+    *("real_chains", "depth"),
+)
 RESULTS = machine.ROOT / "docs" / "results.md"
 
 
