@@ -63,7 +63,7 @@ def small_models(context: Context) -> list[Setup]:
     what = "the embedded T5 (4.25 M parameters) on Multi30K"
     return [
         _setup(context, bert.what, dense_of(context, bert), str(bert.data), 2000),
-        _setup(context, what, t5, str(data / "multi30k"), None),
+        _setup(context, what, t5, str(data / "multi30k"), 400),
     ]
 
 
