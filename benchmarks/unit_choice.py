@@ -62,8 +62,8 @@ def small_models(context: Context) -> list[Setup]:
     t5 = context.runner.run("download_model.py", "-m", "embedded", "-o", Out(MODEL)).output(MODEL)
     what = "the embedded T5 (4.25 M parameters) on Multi30K"
     return [
-        _setup(context, bert.what, dense_of(context, bert), str(bert.data), 2000),
-        _setup(context, what, t5, str(data / "multi30k"), 400),
+        _setup(context, bert.what, dense_of(context, bert), str(bert.data), 1000),
+        _setup(context, what, t5, str(data / "multi30k"), 300),
     ]
 
 

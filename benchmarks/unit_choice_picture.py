@@ -6,6 +6,8 @@ from typing import Any
 
 #: Okabe and Ito's palette, for the two rates
 COLORS = ("#56B4E9", "#D55E00")
+#: Perplexities at which a logarithmic axis may have a number.
+TICKS = (30, 40, 50, 75, 100, 200, 500, 1000, 2000, 5000)
 
 
 def draw(setups: Sequence[Any], tries: Sequence[dict[str, dict[str, Any]]]) -> bytes:
@@ -44,6 +46,10 @@ def _panel(axes: Any, setup: Any, kind: str, found: dict[str, Any]) -> None:
     name = setup.report[setup.report["main"]]["name"]
     if name == "perplexity":
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        shown = [tick for tick in TICKS if low <= tick <= high]
+        axes.set_xticks(shown, [f"{tick:,}" for tick in shown])
+        axes.minorticks_off()
     what = setup.what.split(" (")[0].split(" on ")[0]
     axes.set_title(f"{what}: {'neurons' if kind == 'ffn' else 'heads'}")
     axes.set_xlabel(name)
