@@ -94,8 +94,8 @@ def classifier(context: Context) -> tuple[Table, Any]:
     table = Table(
         ["allocation", "size", "MACs", "composed", "after 200 steps"],
         [["dense", "100%", "100%", score, ""], *rows],
-        title="**all-MiniLM-L6-v2 on SST-2.** Accuracy on the first 2,000 sentences of dev; calibrated on train, refitted by "
-        "`--solver ls`.",
+        title="**all-MiniLM-L6-v2 on SST-2.** Accuracy on the first 2,000 sentences of dev; "
+        "calibrated on train, refitted by `--solver ls`.",
         note=f"Signature: `{base['accuracy']['signature']}`.",
     )  # fmt: skip
     return table, found
