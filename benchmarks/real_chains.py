@@ -15,8 +15,8 @@ from benchmarks.spread import number
 MASKS = ("alps", "sparsegpt", "obs", "wanda", "l1")
 #: What the configurations are, in their order.
 TITLES = (
-    "a quarter of the heads, 0.3 of all linears",
-    "a quarter of the heads, half of all neurons",
+    "a quarter of the heads, 0.3 of all linears, all by l1",
+    "a quarter of the heads, half of all neurons, all by l1",
     "heads by head_gram, half of all linears, by a method that changes from module to module",
     "one layer, one attention and one ffn gone",
 )
@@ -118,10 +118,11 @@ def wanted(kinds: dict[str, str], number: int) -> Configuration:
         [name for name, kind in kinds.items() if kind == wanted_kind]
         for wanted_kind in ("attention", "ffn", "linear", "layer")
     )
+    quarter = dict.fromkeys(attentions, {"rate": 0.25, "method": "head_l1"})
     if number == 0:
-        return dict.fromkeys(attentions, 0.25) | dict.fromkeys(linears, 0.3)
+        return quarter | dict.fromkeys(linears, 0.3)
     if number == 1:
-        return dict.fromkeys(attentions, 0.25) | dict.fromkeys(ffns, 0.5)
+        return quarter | dict.fromkeys(ffns, {"rate": 0.5, "method": "neuron_l1"})
     if number == 2:
         methods = {name: MASKS[i % len(MASKS)] for i, name in enumerate(linears)}
         heads = {name: {"rate": 0.25, "method": "head_gram"} for name in attentions}
