@@ -118,11 +118,11 @@ def wanted(kinds: dict[str, str], number: int) -> Configuration:
         [name for name, kind in kinds.items() if kind == wanted_kind]
         for wanted_kind in ("attention", "ffn", "linear", "layer")
     )
-    quarter = dict.fromkeys(attentions, {"rate": 0.25, "method": "head_l1"})
+    quarter = {key: {"rate": 0.25, "method": "head_l1"} for key in attentions}
     if number == 0:
         return quarter | dict.fromkeys(linears, 0.3)
     if number == 1:
-        return quarter | dict.fromkeys(ffns, {"rate": 0.5, "method": "neuron_l1"})
+        return quarter | {key: {"rate": 0.5, "method": "neuron_l1"} for key in ffns}
     if number == 2:
         methods = {name: MASKS[i % len(MASKS)] for i, name in enumerate(linears)}
         heads = {name: {"rate": 0.25, "method": "head_gram"} for name in attentions}
