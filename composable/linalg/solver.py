@@ -253,8 +253,8 @@ def _never_worse(
     """Return `found` in float32, but dense * mask in the rows that are no better than this.
 
     With the residual r = (w + d) H - Y^T X of the new weights w + d, and r0 that of the old ones,
-    |X (w + d) - y|^2 - |X w - y|^2 = d (r + r0) = 2 d r - d H d. It is below 0 wherever d r is, as in
-    most rows under a ridge; r0 is computed for the other rows alone.
+    |X (w + d) - y|^2 - |X w - y|^2 = d (r + r0) = 2 d r - d H d. It is below 0 wherever d r is, as
+    in most rows under a ridge; r0 is computed for the other rows alone.
 
     Returns:
         Weights and residuals, (rows, n) both, the latter float64.
