@@ -1,4 +1,4 @@
-"""How much of a split is measured: its first so many samples, or the fewest with enough tokens."""
+"""How much of a split is measured: a number of samples, or as many as have enough tokens."""
 
 import itertools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from composable.models.checkpoint import Checkpoint
 
 #: Real tokens of a calibration set where no number of samples is given.
 TOKENS = 65_536
-#: Held-out texts are so many times fewer.
+#: Held-out texts have so many times fewer.
 HELD_OUT_PART = 4
-#: Samples (lines of a language model's text) that are read first while tokens are counted, and
-#: how many times more the next time.
+#: Samples (lines of a language model's text) that are read first where tokens count, and how many
+#: times more each time after.
 PORTION, GROWTH = 1024, 4
 
 
@@ -22,9 +22,10 @@ class Amount:
     """How much of a split is measured.
 
     Attributes:
-        samples: the first so many; of a language model's text lines. None: `tokens` says it.
-        tokens: the fewest first samples (windows of a language model) with so many real tokens in
-            every stack that they pass; patches of an image count, too. All there are, if need be.
+        samples: how many, from the start of the split; of a language model's text lines. None:
+            `tokens` decides.
+        tokens: samples (windows of a language model) are taken until every stack that they pass has
+            so many real tokens, or there are no more. Patches of an image count, too.
     """
 
     samples: int | None = None
@@ -83,6 +84,6 @@ def take(
 
 
 def _enough(sizes: list[tuple[int, int]], tokens: int) -> int | None:
-    """Return how many of the first samples have so many tokens on either side; None: not all."""
+    """Return how many first samples have so many tokens on either side; None: all have fewer."""
     totals = zip(*(itertools.accumulate(side) for side in zip(*sizes, strict=True)), strict=True)
     return next((i for i, both in enumerate(totals, 1) if min(both) >= tokens), None)

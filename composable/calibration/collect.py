@@ -75,7 +75,7 @@ def _split_texts(
     first: int = 0,
     limit: int | None = None,
 ) -> list[Texts]:
-    """Read the beginning of the splits, but for so many of the first ones, and tokenise it."""
+    """Read the wanted amounts of the splits, from number `first` on, and tokenise them."""
     task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
     return [
         take(dense, functools.partial(task.read, data, default, split), amount, limit)
@@ -161,9 +161,9 @@ def calibration_set(
 
 
 def facts_of(calibration: Calibration) -> dict[str, Any]:
-    """Say for a report where a calibration is, its tokens by stack, and those for each input.
+    """Say for a report where a calibration is, its tokens by stack, and the tokens per input.
 
-    The input is the one with the fewest: of the widest linear, where there is one stack.
+    These are of the linear with the fewest, which is the widest where there is one stack.
     """
     inputs = calibration.header.inputs
     return {

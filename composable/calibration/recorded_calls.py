@@ -108,10 +108,10 @@ def watch(
     Args:
         model: the model.
         family: of the model.
-        module: one that is there.
+        module: one of its modules.
         see: gets positional and named arguments, as a variant takes them, and the output of the
             module's last linear: what follows may be the layer's.
-        store: what is done to each of these tensors as soon as there is it.
+        store: applied to each of these tensors at once, before the model goes on.
 
     Returns:
         What removes the hooks.
@@ -232,7 +232,7 @@ def recorded_modules(
         dense: the dense model; left as it is.
         modules: attentions and ffns.
         batches: to run. An ffn gets as many calls for training as there are batches of the
-            training texts, each of an equal number of tokens from anywhere.
+            training texts, each of equally many tokens, mixed over all texts.
         device: where the model runs and the calls lie.
         budget: bytes that calls may take; modules that do not fit wait for another pass.
 
@@ -283,13 +283,13 @@ def _recorded(
 
 
 def _mix(calls: list[Call], size: int) -> None:
-    """Replace the calls of an ffn by such of `size` tokens, from anywhere in the texts."""
+    """Replace the calls of an ffn by calls of `size` tokens each, mixed over all texts."""
     inputs, targets = (
         torch.cat(rows)
         for rows in zip(*((call.args[0], call.target) for call in calls), strict=True)
     )
     calls.clear()
-    generator = torch.Generator().manual_seed(0)  # as the other batches, so for any seed
+    generator = torch.Generator().manual_seed(0)  # the batches are the same for any seed
     for chosen in torch.randperm(len(inputs), generator=generator).split(size):
         chosen = chosen.to(inputs.device)
         calls.append(Call((inputs[chosen],), {}, targets[chosen], Valid(None, len(chosen))))

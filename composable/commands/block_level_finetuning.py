@@ -38,7 +38,7 @@ OF_LEAST_SQUARES = ("linear_solver", "ridge", "held_out_samples")
     type=cli.Finite(min=0),
     default=0.01,
     help="Of the least squares: how strongly they pull toward the weights as pruned, in parts of "
-    "the inputs' mean squares; 0: not at all, as STAT has it.",
+    "the inputs' mean squares; 0: not at all, as in STAT's paper.",
 )
 @cli.calibration_options
 @cli.training_options(epochs=None, lr=None, early_stop=2)
@@ -54,10 +54,10 @@ def main(
     """Fit all variants to their dense modules' outputs, each as if it were alone.
 
     The least-squares forms measure the inputs of every module once (--calibration) and solve.
-    --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of attentions and
-    ffns that lost heads or neurons on the calibration texts (hybrid: 4 epochs, batches of 16, lr
-    0.08; ffns take batches of as many tokens and a quarter of the lr), or of all variants on the
-    whole training split (grad: 4 epochs, batches of 64, lr 0.04).
+    --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of all variants
+    on the whole training split (grad: 4 epochs, batches of 64, lr 0.04), or of attentions and ffns
+    that lost heads or neurons on the calibration texts (hybrid: 4 epochs, batches of 16, lr 0.08;
+    for ffns batches of as many tokens as 16 samples have, and a quarter of the lr).
 
     A variant stays as it was pruned where that is better on the held-out texts. Beside the CSV of
     the summed losses, NAME_variants.csv lists every variant with its relative error before and

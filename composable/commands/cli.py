@@ -283,7 +283,7 @@ calibration_options = together(
     click.option(
         "--held-out-samples",
         type=COUNT,
-        help="How many of the validation samples are.  [default: a quarter of "
+        help="How many of the validation samples are measured.  [default: a quarter of "
         "--calibration-samples, or until there are 16,384 tokens]",
     ),
     click.option(
@@ -327,7 +327,7 @@ def training_options(
             "--batch-size",
             type=COUNT,
             help="Samples per step, over all processes.  [default: the task's, 64 or, for windows "
-            "of text, 8; of attentions a quarter]",
+            "of text, 8; for hybrid a quarter]",
         ),
         click.option(
             "--lr",

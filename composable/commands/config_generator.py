@@ -121,8 +121,8 @@ def sized_configurations(
         found.require_model(dense.fingerprint, scores)
         if allocation == "uniform" and not (found.origin and found.origin.texts):
             raise ConfigError(
-                f"--scores {scores}: were measured on no texts, and only the lengths of texts "
-                "matter to --allocate uniform; leave them out."
+                f"--scores {scores}: were measured on no texts, and --allocate uniform looks at "
+                "nothing but the lengths of texts; leave them out."
             )
     allocator = Allocator(dense, metric, allocation, found, gqa)
     chosen = [allocator.configuration(size) for size in sizes]
@@ -215,22 +215,22 @@ def _rates(kind: str, text: str) -> Any:
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
-    help="Of --sizes: a fraction of the MACs at the mean lengths of the texts of --scores (without "
-    "them at 32 tokens), of all parameters, or of those inside layers.  [default: macs]",
+    help="What --sizes are fractions of: MACs, at the mean lengths of the texts of --scores "
+    "(without scores at 32 tokens); all parameters; or those inside layers.  [default: macs]",
 )
 @click.option(
     "--allocate",
     "allocation",
     type=click.Choice(ALLOCATIONS),
     help="Of --sizes. uniform: every attention keeps the same share of its heads, every ffn of "
-    "its neurons; stat: what lowers the errors of all modules most for its cost stays, by --scores "
-    "of rank_importance.py --method stat.  [default: uniform]",
+    "its neurons; stat: modules that lose least by it give up most, by --scores of "
+    "rank_importance.py --method stat.  [default: uniform]",
 )
 @click.option(
     "--gqa",
     type=click.Choice(["per-group", "whole-groups"]),
-    help="Of --sizes: as prune.py will be told.  [default: as --scores were measured, else "
-    "per-group]",
+    help="Of --sizes: how heads leave that share a key/value head; give prune.py the same.  "
+    "[default: as --scores were measured, else per-group]",
 )
 @click.option(
     "-n",
@@ -261,8 +261,8 @@ def main(
 
     --drop-layers and --layers remove whole layers (rate 1) and leave what lies in them at 0.
 
-    --sizes chooses the rates of all attentions and ffns: never more stays than a size says, and
-    less only by what one head or neuron costs. The report says what every configuration keeps.
+    --sizes chooses the rates of all attentions and ffns so that a fraction of the dense model
+    stays, and never more than that. The report says what every configuration keeps and costs.
     """
     refuse_beside_sizes(sizes, number)
     given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}

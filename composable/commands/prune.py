@@ -59,7 +59,7 @@ def main(
 
     Heads and neurons are chosen by the inputs of the modules, and weights by all masks but l1. The
     inputs are measured once and written to --calibration, or read from it where it exists. The
-    methods head_l1, neuron_l1, random and --scores need none of that. Linear maps in the place of
+    methods head_l1, neuron_l1 and random, and --scores, need no texts. Linear maps in the place of
     layers are fitted to the same texts.
     """
     from composable import files, methods
@@ -169,7 +169,7 @@ def _importance(
     if origin and origin.options.get("gqa", gqa) != gqa:
         raise UserError(
             f"--gqa {gqa}: the scores {scores} are of heads that leave {origin.options['gqa']}; "
-            "give the same, or measure them again."
+            "give the same --gqa, or measure the scores again."
         )
     remembered = {"method": origin.method, "options": dict(origin.options)} if origin else {}
     return lambda module: torch.from_numpy(found.importance(module)), {"scores": remembered}

@@ -79,8 +79,8 @@ OF_BLOCKS = ("threshold", "reference_offset")
 @cli.path_option(
     "--calibration",
     default="calibration.npy",
-    text="Of the method stat: statistics of the inputs, as prune.py measures and reads them; read "
-    "if it exists, else measured and written.",
+    text="Of the method stat: statistics of the inputs, which prune.py shares; read if it exists, "
+    "else measured and written.",
 )
 @cli.gqa_option
 @click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
@@ -101,8 +101,8 @@ def main(
 
     config_generator.py --scores chooses layers by their distances, which plot_importance.py draws:
     the smaller the distance between what enters a block and what leaves it, the less is lost with
-    the block. prune.py --scores keeps the heads and neurons of the highest importance; after the
-    method stat with the same texts and --calibration nothing is measured twice.
+    the block. With --sizes it chooses by scores of the method stat how many heads and neurons every
+    layer keeps. prune.py --scores keeps the heads and neurons of the highest importance.
     """
     from composable import devices, files, ranking
     from composable.calibration import collect

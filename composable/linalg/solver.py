@@ -105,7 +105,7 @@ class Solution:
         residual: (X w - y)^T X, (rows, n) float64 on the device where it was computed: half the
             gradient of |X w - y|^2.
         largest_coefficient: largest |T|, where all rows keep the same inputs K and others, E, go:
-            T = (H_KK + ridge diag(H_KK))^-1 H_KE, and X_K T is close to X_E. None: not so.
+            T = (H_KK + ridge diag(H_KK))^-1 H_KE, and X_K T is close to X_E. None: rows differ.
     """
 
     weight: Tensor
@@ -253,8 +253,8 @@ def _never_worse(
     """Return `found` in float32, but dense * mask in the rows that are no better than this.
 
     With the residual r = (w + d) H - Y^T X of the new weights w + d, and r0 that of the old ones,
-    |X (w + d) - y|^2 - |X w - y|^2 = d (r + r0) = 2 d r - d H d: below 0 where d r is, which holds
-    of most rows under a ridge, so that r0 is seldom wanted.
+    |X (w + d) - y|^2 - |X w - y|^2 = d (r + r0) = 2 d r - d H d. It is below 0 wherever d r is, as
+    in most rows under a ridge; r0 is computed for the other rows alone.
 
     Returns:
         Weights and residuals, (rows, n) both, the latter float64.

@@ -1,4 +1,4 @@
-"""STAT: the units go that those that stay best make up for, by column-pivoted QR of the inputs."""
+"""STAT: the units stay that best stand for the others, by column-pivoted QR of the inputs."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from composable.models.surgery import units_to_remove
 
 
 def neuron_pivots(weight: Tensor, matrix: Tensor) -> Pivots:
-    """Order the neurons of an ffn; what is left is of their outputs times the outgoing norms.
+    """Order the neurons of an ffn; sizes are of their outputs times the outgoing norms.
 
     Args:
         weight: of the down projection, (rows, n).

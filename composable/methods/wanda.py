@@ -51,8 +51,7 @@ WANDA = mask_method(
     "Sun et al. 2023, A Simple and Effective Pruning Approach (arXiv 2306.11695)",
     lambda weight, matrix, rate: wanda_mask(weight, _power(weight, matrix), rate),
 )
-# not the paper's, but what is left of a linear's error after the refit is lower by it, see
-# docs/training.md
+# not the paper's, but leaves less error after the refit: docs/training.md
 WANDA_MATRIX = mask_method(
     "wanda_matrix",
     f"{WANDA.reference}, compared over the whole matrix",

@@ -177,7 +177,7 @@ class Allocator:
         if not smallest <= size <= 1:
             raise ConfigError(
                 f"size {size}: expected {smallest} to 1, the fraction of the {self.metric} that "
-                "stays; less is not left where every module keeps its last head or neuron."
+                "stays; every module keeps at least one head or neuron."
             )
         # sums of fractions are off by a rounding error
         budget = size * self._total - self._fixed + 1e-6 * min(self._costs)
@@ -243,7 +243,7 @@ def whole_groups(gqa: str | None, scores: Scores | None) -> bool:
     measured = scores.origin.options.get("gqa") if scores and scores.origin else None
     if gqa and measured and gqa != measured:
         raise MismatchError(
-            f"gqa is {gqa}, but the scores were measured for heads that leave {measured}; measure "
-            "them for the way that is wanted."
+            f"gqa is {gqa}, but the scores were measured for heads that leave {measured}; give the "
+            "same, or measure them again."
         )
     return (gqa or measured) == WHOLE_GROUPS

@@ -1,4 +1,4 @@
-"""STAT: units in the order of its pivots, and the errors by which layers share a size."""
+"""STAT: orders units by its pivots, and gives the errors by which layers share a size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -99,7 +99,7 @@ def _measure(dense: Checkpoint, texts: Texts | None, options: StatOptions) -> Sc
     assert texts is not None  # it reads them
     if isinstance(texts.corpus, PlainTexts) and len(dense.family.stacks) > 1:
         raise UserError(
-            f"{texts.name}: plain texts have no targets, and the decoder is measured on them; give "
+            f"{texts.name}: plain texts have no targets, which the decoder is measured on; give "
             "data of the model's task."
         )
     device = str(next(dense.model.parameters()).device)

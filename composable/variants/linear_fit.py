@@ -55,7 +55,7 @@ def fit_linear(
             solver.squared_error(held_out, weight - linear.weight) / (texts[1].count * rows)
             for weight in (start, solution.weight)
         )
-        first = None  # wanted only where the variant stays so
+        first = None  # needed only where the variant stays as pruned
         if before <= after:
             first = solver.squared_error(train, start - linear.weight) / (texts[0].count * rows)
         last = solution.error(linear.weight) / (texts[0].count * rows)

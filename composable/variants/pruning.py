@@ -128,7 +128,7 @@ def maps_of(variants: Iterable[Variant]) -> dict[str, Any]:
 
 
 def head_rates_of(variants: Iterable[Variant], modules: Mapping[str, Module]) -> dict[str, Any]:
-    """Report and log what the rates of heads with grouped queries come to: groups stay alike."""
+    """Report and log what rates of heads with grouped queries are rounded to."""
     found = {
         f"{variant.entry.rate:g}": round(1 - len(variant.kept_units) / units, 4)
         for variant in variants
@@ -136,7 +136,7 @@ def head_rates_of(variants: Iterable[Variant], modules: Mapping[str, Module]) ->
     }
     if found:
         said = ", ".join(f"{rate} is {real:g}" for rate, real in found.items())
-        log.info("grouped queries: of heads, rate %s", said)
+        log.info("grouped queries: rates of heads are rounded; %s", said)
     return {"head_rates": found} if found else {}
 
 

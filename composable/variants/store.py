@@ -20,7 +20,7 @@ class Fit:
     Attributes:
         tensors: those that differ from the pruned variant's, by name.
         train: mean squared error of the module's output, per token and feature, on the
-            calibration texts; None of weights that are not taken because of "ls".
+            calibration texts; None of weights as pruned that "ls" is better than.
         held_out: the same on the held-out texts.
         norm: mean square of the dense module's output there.
         seconds: spent on these weights.
