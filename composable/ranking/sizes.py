@@ -150,7 +150,8 @@ class Allocator:
         self.lengths = {**cost.USUAL_LENGTHS, **(texts.mean_tokens if texts else {})}
         self.metric = metric
         measured = scores if allocation == "stat" else None
-        self.whole_groups = whole_groups(gqa, measured)
+        # where their errors are not looked at, scores do not contradict what is asked for
+        self.whole_groups = whole_groups(gqa, measured if gqa else scores)
         self.modules = [
             replace(module, whole_groups=self.whole_groups)
             for module in family.modules(model)
