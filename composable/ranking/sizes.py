@@ -147,7 +147,7 @@ class Allocator:
             )
         model, family = dense.model, dense.family
         texts = scores.origin.texts if scores and scores.origin else None
-        self.lengths = {**cost.USUAL_LENGTHS, **(texts.mean_tokens if texts else {})}
+        self.lengths = cost.lengths_of(model, family, texts.mean_tokens if texts else None)
         self.metric = metric
         measured = scores if allocation == "stat" else None
         # where their errors are not looked at, scores do not contradict what is asked for
