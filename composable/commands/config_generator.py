@@ -139,13 +139,14 @@ def shares(
     whole_groups: bool = False,
 ) -> dict[str, Any]:
     """Report what the dense model and every configuration cost, and which share that is."""
-    from composable.models.cost import USUAL_LENGTHS
+    from composable.models import cost
     from composable.variants.planned_costs import planned_costs
 
+    lengths = cost.lengths_of(dense.model, dense.family, lengths)
     whole = planned_costs(dense, {}, lengths, whole_groups)
     found = [planned_costs(dense, one, lengths, whole_groups) for one in configurations]
     return {
-        "lengths": {stack: (lengths or USUAL_LENGTHS)[stack] for stack in dense.family.stacks},
+        "lengths": {stack: lengths[stack] for stack in dense.family.stacks},
         "dense": {name: round(n, 2) for name, n in whole.items()},
         "costs": [
             {
@@ -216,7 +217,8 @@ def _rates(kind: str, text: str) -> Any:
     "--metric",
     type=click.Choice(METRICS),
     help="What --sizes are fractions of: MACs, at the mean lengths of the texts of --scores "
-    "(without scores at 32 tokens); all parameters; or those inside layers.  [default: macs]",
+    "(without scores at 32 tokens, or those of an image); all parameters; or those inside layers.  "
+    "[default: macs]",
 )
 @click.option(
     "--allocate",

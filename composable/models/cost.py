@@ -111,6 +111,25 @@ def macs(
     return MACs(by_module, sum(lengths[stack] for stack in family.stacks))
 
 
+def lengths_of(
+    model: Any, family: Family, known: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Say how many tokens a sample has in every stack.
+
+    Args:
+        model: dense or composed; on the meta device as well.
+        family: of the model.
+        known: stack -> tokens, also on average.
+
+    Returns:
+        Those known; where nothing is, those that every image has, or of texts `USUAL_LENGTHS`.
+    """
+    found: dict[str, float] = {**USUAL_LENGTHS}
+    if family.image_tokens is not None:
+        found["encoder"] = family.image_tokens(model.config)
+    return {**found, **(known or {})}
+
+
 def macs_per_unit(
     model: nn.Module, family: Family, lengths: Mapping[str, float] | None = None
 ) -> dict[str, float]:
@@ -119,13 +138,13 @@ def macs_per_unit(
     Args:
         model: dense; on the meta device as well.
         family: names its modules.
-        lengths: stack -> tokens of a sequence, also on average; others have the lengths of `macs`.
+        lengths: what is known of them, see `lengths_of`.
 
     Returns:
         Name of every module -> MACs of a head, a neuron, a weight of a linear, or a whole layer;
         those of a key/value head are shared by the query heads that read it.
     """
-    tokens = {**USUAL_LENGTHS, **(lengths or {})}
+    tokens = lengths_of(model, family, lengths)
     modules = family.modules(model)
     wholes = {
         module.name: _module_macs(model, module, tokens)
@@ -157,7 +176,7 @@ def total(
         lengths: see `macs_per_unit`.
     """
     if metric == "macs":
-        tokens = {**USUAL_LENGTHS, **(lengths or {})}
+        tokens = lengths_of(model, family, lengths)
         return macs(model, family, tokens["encoder"], tokens["decoder"]).total
     if metric == "parameters":
         return parameters(model)
@@ -174,7 +193,7 @@ def step_cost(
         model: that has the module with all its units; on the meta device as well.
         module: an attention or ffn.
         metric: see `total`.
-        lengths: see `macs_per_unit`.
+        lengths: stack -> tokens of a sample; others have `USUAL_LENGTHS`.
     """
     tokens = {**USUAL_LENGTHS, **(lengths or {})}
     holder = model.get_submodule(module.holder)

@@ -147,10 +147,11 @@ class Allocator:
             )
         model, family = dense.model, dense.family
         texts = scores.origin.texts if scores and scores.origin else None
-        self.lengths = {**cost.USUAL_LENGTHS, **(texts.mean_tokens if texts else {})}
+        self.lengths = cost.lengths_of(model, family, texts.mean_tokens if texts else None)
         self.metric = metric
         measured = scores if allocation == "stat" else None
-        self.whole_groups = whole_groups(gqa, measured)
+        # where their errors are not looked at, scores do not contradict what is asked for
+        self.whole_groups = whole_groups(gqa, measured if gqa else scores)
         self.modules = [
             replace(module, whole_groups=self.whole_groups)
             for module in family.modules(model)

@@ -236,6 +236,19 @@ def test_reported_costs_are_those_of_the_composed_model(
         assert found["shares"]["parameters"] == round(share, 6)
 
 
+def test_an_image_has_its_own_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four patches and the class token, and so evaluate.py counts."""
+    dense = tiny.dense("vit")
+    checkpoint.save(tmp_path / "m.pth", dense)
+    args = ("-m", tmp_path / "m.pth", "-o", tmp_path / "conf.json", "--sizes", 0.5)
+    code, out, err = run(config_generator, capsys, *args)
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["lengths"] == {"encoder": 5}
+    assert report["dense"]["macs"] == cost.macs(dense.model, dense.family, 5, 0).total
+    assert 0.45 < report["costs"][0]["shares"]["macs"] <= 0.5
+
+
 BAD_SIZES = [
     (["--sizes", 0], "size 0.0: expected 0."),
     (["--sizes", 0.5, 1.5], "size 1.5: expected 0."),

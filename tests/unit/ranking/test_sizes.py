@@ -303,6 +303,14 @@ def test_grouped_queries_read_one_error_of_every_step() -> None:
     assert made._errors[place].tolist() == [5, 3, 2, 1, 0]
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "stat"])
+def test_heads_leave_as_the_scores_were_measured(allocation: str) -> None:
+    dense = tiny.dense("llama_gqa")
+    scores = scores_of(dense, 1, "whole-groups")
+    assert Allocator(dense, "macs", allocation, scores).whole_groups
+    assert not Allocator(dense, "macs", "uniform", scores, "per-group").whole_groups
+
+
 BAD = [
     ({"allocation": "stat"}, None, UserError, "needs scores, a file of rank_importance.py"),
     ({"allocation": "stat"}, "l1", UserError, 'of l1\\) hold no "error" of'),
