@@ -217,7 +217,8 @@ def _rates(kind: str, text: str) -> Any:
     "--metric",
     type=click.Choice(METRICS),
     help="Of --sizes: a fraction of the MACs at the mean lengths of the texts of --scores (without "
-    "them at 32 tokens, or those of an image), of all parameters, or of those inside layers.  [default: macs]",
+    "them at 32 tokens, or those of an image), of all parameters, or of those inside layers.  "
+    "[default: macs]",
 )
 @click.option(
     "--allocate",

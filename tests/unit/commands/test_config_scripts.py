@@ -226,7 +226,7 @@ def test_reported_costs_are_those_of_the_composed_model(
         dense = tiny.dense(layout)
         dense_costs = cost.report(dense.model, dense.family)
         scheme, *_ = config.scheme_of([configuration])
-        made = compose.compose(dense, pruning.make_variants(dense, scheme))
+        made = compose.compose(dense, pruning.make_variants(dense, scheme, tiny.BY_WEIGHTS))
         expected = cost.report(made.model, made.family)
         assert found["parameters"] == expected["parameters"]
         assert found["unmasked_parameters"] == expected["nonzero_parameters"]

@@ -36,7 +36,7 @@ def problem(layout: str) -> Any:
     modules = dense.family.modules(dense.model)
     ffn = next(module for module in modules if module.kind == "ffn")
     names = {ffn.name: [Entry(0.25), Entry(0.5)], ffn.output_path: [Entry(0.5)]}
-    units, half, mask = make_variants(dense, names)
+    units, half, mask = make_variants(dense, names, tiny.BY_WEIGHTS)
     changed = half.tensors[f"{ffn.output}.weight"]
     half.tensors[f"{ffn.output}.weight"] = changed * (1 + 0.2 * torch.randn(changed.shape))
     whole = LastLinear.of(dense.model, ffn)

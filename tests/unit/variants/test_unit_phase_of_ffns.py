@@ -55,7 +55,7 @@ def ffn_of(dense: Checkpoint) -> Module:
 
 
 def starts_of(dense: Checkpoint, *entries: Entry) -> dict[Any, Variant]:
-    made = make_variants(dense, {ffn_of(dense).name: list(entries)})
+    made = make_variants(dense, {ffn_of(dense).name: list(entries)}, tiny.BY_WEIGHTS)
     return {variant.entry.rate: variant for variant in made}
 
 
