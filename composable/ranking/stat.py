@@ -18,7 +18,7 @@ from composable.linalg.systems import cholesky
 from composable.methods.base import Evidence
 from composable.methods.inputs import outgoing
 from composable.methods.stat import STAT as METHOD
-from composable.methods.stat import head_order, heads_of_step, neuron_pivots
+from composable.methods.stat import head_order, neuron_pivots
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import head_rows
 from composable.ranking.base import Ranker
@@ -82,7 +82,7 @@ def _of_ffn(weight: Tensor, matrix: Tensor) -> UnitImportance:
 
 def _of_attention(weight: Tensor, matrix: Tensor, module: Module) -> UnitImportance:
     order = head_order(weight, matrix, module)
-    errors = head_errors(weight, matrix, order, heads_of_step(module))
+    errors = head_errors(weight, matrix, order, module.units // module.steps)
     return _by_unit(order, {"error": errors})
 
 
