@@ -11,7 +11,10 @@ from composable.errors import ConfigError
 
 log = logging.getLogger("composable")
 #: Options that the solver grad does not look at.
-OF_LEAST_SQUARES = ("linear_solver", "ridge", "held_out_samples")
+OF_LEAST_SQUARES = (
+    *("linear_solver", "ridge", "calibration", "calibration_data", "calibration_samples"),
+    *("held_out_samples", "memory_budget"),
+)
 
 
 @cli.command()

@@ -9,6 +9,11 @@ import click
 from composable.commands import cli
 
 HEADS = {"l1": "head_l1", "gram": "head_gram"}
+#: Option -> what methods must need for it to matter, and what those are called.
+MATTERS = {
+    "seed": ("seed", "method random"),
+    "held_out_samples": ("states", "linear map in the place of layers"),
+}
 
 
 @cli.command()
@@ -64,7 +69,6 @@ def main(
     """
     from composable import files, methods
     from composable.calibration import collect
-    from composable.errors import UserError
     from composable.formats import bundle
     from composable.formats.config import read_scheme
     from composable.methods import random
@@ -83,10 +87,8 @@ def main(
     texts: tuple[Any, ...] = ()
     whole_groups = gqa == bundle.WHOLE_GROUPS
     importance, measured = _importance(scores, dense.fingerprint, needs, gqa)
-    if "seed" in needs:
-        measured |= {"seed": seed}
-    elif "seed" in cli.given_options():
-        raise UserError(f"--seed {seed}: the scheme asks for no method random; leave it out.")
+    _refuse_unused(needs)
+    measured |= {"seed": seed} if "seed" in needs else {}
     if "inputs" in needs:
         calibration, texts = _calibrate(dense, options)
         inputs, facts = calibration.inputs, collect.facts_of(calibration)
@@ -130,6 +132,16 @@ def _preferred(preferred: tuple[str, ...], *chosen: str | None) -> tuple[str, ..
                     f"{answers[kind]} and {name} are both asked for {kind}s; name one of them."
                 )
     return names
+
+
+def _refuse_unused(needs: Any) -> None:
+    """Refuse options that the methods of the scheme have no use for."""
+    from composable.errors import UserError
+
+    for name, flag in cli.given_options().items():
+        need, what = MATTERS.get(name, (None, ""))
+        if need and need not in needs:
+            raise UserError(f"{flag}: the scheme asks for no {what}; leave it out.")
 
 
 def _calibrate(dense: Any, options: dict[str, Any]) -> Any:

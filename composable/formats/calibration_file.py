@@ -19,10 +19,7 @@ from composable.linalg.grams import Gram
 METADATA = ("checksum", "fingerprint", "format", "info", "inputs", "version")
 SPLITS = ("train", "valid")  # the calibration texts; those held out, which may be missing
 MOMENTS = ("matrix", "total")
-REMEDY = (
-    "delete it, or name another file, and prune.py or block_level_finetuning.py will measure it "
-    "again"
-)
+REMEDY = "delete it, or name another file, and it will be measured again"
 FORMAT = Format("composable.calibration", "2", "a calibration", "measured on", REMEDY, REMEDY)
 TEXTS = {"identity": str, "samples": int, "tokens": dict}
 

@@ -45,20 +45,13 @@ def head_order(weight: Tensor, matrix: Tensor, module: Module) -> list[int]:
     return [column * each + head for column in order for head in range(each)]
 
 
-def heads_of_step(module: Module) -> int:
-    """Count the heads of an attention that leave together, so that groups stay alike."""
-    if module.groups == module.units:
-        return 1
-    return module.units // module.groups if module.whole_groups else module.groups
-
-
 def _prune(holder: nn.Module, module: Module, rate: float, evidence: Evidence) -> Pruned:
     weight, inputs = outgoing(holder, module, STAT.name, evidence)
     if module.kind == "ffn":
-        order, step = neuron_pivots(weight, inputs.matrix).order, 1
+        order = neuron_pivots(weight, inputs.matrix).order
     else:
-        order, step = head_order(weight, inputs.matrix, module), heads_of_step(module)
-    gone = units_to_remove(module.units // step, rate) * step
+        order = head_order(weight, inputs.matrix, module)
+    gone = units_to_remove(module.steps, rate) * (module.units // module.steps)
     return Pruned(kept_units=sorted(order[: module.units - gone]))
 
 

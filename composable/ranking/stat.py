@@ -18,7 +18,7 @@ from composable.linalg.systems import cholesky
 from composable.methods.base import Evidence
 from composable.methods.inputs import outgoing
 from composable.methods.stat import STAT as METHOD
-from composable.methods.stat import head_order, heads_of_step, neuron_pivots
+from composable.methods.stat import head_order, neuron_pivots
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import head_rows
 from composable.ranking.base import Ranker
@@ -76,23 +76,20 @@ def head_errors(weight: Tensor, matrix: Tensor, order: Sequence[int], step: int)
 
 def _of_ffn(weight: Tensor, matrix: Tensor) -> UnitImportance:
     found = neuron_pivots(weight, matrix)
-    components = {"pivot": found.size, "left": found.left}
-    return _by_unit(found.order, components)
+    return _by_unit(found.order, "left", found.left)
 
 
 def _of_attention(weight: Tensor, matrix: Tensor, module: Module) -> UnitImportance:
     order = head_order(weight, matrix, module)
-    errors = head_errors(weight, matrix, order, heads_of_step(module))
-    return _by_unit(order, {"error": errors})
+    errors = head_errors(weight, matrix, order, module.units // module.steps)
+    return _by_unit(order, "error", errors)
 
 
-def _by_unit(order: list[int], components: dict[str, Tensor]) -> UnitImportance:
+def _by_unit(order: list[int], component: str, values: Tensor) -> UnitImportance:
     """Turn values in an order of the units to values by unit; the first matters most."""
     place = np.argsort(order)
-    return UnitImportance(
-        (len(order) - place).astype(np.float64),
-        {name: values.numpy()[place] for name, values in components.items()},
-    )
+    importance = (len(order) - place).astype(np.float64)
+    return UnitImportance(importance, {component: values.numpy()[place]})
 
 
 def _measure(dense: Checkpoint, texts: Texts | None, options: StatOptions) -> Scores:

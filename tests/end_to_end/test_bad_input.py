@@ -308,6 +308,8 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
         ("block_level_finetuning.py", {option: value}, (f"{option}: is no option", "grad"), 1)
         for option, value in (
             ("--ridge", "0.01"), ("--linear-solver", "exact"), ("--held-out-samples", "4"),
+            ("--calibration", "c.npy"), ("--calibration-data", "{folder}"),
+            ("--calibration-samples", "4"), ("--memory-budget", "1G"),
         )
     ),
     *(

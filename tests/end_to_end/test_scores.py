@@ -121,7 +121,8 @@ def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:
          "--scores l1.npz: other options or methods decide on every attention and ffn"),
         (["--method", "ranked"], "method ranked needs a file of scores, and there is none"),
         (["--heads", "l1", "--method", "neuron_l1", "--seed", 3],
-         "--seed 3: the scheme asks for no method random; leave it out."),
+         "--seed: the scheme asks for no method random; leave it out."),
+        (["--held-out-samples", 3], "--held-out-samples: the scheme asks for no linear map in"),
     ],
 )  # fmt: skip
 def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: str) -> None:

@@ -61,6 +61,44 @@ def test_what_is_left_is_the_error_of_the_interpolation() -> None:
     assert errors == sorted(errors, reverse=True)
 
 
+def test_pivots_are_those_of_a_triangle_kept_batch_by_batch() -> None:
+    """TSQR, which never squares: R <- qr([R; batch]), and in the end the pivoted QR of R."""
+    x = inputs(60, 900, 6)
+    triangle = np.zeros((0, 60))
+    for batch in np.split(x, [100, 101, 350, 800]):
+        triangle = np.linalg.qr(np.vstack([triangle, batch]), mode="r")
+    whole, order = qr(triangle, mode="r", pivoting=True)
+    found = pivots(gram_of(x), torch.ones(60))
+    assert found.order == order.tolist()
+    np.testing.assert_allclose(found.size, np.abs(whole.diagonal()), rtol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "countsketch"])
+def test_pivots_of_random_sketches_choose_no_better(kind: str) -> None:
+    """Sketches of 4 n rows choose about as well; a fit to a sketch itself is worse."""
+    x = inputs(60, 4000, 7)
+    generator = np.random.default_rng(7)
+    if kind == "gaussian":
+        sketch = generator.normal(size=(240, 4000)) @ x / np.sqrt(240)
+    else:
+        sketch = np.zeros((240, 60))
+        signs = generator.choice([-1.0, 1.0], 4000)
+        np.add.at(sketch, generator.integers(0, 240, 4000), x * signs[:, None])
+
+    def error(kept: list[int], rows: np.ndarray) -> float:
+        fit = np.linalg.lstsq(rows[:, kept], rows, rcond=None)[0]
+        return float(np.linalg.norm(x - x[:, kept] @ fit))
+
+    order = pivots(gram_of(x), torch.ones(60)).order
+    of_sketch = pivots(gram_of(sketch), torch.ones(60)).order
+    for k in (15, 30, 45):
+        exact = error(order[:k], x)
+        assert exact < 1.1 * error(of_sketch[:k], x) < 1.21 * exact
+        assert error(order[:k], sketch) > exact
+        assert exact < 0.95 * np.mean([error(generator.permutation(60)[:k].tolist(), x)
+                                       for _ in range(9)])  # fmt: skip
+
+
 @pytest.mark.parametrize("rank", [0, 1, 20, 90])
 def test_copies_and_sums_follow_by_what_is_spare(rank: int) -> None:
     """Also in sums of float32 products, whose rounding is no pivot."""

@@ -29,7 +29,8 @@ from tests.paths import ROOT, SHARED
 from tests.unit.models.test_pretrained import package_file
 
 pytestmark = pytest.mark.nightly
-RATES = (0.2, 0.5)
+RATES = (0.2, 0.5, 0.7)
+BY_WEIGHTS = {"attention": "head_l1", "ffn": "neuron_l1"}
 
 
 def shared(name: str) -> list[str]:
@@ -85,8 +86,8 @@ def measured(
     return dense, measure(dense, texts, folder / "calibration.npy", 4 << 30)
 
 
-def held_out_error(linear: Any, moments: tuple[Any, Any], ids: Tensor) -> float:
-    """Of the output after the refit to the columns `ids`, relative to the output."""
+def held_out_errors(linear: Any, moments: tuple[Any, Any], ids: Tensor) -> tuple[float, float]:
+    """Of the output of the columns `ids`, before and after the refit, relative to the output."""
     weight, bias = linear.weight.detach().double(), linear.bias
     mask = torch.zeros(weight.shape, dtype=torch.bool)
     mask[:, ids] = True
@@ -97,7 +98,9 @@ def held_out_error(linear: Any, moments: tuple[Any, Any], ids: Tensor) -> float:
         weight = torch.cat([weight, bias.detach().double()[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], dim=1)
     (found,) = refit(matrices[0], weight, [mask])
-    return squared_error(matrices[1], found.double() - weight) / power
+    before = torch.where(mask, weight, 0.0)
+    return tuple(squared_error(matrices[1], one.double() - weight) / power
+                 for one in (before, found))  # fmt: skip
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -109,7 +112,7 @@ def test_defaults_beat_lots_after_the_refit(
     """In the mean over all modules, which all methods choose from one calibration."""
     monkeypatch.setattr(second_moments.InputMoments, "measure", None)  # nothing runs any more
     dense, calibration = measured
-    errors: dict[str, list[float]] = {}
+    errors: dict[str, list[tuple[float, float]]] = {}
     names = {"attention": ("head_gram", "stat"), "ffn": ("exchange", "stat")}[kind]
     assert methods.DEFAULTS[kind].name == names[0]
     for module in dense.family.modules(dense.model):
@@ -117,12 +120,17 @@ def test_defaults_beat_lots_after_the_refit(
             holder, path = dense.model.get_submodule(module.holder), module.output_path
             moments = calibration.inputs(path), calibration.held_out(path)
             evidence = Evidence(moments[0], seed=seed_of(0, module.name))
-            for name in (*names, "random"):
+            for name in (*names, BY_WEIGHTS[kind], "random"):
                 kept = methods.by_name(name).prune(holder, module, rate, evidence).kept_units
                 ids = unit_rows(module, kept or [])[module.output]
-                error = held_out_error(dense.model.get_submodule(path), moments, ids)
+                error = held_out_errors(dense.model.get_submodule(path), moments, ids)
                 errors.setdefault(name, []).append(error)
-    means = {name: float(np.mean(each)) for name, each in errors.items()}
+    before, means = (
+        {name: float(np.mean([pair[end] for pair in each])) for name, each in errors.items()}
+        for end in (0, 1)
+    )
+    assert all(means[name] < before[name] for name in means), (before, means)
+    assert max(means[name] for name in names) < min(before["random"], before[BY_WEIGHTS[kind]])
     assert means[names[0]] < 0.95 * means["random"], means
     assert means[names[0]] < 1.01 * means["stat"], means
 

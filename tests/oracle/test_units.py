@@ -17,7 +17,7 @@ from composable.linalg.solver import refit, squared_error
 from composable.methods import Evidence
 from composable.methods.exchange import exchange
 from composable.methods.random import seed_of
-from composable.methods.stat import head_order, heads_of_step, neuron_pivots
+from composable.methods.stat import head_order, neuron_pivots
 from composable.models.surgery import units_to_remove
 from tests.oracle.test_masks import (
     correlated,
@@ -104,7 +104,7 @@ def test_stat_keeps_equally_many_heads_of_every_group(groups: int) -> None:
     x, weight = correlated(36, 150, 4), weights(6, 36)
     module = attention(12, groups)
     order = head_order(torch.from_numpy(weight), gram(x).matrix, module)
-    assert heads_of_step(module) == groups
+    assert module.steps == 12 // groups
     each = 12 // groups
     for rate in RATES:
         count = groups * (each - units_to_remove(each, rate))

@@ -279,7 +279,7 @@ def test_another_version(path: Path, version: str) -> None:
     rewrite_header(path, '"version":"2"', f'"version":"{version}"')
     message = refused(path)
     assert f"another version (format version '{version}', this program reads '2'" in message
-    assert "delete it, or name another file, and prune.py or block_level" in message
+    assert "delete it, or name another file, and it will be measured again" in message
 
 
 def test_every_byte_of_the_data_is_checked(path: Path) -> None:
