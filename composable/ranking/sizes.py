@@ -174,8 +174,9 @@ class Allocator:
         Raises:
             ConfigError: the size is no fraction above 0, or smaller than can be reached.
         """
-        smallest = math.ceil((self._fixed + sum(self._costs)) / self._total * 1e4) / 1e4
-        if not smallest <= size <= 1:
+        floor = (self._fixed + sum(self._costs)) / self._total
+        smallest = math.ceil(floor * 1e4) / 1e4
+        if not floor <= size <= 1:
             raise ConfigError(
                 f"size {size}: expected {smallest} to 1, the fraction of the {self.metric} that "
                 "stays; every module keeps at least one head or neuron."
