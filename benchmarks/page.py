@@ -120,21 +120,24 @@ def command(key: str) -> str:
 
 
 def origin(section: Section) -> list[str]:
-    """Say what a section's figures come from: each machine or state of the code, and how long."""
-    lines: dict[str, set[str]] = {}
+    """Say what a section's figures come from: each machine, its states of the code, and how long."""
+    lines: dict[str, tuple[set[str], set[str]]] = {}
     for facts in section.facts:
         versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
-        lines.setdefault(f"{machine.name(facts)}; {versions}{_state(facts)}", set()).add(
-            facts["date"]
-        )
-    found = [f"{line}; {' and '.join(sorted(dates))}." for line, dates in lines.items()]
+        states, dates = lines.setdefault(f"{machine.name(facts)}; {versions}", (set(), set()))
+        states.update(_state(facts))
+        dates.add(facts["date"])
+    found = [
+        f"{line}{' at ' if states else ''}{', '.join(sorted(states))}; {' and '.join(sorted(dates))}."
+        for line, (states, dates) in lines.items()
+    ]
     return [*found, f"All of its runs together took {section.seconds / 60:.1f} minutes."]
 
 
-def _state(facts: dict[str, Any]) -> str:
+def _state(facts: dict[str, Any]) -> list[str]:
     if facts["commit"] is None:
-        return ""
-    return f" at {facts['commit']}{' with changes' if facts['is_changed'] else ''}"
+        return []
+    return [f"{facts['commit']}{' with changes' if facts['is_changed'] else ''}"]
 
 
 def _marked(key: str, text: str) -> str:

@@ -59,8 +59,8 @@ def main(
     The least-squares forms measure the inputs of every module once (--calibration) and solve.
     --epochs, --batch-size, --lr and --early-stop are those of the gradient steps: of all variants
     on the whole training split (grad: 4 epochs, batches of 64, lr 0.04), or of attentions and ffns
-    that lost heads or neurons on the calibration texts (hybrid: 4 epochs, batches of 16, lr 0.08;
-    for ffns batches of as many tokens as 16 samples have, and a quarter of the lr).
+    that lost heads or neurons on the calibration texts (hybrid: 4 epochs, batches of 16, of ffns
+    as many tokens as 16 samples have, lr 0.02).
 
     A variant stays as it was pruned where that is better on the held-out texts. Beside the CSV of
     the summed losses, NAME_variants.csv lists every variant with its relative error before and

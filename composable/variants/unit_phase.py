@@ -27,7 +27,6 @@ log = logging.getLogger("composable")
 Key = TypeVar("Key", bound=Hashable)
 BETAS = (0.8, 0.99)  # a few hundred steps are too short for Adam's usual long memory
 WARMUP = 0.125  # share of all steps
-FFN_SHARE = 0.25  # of the step of an attention, as measured: docs/training.md
 SMALLEST = 1e-3  # mean size of weights below which steps do not get smaller; as Adafactor's
 
 
@@ -40,9 +39,11 @@ class Settings:
         batch_size: samples per step; of an ffn, as many tokens as so many samples have on
             average. Many small steps did better than few large ones.
         lr: peak size of a step relative to the root mean square of the dense weight, as
-            Adafactor's: q, k, v and o are of very different size. Ffns take `FFN_SHARE` of it.
-            After linear warm-up it decays linearly.
-        patience: epochs without a lower held-out error before a variant stops; 0 never stops.
+            Adafactor's: q, k, v and o are of very different size. After linear warm-up it
+            decays linearly.
+        patience: epochs without a lower held-out error than in an epoch before, after which a
+            variant stops; 0 never stops. The start does not count: while steps are large, the
+            error may lie above that of a refit, and fall below it when they are small.
         seed: of the order of the batches.
         device: where all runs.
         dtype: of autocast while ffns train, float32 or bfloat16; errors are measured in float32.
@@ -52,7 +53,7 @@ class Settings:
 
     epochs: int = 4
     batch_size: int = 16
-    lr: float = 0.08
+    lr: float = 0.02
     patience: int = 2
     seed: int = 42
     device: str = "cpu"
@@ -118,9 +119,7 @@ def train(
     Returns:
         The same keys -> what became of the variants.
     """
-    is_ffn = recorded.module.kind == "ffn"
-    dtype = getattr(torch, settings.dtype) if is_ffn else torch.float32
-    lr = settings.lr * (FFN_SHARE if is_ffn else 1)
+    dtype = getattr(torch, settings.dtype) if recorded.module.kind == "ffn" else torch.float32
     running = {}
     for key, start in starts.items():
         student = Student(start, recorded.module, dense.family, dense.model).to(settings.device)
@@ -128,7 +127,7 @@ def train(
         running[key] = _Training(student, dtype)
     holder = dense.model.get_submodule(recorded.module.holder)
     steps = settings.epochs * len(recorded.train)
-    optimizer, schedule = _optimizer(running.values(), holder, steps, lr)
+    optimizer, schedule = _optimizer(running.values(), holder, steps, settings.lr)
     for training in running.values():
         training.note(mean_error(training.student, recorded.held_out), settings.patience)
     for epoch in range(settings.epochs):
@@ -184,7 +183,8 @@ class _Training:
         if not self.history or error < min(self.history):
             self.student.keep()
         self.history.append(error)
-        epochs_since = len(self.history) - 1 - best_epoch(self.history)
+        trained = self.history[1:]
+        epochs_since = len(trained) - 1 - best_epoch(trained) if trained else 0
         self.is_stopped = not math.isfinite(error) or 0 < patience <= epochs_since
 
     def result(self, recorded: RecordedModule, wants_moments: bool) -> Trained:

@@ -36,7 +36,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "bert": F.gelu,
     "gpt2": lambda x: F.gelu(x, approximate="tanh"),
 }
-SETTINGS = Settings(epochs=3, lr=0.08, patience=0)
+SETTINGS = Settings(epochs=3, lr=0.02, patience=0)
 Batches = list[dict[str, Tensor]]
 
 
