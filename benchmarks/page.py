@@ -120,7 +120,7 @@ def command(key: str) -> str:
 
 
 def origin(section: Section) -> list[str]:
-    """Say what a section's figures come from: each machine, its states of the code, and how long."""
+    """Say what a section comes from: each machine, the states of the code, and how long."""
     lines: dict[str, tuple[set[str], set[str]]] = {}
     for facts in section.facts:
         versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
@@ -128,9 +128,10 @@ def origin(section: Section) -> list[str]:
         states.update(_state(facts))
         dates.add(facts["date"])
     found = [
-        f"{line}{' at ' if states else ''}{', '.join(sorted(states))}; {' and '.join(sorted(dates))}."
+        line + (f" at {', '.join(sorted(states))}" if states else "")
+        + f"; {' and '.join(sorted(dates))}."
         for line, (states, dates) in lines.items()
-    ]
+    ]  # fmt: skip
     return [*found, f"All of its runs together took {section.seconds / 60:.1f} minutes."]
 
 

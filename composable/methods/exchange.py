@@ -16,8 +16,8 @@ GAIN = 1e-4
 #: It also ends after so many swaps for each neuron, a limit that no model tried came to: they took
 #: 0.01 to 0.05 for each of 1,536 neurons (a second), and 0.05 to 0.12 for each of 512.
 SWAPS = 0.25
-#: And it ends after so many multiplications, some half a minute on a core: a swap takes a product of all
-#: pairs over all outputs, so that an ffn of 11,008 neurons gets a dozen of them.
+#: And it ends after so many multiplications, some half a minute on a core: a swap takes a product
+#: of all pairs over all outputs, so an ffn of 11,008 neurons with 4,096 outputs gets 24 swaps.
 WORK = 3e12
 
 

@@ -108,13 +108,15 @@ def test_section_says_where_it_comes_from() -> None:
     assert "](benchmark_x_cuda.png)" in text
 
 
-def test_two_states_of_the_code_are_two_lines() -> None:
+def test_states_of_the_code_on_one_machine_are_one_line() -> None:
     later = FACTS | {"commit": "fff0000", "is_changed": False}
     sameday = FACTS | {"date": "2026-01-02"}
-    found = page.origin(Section("T", [], facts=[FACTS, later, sameday]))
+    elsewhere = FACTS | {"cpu": "Another CPU"}
+    found = page.origin(Section("T", [], facts=[FACTS, later, sameday, elsewhere]))
     assert len(found) == 3
-    assert "2026-01-01 and 2026-01-02" in found[0]
-    assert "fff0000;" in found[1]
+    states = "abc1234 with changes, fff0000"
+    assert found[0].endswith(f"torch 2.6 at {states}; 2026-01-01 and 2026-01-02.")
+    assert found[1].startswith("Another CPU")
 
 
 def test_a_row_of_another_length_is_a_mistake() -> None:
