@@ -123,8 +123,8 @@ def _title(context: Context, family: Family, whole: bool) -> str:
             "measures the validation split before and after, and writes a model."
         )
     return what + (
-        f"Shared once: pruning, calibration, solve and training of units, whole commands: {shared}. "
-        "Of the trainings on both sides their steps, without what the same command takes for one "
+        "Shared once: pruning, calibration, solve and training of units, whole commands: "
+        f"{shared}. Of the trainings on both sides their steps, without what the same command takes for one "
         "step."
     )
 
@@ -222,8 +222,8 @@ def measure(context: Context) -> Section:
         "epochs, patience 2. Every training is one run.",
         "A composed model gets more steps as long as its loss is above all individual ones that "
         "are listed.",
-        "`hybrid` is the default of block_level_finetuning.py (4 epochs for modules that lost units); "
-        "with 1 epoch the variants cost less, which is enough for the losses of few steps.",
+        "`hybrid` is the default of block_level_finetuning.py (4 epochs for modules that lost "
+        "units); with 1 epoch the variants cost less, which is enough for the losses of few steps.",
         f"{EXTRAPOLATED}: a ratio for more configurations than were trained takes the shared "
         "seconds of the variants that N configurations need as measured, and each trained "
         "configuration's seconds N times. Steps with the mark lie between two measured numbers "

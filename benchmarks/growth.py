@@ -237,6 +237,6 @@ NOTES = [
     "3B (d 1024, 24 + 24 layers, 32 heads of 128, ffn 16384) was not run: its calibration is "
     "that of large times the multiply-accumulates of a token, its solves follow a x rows x "
     "columns^2 + b x columns^3 with both factors fitted to the measured shapes.",
-    "The training of modules that lost units is not in these tables; see the first benchmark for its "
-    "share.",
+    "The training of modules that lost units is not in these tables; see the first benchmark for "
+    "its share.",
 ]
