@@ -124,8 +124,8 @@ def _title(context: Context, family: Family, whole: bool) -> str:
         )
     return what + (
         "Shared once: pruning, calibration, solve and training of units, whole commands: "
-        f"{shared}. Of the trainings on both sides their steps, without what the same command takes for one "
-        "step."
+        f"{shared}. Of the trainings on both sides their steps, without what the same command "
+        "takes for one step."
     )
 
 
