@@ -300,6 +300,7 @@ def run_example(name: str, *args: Any) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.nightly  # half a minute, in processes of their own
 def test_the_examples_run(tmp_path: Path) -> None:
     plain("qwen2", num_hidden_layers=5).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")

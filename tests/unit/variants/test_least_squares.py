@@ -380,6 +380,7 @@ def trained(
     return result.variants
 
 
+@pytest.mark.nightly
 def test_gradient_training_finds_no_better_linears(
     statistics: Any, corpora: Any, tmp_path: Path
 ) -> None:
