@@ -114,9 +114,7 @@ def test_stat_measures_what_least_squares_leaves(layout: str, gqa: str, tmp_path
 
 def test_stat_reads_what_the_whole_model_reads(tmp_path: Path) -> None:
     texts = Texts(tiny.checkpoint(), PlainTexts.of(SENTENCES))
-    with pytest.raises(
-        UserError, match="plain texts have no targets, which the decoder is measured on"
-    ):
+    with pytest.raises(UserError, match="plain texts have no targets, which the decoder is me"):
         base.rank(ranking.by_name("stat"), tiny.checkpoint(), texts, StatOptions())
     with pytest.raises(ConfigError, match="gqa some: expected per-group or whole-groups"):
         StatOptions("some")
