@@ -365,6 +365,7 @@ def check(scores: Scores, name: str) -> None:
     np.testing.assert_allclose(values, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.nightly
 def test_the_matrices_of_the_reference_program(smollm2: Any) -> None:
     model, tokenizer, some = smollm2
     scores = depth.analyse(
