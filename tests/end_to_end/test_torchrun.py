@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ("prune_scheme_generator.py", ""),
             ("prune.py", "-m model.pth --heads l1"),
             ("prune_scheme_generator.py", "-i removed.json -o removed_prune.json"),
-            ("prune.py", "-m model.pth -c removed_prune.json -o removed.npy"),
+            ("prune.py", "-m model.pth -c removed_prune.json -o removed.npy --heads l1"),
         ):
             ended = server.run(script, *args.split(), cwd=place)
             assert ended.code == 0, ended.err
