@@ -126,7 +126,7 @@ control: | $(if $(filter pipeline,$(MAKECMDGOALS)),pipeline)
 $(OUT)/modules_finetuned.npy: $(OUT)/dense.pth $(OUT)/modules.npy
 	$(call run,block,block_level_finetuning.py -m $< -p $(OUT)/modules.npy -o $@ \
 		--stats $(OUT)/stats_block.csv --plot $(OUT)/block_errors.png --checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) \
-		$(CALIBRATION_ARGS) $(BLOCK_ARGS))
+		$(if $(findstring grad,$(BLOCK_ARGS)),,$(CALIBRATION_ARGS)) $(BLOCK_ARGS))
 
 $(OUT)/pruned_%.pth: $(OUT)/dense.pth $(OUT)/modules.npy $(OUT)/conf.json
 	$(call run,pruned_$*,compose_model.py -m $< -p $(OUT)/modules.npy -c $(OUT)/conf.json -n $* -o $@)

@@ -51,3 +51,16 @@ def test_a_pipeline_from_folder_to_table(tmp_path: Path) -> None:
     other = make(out, "pipeline", *settings, "LIMIT=8")
     assert other.returncode != 0
     assert "was made with other settings" in other.stderr
+
+
+@pytest.mark.parametrize(("arguments", "calibrates"), [("--solver grad", 0), ("--epochs 1", 1)])
+def test_the_solver_grad_gets_no_option_that_it_refuses(
+    tmp_path: Path, arguments: str, calibrates: int
+) -> None:
+    bundle = tmp_path / "out" / "modules_finetuned.npy"
+    ran = make(tmp_path / "out", "-n", str(bundle), f"BLOCK_ARGS={arguments}")
+    assert ran.returncode == 0, ran.stderr
+    # each command is printed twice: shown, and run
+    (line,) = {at for at in ran.stdout.splitlines() if "block_level_finetuning.py" in at}
+    assert ("--calibration" in line) == calibrates
+    assert arguments in line
