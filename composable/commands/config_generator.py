@@ -102,21 +102,23 @@ def sized_configurations(
     scores: Path | None,
     gqa: str | None,
     metric: str,
-    allocation: str,
-) -> tuple[list[Any], tuple[dict[str, float], bool]]:
+    allocation: str | None,
+) -> tuple[list[Any], str, tuple[dict[str, float], bool]]:
     """Divide sizes among the modules of a dense model, see `ranking.sizes.Allocator`.
 
     Returns:
-        A configuration for each size, linears at 0; the lengths of texts, and whether heads leave
-        as whole groups.
+        A configuration for each size, linears at 0; the allocation, which is
+        `ranking.sizes.best_allocation` where none is named; and the lengths of texts, and whether
+        heads leave as whole groups.
 
     Raises:
         ConfigError: scores that would not be looked at, and what `Allocator` refuses.
     """
     from composable.formats import scores_file
-    from composable.ranking.sizes import Allocator
+    from composable.ranking.sizes import Allocator, best_allocation
 
     found = scores_file.load(scores) if scores else None
+    allocation = allocation or best_allocation(found)
     if found and scores:
         found.require_model(dense.fingerprint, scores)
         if allocation == "uniform" and not (found.origin and found.origin.texts):
@@ -129,7 +131,7 @@ def sized_configurations(
     names = [m.name for m in dense.family.modules(dense.model) if m.kind != "layer"]
     untouched = config.Entry(0.0)
     configurations = [{name: one.get(name, untouched) for name in names} for one in chosen]
-    return configurations, (allocator.lengths, allocator.whole_groups)
+    return configurations, allocation, (allocator.lengths, allocator.whole_groups)
 
 
 def shares(
@@ -226,7 +228,7 @@ def _rates(kind: str, text: str) -> Any:
     type=click.Choice(ALLOCATIONS),
     help="Of --sizes. uniform: every attention keeps the same share of its heads, every ffn of "
     "its neurons; stat: modules that lose least by it give up most, by --scores of "
-    "rank_importance.py --method stat.  [default: uniform]",
+    "rank_importance.py --method stat.  [default: stat with such scores, else uniform]",
 )
 @click.option(
     "--gqa",
@@ -278,9 +280,11 @@ def main(
     by_name = {module.name: module for module in loaded.family.modules(loaded.model)}
     how: tuple[Any, ...] = ()
     if sizes:
-        asked = {"metric": metric or METRICS[0], "allocation": allocation or ALLOCATIONS[0]}
-        configurations, how = sized_configurations(loaded, sizes, choice["scores"], gqa, **asked)
-        said: dict[str, Any] = {"sizes": sizes, **asked}
+        metric = metric or METRICS[0]
+        configurations, allocation, how = sized_configurations(
+            loaded, sizes, choice["scores"], gqa, metric, allocation
+        )
+        said: dict[str, Any] = {"sizes": sizes, "metric": metric, "allocation": allocation}
     else:
         dropped = layer_choice.configurations(loaded, cuts, **choice) if cuts else None
         configurations = config.uniform_configurations([*by_name.values()], rates, dropped)

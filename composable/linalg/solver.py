@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,18 +119,9 @@ class Solution:
         return float(torch.linalg.vecdot(difference, self.residual).sum())
 
 
-def refit(
-    matrix: Tensor,
-    weight: Tensor,
-    masks: Sequence[Tensor],
-    ridge: float = RIDGE,
-    linear_solver: str = "pcg",
-    cross: Tensor | None = None,
-    device: torch.device | str = "cpu",
-) -> list[Tensor]:
-    """Return the weights of `solve`, of all masks."""
-    found = solve(matrix, weight, masks, ridge, linear_solver, cross, device)
-    return [solution.weight for solution in found]
+def refit(*problem: Any, **settings: Any) -> list[Tensor]:
+    """Return the weights that `solve`, which takes the same arguments, finds for all masks."""
+    return [solution.weight for solution in solve(*problem, **settings)]
 
 
 def solve(

@@ -111,6 +111,12 @@ def errors_of(scores: Scores, module: Module) -> Numbers:
     return np.append(errors[:: module.units // module.steps], 0.0)
 
 
+def best_allocation(scores: Scores | None) -> str:
+    """Choose "stat", better than "uniform" wherever it was measured, where scores allow it."""
+    found = scores.units.values() if scores else ()
+    return "stat" if any({"error", "left"} & set(one.components) for one in found) else "uniform"
+
+
 class Allocator:
     """Divides sizes among the attentions and ffns of a dense model.
 

@@ -202,6 +202,14 @@ def test_sizes_at_the_lengths_of_the_scores(
         assert report["lengths"] == {"encoder": 7.5, "decoder": 4.5}
         assert 0.58 < report["costs"][0]["shares"]["macs"] <= 0.6
     assert reports[0]["costs"] != reports[1]["costs"]
+    # scores that can tell are what is gone by, others leave all modules the same share
+    usual = json.loads(run(config_generator, capsys, *args)[1])
+    assert (usual["allocation"], usual["costs"]) == ("stat", reports[1]["costs"])
+    ranked = base.rank(L1, tiny.checkpoint(), None, NoOptions())
+    origin = dataclasses.replace(ranked.origin, texts=TEXTS)  # type: ignore[type-var]
+    scores_file.save(scores, dataclasses.replace(ranked, origin=origin))
+    usual = json.loads(run(config_generator, capsys, *args)[1])
+    assert (usual["allocation"], usual["costs"]) == ("uniform", reports[0]["costs"])
 
 
 MODELS = ["t5", "bert", "llama_gqa", "gpt2", "opt"]
