@@ -42,7 +42,7 @@ def exchange(weight: Tensor, matrix: Tensor, kept: list[int]) -> list[int]:
     values, hessian = values[:, ids], hessian[ids][:, ids]
     table = _fitted(values, hessian, count)
     error = float((values[:, count:] * table[len(ids) :, count:]).sum())
-    for _ in range(_most_swaps(len(values), count, len(ids))):
+    for _ in range(most_swaps(len(values), count, len(ids))):
         gains = swap_gains(table, count)
         gain, place = gains.max(), divmod(int(gains.argmax()), gains.shape[1])
         if not gain > GAIN * error:
@@ -56,7 +56,7 @@ def exchange(weight: Tensor, matrix: Tensor, kept: list[int]) -> list[int]:
     return sorted(ids[:count].tolist())
 
 
-def _most_swaps(rows: int, count: int, total: int) -> int:
+def most_swaps(rows: int, count: int, total: int) -> int:
     """Bound the swaps of a linear with so many outputs, kept inputs and inputs."""
     pairs = count * (total - count)
     return min(int(SWAPS * total) + 1, int(WORK / (pairs * rows))) if pairs else 0

@@ -15,7 +15,7 @@ from composable import methods
 from composable.families import Module
 from composable.linalg.solver import refit, squared_error
 from composable.methods import Evidence
-from composable.methods.exchange import exchange
+from composable.methods.exchange import exchange, most_swaps
 from composable.methods.random import seed_of
 from composable.methods.stat import head_order, neuron_pivots
 from composable.models.surgery import units_to_remove
@@ -222,6 +222,17 @@ def test_units_nest_as_the_rate_falls(name: str) -> None:
     for module in shapes:
         sets = [set(kept(name, module, x, weight, i / 30)) for i in range(1, 30)]
         assert all(higher <= lower for lower, higher in itertools.pairwise(sets))
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "total", "swaps"),
+    [(576, 768, 1536, 385), (4096, 5504, 11008, 24), (8, 1, 2, 1), (8, 2, 2, 0)],
+)
+def test_the_search_of_a_wide_ffn_is_cut_short(
+    rows: int, count: int, total: int, swaps: int
+) -> None:
+    """Of SmolLM2's ffns, of those of a model of 7 billion weights, and of very small ones."""
+    assert most_swaps(rows, count, total) == swaps
 
 
 @pytest.mark.parametrize("name", ["stat", "exchange"])

@@ -20,6 +20,7 @@ from composable.calibration.recorded_calls import (
     record_calls,
     recorded_modules,
 )  # fmt: skip
+from composable.commands import block_level_finetuning
 from composable.families import Module
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
@@ -583,3 +584,9 @@ def test_groups_fit_into_the_budget() -> None:
     ):  # fmt: skip
         assert groups(first, "abcd", 1.0, budget) == [list(group) for group in wanted]
         assert groups(first, "abcd", 10.0, 10 * budget) == [list(group) for group in wanted]
+
+
+def test_help_says_the_usual_settings() -> None:
+    usual, said = Settings(), " ".join(str(block_level_finetuning.main.help).split())
+    assert f"hybrid: {usual.epochs} epochs, batches of {usual.batch_size}" in said
+    assert f"lr {usual.lr:g})" in said
