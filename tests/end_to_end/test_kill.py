@@ -1,5 +1,6 @@
 """Long scripts that are killed at fixed points, interrupted, or run out of disk; and run again."""
 
+import csv
 import os
 import shutil
 import signal
@@ -222,9 +223,10 @@ def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
 
 def errors_in(place: Place) -> list[list[str]]:
     """The table of the variants without the seconds."""
-    lines = (place.folder / "stats_block_variants.csv").read_text().splitlines()
-    assert lines[0].endswith(",seconds,kept")
-    return [[*line.split(",")[:-2], line.split(",")[-1]] for line in lines]
+    with (place.folder / "stats_block_variants.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    seconds = rows[0].index("seconds")
+    return [[*row[:seconds], *row[seconds + 1 :]] for row in rows]
 
 
 def kill_late(place: Place, script: str = BLOCK, *args: object) -> None:
