@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ Decorator = Callable[[Function], Function]
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
+_WORKER = "DataLoader worker"  # what torch calls a process that prepares batches
 STOPPING = (signal.SIGTERM, signal.SIGHUP)  # what batch systems send, and a terminal that closes
 
 
@@ -97,28 +99,29 @@ class _Command(click.Command):
         parent: Any = super()
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
-        received = _stop_at_signals()
-        try:
-            result = parent.main(args, *rest, standalone_mode=False, **more)
-        except click.UsageError as error:
-            name = error.ctx.command_path if error.ctx else self.name  # the script as called
-            message, code = f"{error.format_message()} (see {name} --help)", 2
-        except (click.Abort, KeyboardInterrupt):
-            message, code = _stopped(received)
-        except (UserError, OSError, MemoryError, RuntimeError) as error:
-            # a signal that all processes got ends those that prepare batches, too
-            message, code = _stopped(received) if received else (_message(error), 1)
-            if "--debug" in (sys.argv if args is None else args):
-                traceback.print_exc()
-        else:
-            sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
+        with _stopping_at_signals() as received:
+            try:
+                result = parent.main(args, *rest, standalone_mode=False, **more)
+            except click.UsageError as error:
+                name = error.ctx.command_path if error.ctx else self.name  # the script as called
+                message, code = f"{error.format_message()} (see {name} --help)", 2
+            except (click.Abort, KeyboardInterrupt):
+                message, code = _stopped(received)
+            except (UserError, OSError, MemoryError, RuntimeError) as error:
+                is_stopped = _was_stopped(error, received)
+                message, code = _stopped(received) if is_stopped else (_message(error), 1)
+                if "--debug" in (sys.argv if args is None else args):
+                    traceback.print_exc()
+            else:
+                sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
         if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
             click.echo("Error: " + " ".join(message.split()), err=True)
         sys.exit(code)
 
 
-def _stop_at_signals() -> list[int]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does; return a list that gets the one received.
+@contextmanager
+def _stopping_at_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does; yield a list that gets the one received.
 
     A signal that is ignored stays so: nohup sets this for SIGHUP.
     """
@@ -130,11 +133,24 @@ def _stop_at_signals() -> list[int]:
         received.append(number)
         raise KeyboardInterrupt
 
+    mine = []
     if threading.current_thread() is threading.main_thread():
-        for number in STOPPING:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, stop)
-    return received
+        mine = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_DFL]
+    for number in mine:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _was_stopped(error: Exception, received: list[int]) -> bool:
+    """Tell whether a signal is behind an error: it may reach the processes of a loader first."""
+    if not received and _WORKER in str(error):
+        with suppress(KeyboardInterrupt):
+            time.sleep(1)
+    return bool(received)
 
 
 def _stopped(received: list[int]) -> tuple[str, int]:
@@ -157,6 +173,8 @@ def _message(error: Exception) -> str:
     is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if is_torch or isinstance(error, MemoryError):
         return "out of memory; use smaller batches (see --help) or a smaller model."
+    if _WORKER in str(error):
+        return "a process that prepares batches was ended, perhaps for memory; use fewer --workers."
     raise error
 
 

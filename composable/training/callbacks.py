@@ -110,7 +110,8 @@ class Stats(TrainerCallback):
         """Add the row of this epoch."""
         assert metrics is not None
         epoch = rounded_epoch(state.epoch or 0)
-        logged = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+        losses: list[dict[str, Any]] = [entry for entry in state.log_history if "loss" in entry]
+        logged = losses[-1] if losses else {}
         loss = logged.get("loss", math.nan)
         row = {
             "epoch": epoch,

@@ -182,7 +182,8 @@ class Trainer(transformers.Trainer):
         try:
             if is_main:
                 checkpoints.remove(folder)
-            self.state.stateful_callbacks[OURS] = {
+            kept: Any = self.state.stateful_callbacks
+            kept[OURS] = {
                 "validation_is_due": self._validation_is_due,
                 "losses": self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist(),
                 "logged_step": self._globalstep_last_logged,
