@@ -1,18 +1,24 @@
 """Files that appear whole or not at all, and the hashes of their content."""
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from composable.errors import FormatError, UserError
+
+log = logging.getLogger("composable")
+TEMPORARY = ".composable.tmp"  # how the name of a file ends while it is written
+LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 @contextmanager
@@ -29,78 +35,164 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OSError: the folder cannot be written, the disk is full, `path` is a folder.
     """
     path = Path(path)
-    _refuse_special(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.resolve()  # a link stays one, what it leads to is written
-    made = _beside(target)
-    try:
-        with made.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(target)
-    except OSError as error:
-        # A failed write names no file; the user wants to know which output was meant.
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-    finally:
-        made.unlink(missing_ok=True)
+    with _naming(path):
+        target = _target_of(path)
+        made, file = _open_temporary(target)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                made.replace(target)  # while it is locked: see `remove_leftovers`
+            sync_folder(target.parent)
+        finally:
+            made.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Do for a folder what `atomic_write` does for a file; UserError as of `check_folder`."""
+    """Do for a folder what `atomic_write` does for a file; errors as of `check_folder`."""
+    path = Path(path)
     check_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = _beside(path)
+    target = Path(os.path.realpath(path))
+    made = _beside(target)
     made.mkdir()
+    descriptor = os.open(made, os.O_RDONLY)
     try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield made
-        if path.is_dir():
-            path.rmdir()
-        made.replace(path)
+        with _naming(path):
+            if target.is_dir():
+                target.rmdir()
+            made.replace(target)
+            sync_folder(target.parent)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:
-    """Name a temporary file or folder that is later renamed to `path`."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    """Name a temporary file or folder that is later renamed to `path`; no longer than allowed."""
+    ending = f".{secrets.token_hex(4)}{TEMPORARY}"
+    start = path.name.encode()[: LONGEST_NAME - 1 - len(ending)].decode(errors="ignore")
+    return path.with_name(f".{start}{ending}")
+
+
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """Make a temporary file beside `target`, locked for as long as it is open."""
+    while True:
+        made = _beside(target)
+        file = made.open("xb")
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if made.exists():  # else another run took it for a leftover before it was locked
+            return made, file
+        file.close()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed runs left in `folder`.
+
+    A run holds a lock on what it writes, which ends with the process.
+    """
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):  # held by a run, or of another user
+            is_folder = path.is_dir()
+            flags = os.O_RDONLY if is_folder else os.O_RDWR  # NFS locks what can be written
+            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_folder:
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                log.info("%s: removed, a run that was killed had left it.", path)
+            finally:
+                os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where its file system can do so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the output in an error that names no file, or the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(TEMPORARY):
+            error.filename = str(path)
+        raise
 
 
 def check_folder(path: Path) -> None:
-    """Raise UserError where something is in the folder, or it is a file."""
+    """Fail now where `path` could not be made at the end; folders above it are made.
+
+    Raises:
+        UserError: something is in the folder, or it is a file.
+        OSError: it cannot be written.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists already; name a folder that does not, or is empty.")
+    _try_writing(path)
 
 
 def check_writable(*paths: Path | None) -> None:
     """Fail now, before hours of work, where one of `paths` could not be written at the end.
 
+    Leftovers of killed runs beside them are removed, see `remove_leftovers`.
+
     Raises:
         OSError: a folder is missing and cannot be made, is read-only, or a target is a folder.
         UserError: one path is named for two outputs.
     """
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
         if path is None:
             continue
-        if path.resolve() in seen:
+        if os.path.realpath(path) in seen:
             raise UserError(f"{path}: is named for two outputs; give each a name of its own.")
-        seen.add(path.resolve())
-        _refuse_special(path)
+        seen.add(os.path.realpath(path))
+        with _naming(path):
+            _target_of(path)
+        _try_writing(path)
+
+
+def _try_writing(path: Path) -> None:
+    """Make the temporary file that the output would be written to, and remove it."""
+    target = Path(os.path.realpath(path))
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        made, file = _open_temporary(target)
+        file.close()
+        made.unlink(missing_ok=True)
+        remove_leftovers(target.parent)
 
 
-def _refuse_special(path: Path) -> None:
-    """Refuse what a rename would destroy: folders, devices, pipes."""
-    if path.is_dir():
+def _target_of(path: Path) -> Path:
+    """Follow links, which stay; refuse what a rename would destroy: folders, devices, pipes."""
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return target
+    except OSError as error:  # a file where a folder should be, a link to itself, a long name
+        error.filename = str(path)
+        raise
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
-    if path.exists() and not path.is_file():
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
+    return target
 
 
 def write_bytes(path: Path, content: bytes) -> None:

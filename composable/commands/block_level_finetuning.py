@@ -10,11 +10,12 @@ from composable.commands import cli
 from composable.errors import ConfigError
 
 log = logging.getLogger("composable")
-#: Options that the solver grad does not look at.
+#: Options that the solver grad does not look at, and those that only it does.
 OF_LEAST_SQUARES = (
     *("linear_solver", "ridge", "calibration", "calibration_data", "calibration_samples"),
     *("held_out_samples", "memory_budget"),
 )
+OF_GRADIENT = ("save_steps",)
 
 
 @cli.command()
@@ -70,8 +71,7 @@ def main(
     from composable.reports import variant_table
     from composable.variants import tuning
 
-    if solver == "grad":
-        _refuse(OF_LEAST_SQUARES)
+    _refuse(OF_LEAST_SQUARES if solver == "grad" else OF_GRADIENT, solver)
     table = stats.with_name(f"{stats.stem}_variants.csv")
     files.check_writable(output, stats, table, plot)
     result, report = tuning.tune_variants(model, bundles, output, stats, solver=solver, **options)
@@ -87,8 +87,8 @@ def main(
     return report
 
 
-def _refuse(names: tuple[str, ...]) -> None:
+def _refuse(names: tuple[str, ...], solver: str) -> None:
     """Refuse options of the other solvers."""
     for name, flag in cli.given_options().items():
         if name in names:
-            raise ConfigError(f"{flag}: is no option of the solver grad; leave it out.")
+            raise ConfigError(f"{flag}: is no option of the solver {solver}; leave it out.")

@@ -7,10 +7,13 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,8 @@ Decorator = Callable[[Function], Function]
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
+_WORKER = "DataLoader worker"  # what torch calls a process that prepares batches
+STOPPING = (signal.SIGTERM, signal.SIGHUP)  # what batch systems send, and a terminal that closes
 
 
 def together(*options: Any) -> Decorator:
@@ -38,7 +43,8 @@ def command() -> Callable[[Function], click.Command]:
 
     The function returns the report (a dict), which is printed to stdout as one JSON object with
     `seconds` added. A `UserError` or an `OSError` becomes one line on stderr and exit code 1, a
-    wrong command line exit code 2, Ctrl-C exit code 130; `--debug` shows the traceback.
+    wrong command line exit code 2, Ctrl-C exit code 130, SIGTERM 143 and SIGHUP 129; `--debug`
+    shows the traceback.
     """
 
     def decorate(function: Function) -> click.Command:
@@ -93,22 +99,66 @@ class _Command(click.Command):
         parent: Any = super()
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
-        try:
-            result = parent.main(args, *rest, standalone_mode=False, **more)
-        except click.UsageError as error:
-            name = error.ctx.command_path if error.ctx else self.name  # the script as called
-            message, code = f"{error.format_message()} (see {name} --help)", 2
-        except (click.Abort, KeyboardInterrupt):
-            said = "run the same command again, a training goes on after its last epoch."
-            message, code = f"interrupted; {said}", 130
-        except (UserError, OSError, MemoryError, RuntimeError) as error:
-            message, code = _message(error), 1
-            if "--debug" in (sys.argv if args is None else args):
-                traceback.print_exc()
-        else:
-            sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-        click.echo("Error: " + " ".join(message.split()), err=True)
+        with _stopping_at_signals() as received:
+            try:
+                result = parent.main(args, *rest, standalone_mode=False, **more)
+            except click.UsageError as error:
+                name = error.ctx.command_path if error.ctx else self.name  # the script as called
+                message, code = f"{error.format_message()} (see {name} --help)", 2
+            except (click.Abort, KeyboardInterrupt):
+                message, code = _stopped(received)
+            except (UserError, OSError, MemoryError, RuntimeError) as error:
+                is_stopped = _was_stopped(error, received)
+                message, code = _stopped(received) if is_stopped else (_message(error), 1)
+                if "--debug" in (sys.argv if args is None else args):
+                    traceback.print_exc()
+            else:
+                sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
+        if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
+            click.echo("Error: " + " ".join(message.split()), err=True)
         sys.exit(code)
+
+
+@contextmanager
+def _stopping_at_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does; yield a list that gets the one received.
+
+    A signal that is ignored stays so: nohup sets this for SIGHUP.
+    """
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        for each in STOPPING:  # what is half written is removed in peace
+            signal.signal(each, signal.SIG_IGN)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    mine = []
+    if threading.current_thread() is threading.main_thread():
+        mine = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_DFL]
+    for number in mine:
+        signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _was_stopped(error: Exception, received: list[int]) -> bool:
+    """Tell whether a signal is behind an error: it may reach the processes of a loader first."""
+    if not received and _WORKER in str(error):
+        with suppress(KeyboardInterrupt):
+            time.sleep(1)
+    return bool(received)
+
+
+def _stopped(received: list[int]) -> tuple[str, int]:
+    """Message and exit code after a signal, which shells know as 128 and its number."""
+    number = signal.Signals(received[0]) if received else signal.SIGINT
+    how = f" by {number.name}" if received else ""
+    again = "run the same command again, a training goes on from its last checkpoint."
+    return f"interrupted{how}; {again}", 128 + number
 
 
 def _message(error: Exception) -> str:
@@ -123,6 +173,8 @@ def _message(error: Exception) -> str:
     is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if is_torch or isinstance(error, MemoryError):
         return "out of memory; use smaller batches (see --help) or a smaller model."
+    if _WORKER in str(error):
+        return "a process that prepares batches was ended, perhaps for memory; use fewer --workers."
     raise error
 
 
@@ -347,6 +399,12 @@ def training_options(
             "--checkpoint-dir",
             default="checkpoints",
             text="Where an unfinished run keeps its checkpoints.",
+        ),
+        click.option(
+            "--save-steps",
+            type=click.IntRange(min=0),
+            help="Write a checkpoint after every so many steps of an epoch, too; 0: at the ends of "
+            "epochs only.  [default: about every 10 minutes; of several processes 0]",
         ),
         click.option(
             "--report-to",

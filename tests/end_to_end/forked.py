@@ -146,8 +146,9 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
 
     Args:
         call: `step`, `optimizer` (model.safetensors is written, the optimizer is not), `state` (all
-            but trainer_state.json is written), `rotate` (the new checkpoint is complete, old ones
-            are still there), `output` or `bundle` (the training is over, no result is written).
+            but trainer_state.json is written), `seal` (all but the seal is), `rotate` (the new
+            checkpoint is complete, old ones are still there), `validation`, `output` or `bundle`
+            (the training is over, no result is written).
             `full` is no signal: from the optimizer of the first checkpoint on the disk is full.
         count: n.
         half: file of a checkpoint that is left with a part of its bytes.
@@ -155,8 +156,10 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
     """
     import transformers
 
+    from composable import runs
     from composable.formats import bundle
     from composable.models import checkpoint
+    from composable.training import checkpoints, trainer
 
     owner, name = {
         "": (None, ""),
@@ -164,7 +167,9 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
         "optimizer": (transformers.Trainer, "_save_optimizer_and_scheduler"),
         "full": (transformers.Trainer, "_save_optimizer_and_scheduler"),
         "state": (transformers.TrainerState, "save_to_json"),
-        "rotate": (sys.modules["transformers.trainer"], "rotate_checkpoints"),
+        "seal": (runs, "seal"),
+        "rotate": (checkpoints, "rotate"),
+        "validation": (trainer.Trainer, "prediction_step"),
         "output": (checkpoint, "save"),
         "bundle": (bundle, "write"),
     }[call]

@@ -66,3 +66,49 @@ def test_json_is_utf8(tmp_path: Path) -> None:
     path.write_bytes('{"a": 1}'.encode("utf-16"))
     with pytest.raises(FormatError, match=r"a\.json: not a JSON file"):
         files.read_json(path)
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """But not what a run is writing."""
+    with files.atomic_write(tmp_path / "a") as file, files.atomic_folder(tmp_path / "b") as folder:
+        file.write(b"half")
+        (folder / "c").touch()
+        left, inner = (tmp_path / f".{name}.0a1b2c3d{files.TEMPORARY}" for name in ("x", "y"))
+        left.touch()
+        inner.mkdir()
+        (inner / "z").touch()
+        files.check_writable(tmp_path / "other")
+        assert not left.exists()
+        assert not inner.exists()
+    assert (tmp_path / "a").read_bytes() == b"half"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        files.check_writable(tmp_path / name)
+        files.write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    with files.atomic_folder(tmp_path / ("f" * 255)) as folder:
+        (folder / "a").touch()
+    assert (tmp_path / ("f" * 255) / "a").is_file()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_cannot_be_written_is_noticed_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing" / "a")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").symlink_to(tmp_path / "missing")
+    for name in ("file/a", "dangling", "loop", "folder/a", "n" * 256):
+        path = tmp_path / name
+        for attempt in (files.check_writable, lambda path: files.write_text(path, "x")):
+            with pytest.raises(OSError) as caught:  # noqa: PT011 (the path is compared below)
+                attempt(path)
+            assert str(caught.value.filename) in (str(path), str(path.parent)), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dangling",
+        "file",
+        "folder",
+        "loop",
+    ]
