@@ -64,8 +64,10 @@ format: $(READY)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+# Files of tests share their fixtures, so each is run as a whole; one thread for each process.
+TEST_JOBS ?= 2
 test: $(READY)
-	$(PYTHON) -m pytest -q -m "not nightly"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not nightly" -n $(TEST_JOBS) --dist loadfile
 
 nightly: $(READY)
 	$(PYTHON) -m pytest -q -m nightly
