@@ -1,5 +1,6 @@
 """What all scripts share: options, errors as exit codes, the closing JSON report."""
 
+import _thread
 import dataclasses
 import functools
 import json
@@ -126,12 +127,20 @@ def _stopping_at_signals() -> Iterator[list[int]]:
     A signal that is ignored stays so: nohup sets this for SIGHUP.
     """
     received: list[int] = []
+    report_unraisable = sys.unraisablehook
 
     def stop(number: int, _: Any) -> None:
-        for each in STOPPING:  # what is half written is removed in peace
-            signal.signal(each, signal.SIG_IGN)
-        received.append(number)
-        raise KeyboardInterrupt
+        if not received:  # a second one does not disturb the clean-up
+            received.append(number)
+            sys.unraisablehook = pass_on
+            raise KeyboardInterrupt
+
+    def pass_on(unraisable: Any) -> None:
+        # where Python drops errors, in __del__ above all; those of other kinds are of no interest
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            again = threading.Timer(0.1, _thread.interrupt_main, [received.pop()])
+            again.daemon = True
+            again.start()
 
     mine = []
     if threading.current_thread() is threading.main_thread():
@@ -143,6 +152,7 @@ def _stopping_at_signals() -> Iterator[list[int]]:
     finally:
         for number in mine:
             signal.signal(number, signal.SIG_DFL)
+        sys.unraisablehook = report_unraisable
 
 
 def _was_stopped(error: Exception, received: list[int]) -> bool:

@@ -62,6 +62,7 @@ class Trainer(transformers.Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             num_workers=self.options.workers,
             persistent_workers=self.options.workers > 0,
+            generator=torch.Generator(),  # it draws the more often the fewer workers there are
         )
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
@@ -258,6 +259,7 @@ class Trainer(transformers.Trainer):
         if self._unfinished:
             self._tr_loss += self._unfinished["losses"][self.args.process_index]
             self._globalstep_last_logged = self._unfinished["logged_step"]
+        torch.empty((), dtype=torch.int64).random_()  # once an epoch, as a loader without workers
         super()._run_epoch(*args, **kwargs)
         self._unfinished = {}
 

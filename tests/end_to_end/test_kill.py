@@ -307,18 +307,17 @@ def test_damaged_checkpoint_is_left_out(place: Place, undisturbed: dict[str, Any
 @pytest.mark.nightly
 def test_the_best_checkpoint_is_damaged(place: Place) -> None:
     """Without the best weights a run cannot end; what needs them is left out, too."""
-    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 2)
+    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
     whole = place.train(BASELINE, *options).report
     expected = place.result(BASELINE)
-    assert whole["best_epoch"] < whole["epochs"] - 1, "choose another --lr"
+    assert whole["best_epoch"] < whole["epochs"], "choose another --lr"
     place.tidy()
     assert place.train(BASELINE, *options, call="output").code == -signal.SIGKILL
-    best, *others = place.checkpoints()
-    assert len(others) == 2
+    best, last = place.checkpoints()
     (best / "model.safetensors").write_bytes(b"")
     ended = place.train(BASELINE, *options)
     assert ended.report["resumed_from_epoch"] is None
-    assert ended.err.count(f"needs {best.name}, which is damaged") == 2
+    assert f"{last.name} needs {best.name}, which is damaged" in ended.err
     assert place.result(BASELINE) == expected
 
 
@@ -398,7 +397,7 @@ def test_signals_beside_processes_that_prepare_batches(
     process.stderr.close()
     assert process.wait(timeout=60) == 143
     assert lines[-1].startswith("Error: interrupted by SIGTERM; run the same command again")
-    assert "Traceback" not in "".join(lines)
+    assert "Traceback" not in "".join(lines), "".join(lines)
     assert place.train(BASELINE).report["resumed_from_epoch"] == 2
     assert place.result(BASELINE) == undisturbed[BASELINE]
 

@@ -1,6 +1,7 @@
 """Commands that are told to stop: one line, the exit code that shells expect."""
 
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,23 @@ def test_signals_are_one_line(
     )
     assert cleaned == [True]
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_within_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python drops what is raised there."""
+
+    class Dies:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        Dies()
+        time.sleep(10)
+        raise AssertionError("the command went on")
+
+    code, said = run(work, capsys)
+    assert code == 143
+    assert said.startswith("Error: interrupted by SIGTERM; ")
 
 
 def test_nohup_keeps_sighup_away(capsys: pytest.CaptureFixture[str]) -> None:
