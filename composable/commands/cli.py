@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from composable.commands import paths
 from composable.commands.paths import BOTH, DATA, READ, WRITTEN, Use  # for the commands, too
+from composable.commands.terminal import Formatter, one_line, printable
 from composable.errors import ConfigError, UserError
 
 log = logging.getLogger("composable")
@@ -52,7 +53,7 @@ def command() -> Callable[[Function], click.Command]:
             report = function(**options)
             if report is not None and int(os.environ.get("RANK", "0")) == 0:
                 report["seconds"] = round(time.perf_counter() - started, 3)
-                click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+                click.echo(printable(json.dumps(report, indent=1, ensure_ascii=False)))
 
         declared = together(
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
@@ -107,10 +108,10 @@ class _Command(click.Command):
         except (UserError, OSError, MemoryError, RuntimeError) as error:
             message, code = _message(error), 1
             if "--debug" in (sys.argv if args is None else args):
-                traceback.print_exc()
+                click.echo(printable(traceback.format_exc()), err=True, nl=False)
         else:
             sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-        click.echo("Error: " + " ".join(message.split()), err=True)
+        click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
 
 
@@ -140,7 +141,9 @@ def _is_number(text: str) -> bool:
 def _set_up_logging(verbose: bool, quiet: bool) -> None:
     """Log to stderr; stdout is for the report alone."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(level)
     os.environ["COMPOSABLE_PROGRESS"] = "0" if quiet else "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
@@ -215,7 +218,7 @@ def bundle_option(default: str) -> Decorator:
 def parse_numbers(text: str, flag: str) -> list[int]:
     """Read numbers of layers, separated by commas; each once, ascending."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise ConfigError(f"{flag} {text}: expected numbers of layers from 0, such as 3,4,5.")
     return sorted({int(part) for part in parts})
 

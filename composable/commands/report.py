@@ -7,6 +7,7 @@ import click
 from composable import files
 from composable.commands import cli
 from composable.commands.paths import Use
+from composable.commands.terminal import printable
 from composable.reports import summary
 
 
@@ -45,7 +46,7 @@ def main(directory: Path, output: Path, plot: Path | None) -> dict[str, object]:
     about = summary.notes(dense, summary.seconds_of(directory, "block"), plot)
     text = f"{summary.table(rows, stages, dense)}\n{about}"
     files.write_text(output, text)
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
     return {
         "wrote": str(output),
         "configurations": indices,

@@ -517,7 +517,10 @@ class _Tables:
 
     def _known(self, *names: Any) -> None:
         for name in names:
-            _check(name in list(self.modules), f"{name!r:.60} is no module of its header")
+            _check(
+                type(name) is str and name in self.modules,
+                f"{name!r:.60} is no module of its header",
+            )
 
     def _array(self, name: str) -> NDArray[Any]:
         self.named.append(name)
