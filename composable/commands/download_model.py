@@ -7,17 +7,22 @@ from typing import Any
 import click
 
 from composable.commands import cli
+from composable.commands.paths import Use
 
 
 @cli.command()
-@click.option(
+@cli.path_option(
     "-m",
     "--model",
     "source",
+    use=Use(reads=True, inside=r".*(?<!\.pth)"),
+    type=str,
     default="google-t5/t5-small",
-    help='Hub id (owner/name), local Hugging Face folder, .gguf file, or "embedded".',
+    text='Hub id (owner/name), local Hugging Face folder, .gguf file, or "embedded".',
 )
-@cli.path_option("-o", "--output", default="model/t5-small.pth", text="Model file to write.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="model/t5-small.pth", text="Model file to write."
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.  [default: its main branch]")
 @click.option(
     "--prefix",

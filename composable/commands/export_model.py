@@ -7,7 +7,7 @@ from composable.commands import cli
 
 @cli.command()
 @cli.model_option("model/composed.pth")
-@cli.path_option("-o", "--output", default="exported", text="Folder to write.")
+@cli.path_option("-o", "--output", use=cli.WRITTEN, default="exported", text="Folder to write.")
 def main(model: Path, output: Path) -> dict[str, object]:
     """Write a dense model, or one that has lost whole layers or masked weights, as a folder.
 

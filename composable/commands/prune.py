@@ -18,9 +18,13 @@ MATTERS = {
 
 @cli.command()
 @cli.model_option("model/t5-small.pth")
-@cli.path_option("-c", "--config", default="conf_prune.json", text="Which variants must exist.")
-@cli.path_option("-o", "--output", default="modules.npy", text="Bundle to write.")
-@cli.path_option("-p", "--test-model", text="Also compose a model of first variants.")
+@cli.path_option(
+    "-c", "--config", use=cli.READ, default="conf_prune.json", text="Which variants must exist."
+)
+@cli.path_option("-o", "--output", use=cli.WRITTEN, default="modules.npy", text="Bundle to write.")
+@cli.path_option(
+    "-p", "--test-model", use=cli.WRITTEN, text="Also compose a model of first variants."
+)
 @click.option(
     "--mask",
     type=click.Choice(["l1", "wanda", "wanda_matrix", "obs", "sparsegpt", "alps"]),
@@ -41,6 +45,7 @@ MATTERS = {
 @cli.gqa_option
 @cli.path_option(
     "--scores",
+    use=cli.READ,
     text="Scores that rank_importance.py wrote: the heads and neurons of the highest importance "
     "stay at plain rates that no other option decides (method ranked).",
 )

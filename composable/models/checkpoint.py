@@ -4,12 +4,11 @@ import hashlib
 import io
 import json
 import pickle
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from composable import families, files
 from composable.errors import FormatError, MismatchError, UserError
 from composable.families import Family
 from composable.formats.container import unpack_mask
+from composable.formats.sealed_file import check_sizes, open_sealed, sealed
 from composable.models.structure import Structure, from_json, to_json
 from composable.models.surgery import apply_structure
 
@@ -29,7 +29,6 @@ transformers.utils.logging.disable_progress_bar()  # its bars say nothing that o
 
 
 FORMAT, VERSION = "composable.model", 4
-SEAL = b"sha256:"
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -126,7 +125,7 @@ def load(path: Path) -> Checkpoint:
     """Read a model file and check every byte of it.
 
     Returns:
-        The model in eval mode; its weights are mapped from the file, not copied.
+        The model in eval mode, made of the bytes that were checked, which were read once.
 
     Raises:
         FormatError: not a model file of this project, or damaged.
@@ -137,7 +136,9 @@ def load(path: Path) -> Checkpoint:
         return _rebuild(stored)
     except UserError as error:
         raise FormatError(f"{path}: {str(error).rstrip('.')}.") from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and tokenizers have errors of many kinds
         raise FormatError(
             f"{path}: its parts do not fit together "
             f"({type(error).__name__}: {first_line(error)}); make it again."
@@ -148,8 +149,11 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     """Make the model of what a file holds."""
     config = files.parse_json(stored["config"])
     structure = from_json(files.parse_json(stored["structure"]))
-    model = _build(config, structure)
-    model.load_state_dict(stored["state_dict"], strict=True, assign=True)
+    state: dict[str, Tensor] = stored["state_dict"]
+    with torch.device("meta"):  # costs nothing, whatever sizes the config has
+        _check_shapes(_build(config, structure, len(state)), state)
+    model = _build(config, structure, len(state))
+    model.load_state_dict(state, strict=True, assign=True)
     _tie_shared(model)
     model.eval()
     generation = files.parse_json(stored["generation_config"])
@@ -167,8 +171,30 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
         structure=structure,
         masks=masks,
         fingerprint=stored["fingerprint"],
-        info=files.parse_json(stored["info"]),
+        info=_info(files.parse_json(stored["info"])),
     )
+
+
+def _info(value: Any) -> dict[str, Any]:
+    """Check the keys of `info` that are known; others may come later."""
+    found = value if isinstance(value, dict) else {}
+    for key, hints in _INFO.items():
+        met = found.get(key)
+        is_bounded = type(met) is not int or 0 < met < 2**53
+        if type(met) not in hints or not is_bounded:
+            raise FormatError(f"its info has {key} {met!r:.40}, see docs/formats.md; make it again")
+    return found
+
+
+_INFO: dict[str, tuple[type, ...]] = {
+    "source": (str,),
+    "task": (str,),
+    "history": (list,),
+    "prefix": (str, type(None)),
+    "data": (str, type(None)),
+    "dense_parameters": (int, type(None)),
+    "max_length": (int, type(None)),
+}
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -216,55 +242,14 @@ def _generation(model: PreTrainedModel) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if key not in _VOLATILE}
 
 
-def sealed(archive: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-    """Add the seal to a zip archive without comment.
-
-    Returns:
-        Pieces of the file: the archive with the length of a comment in its last two bytes, and as
-        the comment "sha256:" and the SHA-256 (hex) of all bytes before the digits.
-    """
-    start = struct.pack("<H", len(SEAL) + 64) + SEAL
-    total = hashlib.sha256(archive[:-2])
-    total.update(start)
-    return archive[:-2], start, total.hexdigest().encode()
-
-
-def _check_seal(path: Path) -> None:
-    """Compare every byte of a file with the SHA-256 at its end.
-
-    Raises:
-        FormatError: no model file, or not as it was written.
-    """
-    with open(path, "rb") as file:
-        start = file.read(4)
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 64 - len(SEAL)))
-        end = file.read()
-        file.seek(0)
-        if start != b"PK\x03\x04":
-            raise FormatError(
-                f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}"
-            )
-        if not end.startswith(SEAL):
-            raise FormatError(
-                f"{path}: its {size} bytes do not end as a model file does: it was cut off, or "
-                "something was appended, or it holds pickled Python objects, which are never "
-                f"executed; {_MADE_BY}"
-            )
-        total, left = hashlib.sha256(), size - 64
-        while left:
-            piece = file.read(min(left, 1 << 20))
-            total.update(piece)
-            left -= len(piece)
-    if total.hexdigest().encode() != end[len(SEAL) :]:
-        raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
-
-
 def _read(path: Path) -> dict[str, Any]:
     """Load the stored dict without executing anything."""
-    _check_seal(path)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with open_sealed(path, _MADE_BY) as file:
+            _check_archive(path, file)
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+    except (UserError, OSError):
+        raise
     except pickle.UnpicklingError as error:
         raise FormatError(
             f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
@@ -278,9 +263,39 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}; "
             "make it again with download_model.py or compose_model.py."
         )
+    _check_stored(path, stored)
     return stored
 
 
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    try:
+        check_sizes(file)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}; make it again.") from error
+
+
+def _check_stored(path: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse other keys or types than `save` writes, and tensors that show few bytes as many."""
+    found = {key: type(value) for key, value in stored.items()}
+    for key, dtypes in _TENSORS.items():
+        group = stored.get(key)
+        is_sound = isinstance(group, dict) and all(
+            type(name) is str and isinstance(each, Tensor) and each.dtype in dtypes
+            and each.is_contiguous() and each.device.type == "cpu"
+            for name, each in group.items()
+        )  # fmt: skip
+        if not is_sound:
+            raise FormatError(f"{path}: its {key} is not what docs/formats.md says; make it again.")
+    if found != dict.fromkeys(_TEXTS, str) | {"version": int} | dict.fromkeys(_TENSORS, dict):
+        raise FormatError(f"{path}: has not the keys of docs/formats.md; make it again.")
+
+
+_TEXTS = ("format", "config", "generation_config", "structure", "info", "fingerprint")
+_TENSORS = {
+    "tokenizer": (torch.uint8,),
+    "masks": (torch.uint8,),
+    "state_dict": (torch.float32, torch.bfloat16),
+}
 _MADE_BY = "a file made by download_model.py or compose_model.py was expected."
 
 
@@ -291,18 +306,44 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
-def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
-    """Make the model without weights: the dense shapes, then the structure."""
+#: More layers or classes than any model has.
+_MOST = {"layer": 10_000, "layers": 10_000, "labels": 1_000_000}
+
+
+def _build(config: dict[str, Any], structure: Structure, tensors: int) -> PreTrainedModel:
+    """Make the model without weights: the dense shapes, then the structure.
+
+    `tensors` is how many the file has, of which every layer needs one at least.
+    """
+    for key, value in config.items():
+        most = _MOST.get(key.rpartition("_")[2], value)
+        if isinstance(value, int) and value > most:
+            raise FormatError(f"its config has {key} {value}, at most {most} were expected.")
     architecture = getattr(transformers, str(config["architectures"][0]), None)
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
         raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
     family = families.by_model_type(config["model_type"])
+    settings = AutoConfig.for_model(**config)
+    for count in (count for layers in family.layers for count in layers.counts):
+        if (layers := getattr(settings, count, 0)) > tensors + len(structure):
+            raise FormatError(f"its config has {layers} layers, its {tensors} tensors are fewer.")
     with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
-        model = architecture(AutoConfig.for_model(**config))
+        model = architecture(settings)
     if family.prepare is not None:
         family.prepare(model)
     apply_structure(model, family, structure)
     return model
+
+
+def _check_shapes(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not those of a model on the meta device."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(expected.keys() | state.keys()):
+        met = f"shape {tuple(state[name].shape)}" if name in state else "no weights"
+        wanted = f"shape {tuple(expected[name])}" if name in expected else "none"
+        if met != wanted:
+            problem = f'"{name}" has {met}, its config and structure ask for {wanted}'
+            raise FormatError(f"its parts do not fit together: {problem}; make it again.")
 
 
 def _tie_shared(model: PreTrainedModel) -> None:

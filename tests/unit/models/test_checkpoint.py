@@ -339,9 +339,9 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "its parts do not fit together",
     ),
     "no weights": (lambda f, t: rewritten(f, state_dict={}), "its parts do not fit together"),
-    "no tokenizer": (lambda f, t: rewritten(f, tokenizer=None), "its parts do not fit together"),
+    "no tokenizer": (lambda f, t: rewritten(f, tokenizer=None), "its tokenizer is not what docs"),
     "weights that are numbers": (
-        lambda f, t: rewritten(f, state_dict={"a": 1}), "its parts do not fit together"
+        lambda f, t: rewritten(f, state_dict={"a": 1}), "its state_dict is not what docs/formats.md"
     ),
     "masks of unknown weights": (
         lambda f, t: rewritten(f, masks={"nobody.weight": torch.zeros(4, dtype=torch.uint8)}),
