@@ -3,10 +3,13 @@
 import hashlib
 import io
 import json
+import os
 import pickle
+import re
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,9 +151,9 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     """Make the model of what a file holds."""
     config = files.parse_json(stored["config"])
     structure = from_json(files.parse_json(stored["structure"]))
-    model = _build(config, structure)
+    model = build(config, structure)
     model.load_state_dict(stored["state_dict"], strict=True, assign=True)
-    _tie_shared(model)
+    tie_shared(model)
     model.eval()
     generation = files.parse_json(stored["generation_config"])
     if generation is not None:
@@ -291,8 +294,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
-def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
-    """Make the model without weights: the dense shapes, then the structure."""
+def build(config: Mapping[str, Any], structure: Structure) -> PreTrainedModel:
+    """Make a model without weights: the dense shapes, then the structure."""
     architecture = getattr(transformers, str(config["architectures"][0]), None)
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
         raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
@@ -305,7 +308,7 @@ def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
     return model
 
 
-def _tie_shared(model: PreTrainedModel) -> None:
+def tie_shared(model: PreTrainedModel) -> None:
     """Make one parameter of the names that share their storage in the file, and of no others.
 
     load_state_dict(assign=True) leaves them separate: an optimizer would step each. Not
@@ -327,7 +330,7 @@ def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
     """Return the tokenizer's files as byte tensors."""
     if tokenizer is None:
         return {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, os_errors(folder):
         tokenizer.save_pretrained(folder)
         _forget_origin(Path(folder) / "tokenizer_config.json")
         return {
@@ -354,6 +357,22 @@ def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
         for name, content in stored.items():
             (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def os_errors(path: Path | str) -> Iterator[None]:
+    """Turn what libraries in Rust raise where the system failed into an OSError that names `path`.
+
+    safetensors and tokenizers raise errors of their own, with "(os error 28)" at their end.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def first_line(error: BaseException) -> str:

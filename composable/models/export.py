@@ -1,50 +1,56 @@
 """Models as plain transformers folders, as far as transformers can build them."""
 
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from composable import families, files
-from composable.errors import MismatchError
-from composable.models.checkpoint import Checkpoint
-from composable.models.structure import ACTIONS, removed_layers
+from composable.models import plain
+from composable.models.checkpoint import Checkpoint, os_errors
+from composable.models.structure import removed_layers
 from composable.models.surgery import layer_paths
 
-log = logging.getLogger("composable")
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        model: of transformers' own classes.
+        removed: names of the layers that are gone, in the dense model.
+        padded: how many attentions and ffns were filled up with zeros.
+    """
+
+    model: PreTrainedModel
+    removed: list[str]
+    padded: int
 
 
-def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
+def write(checkpoint: Checkpoint, path: Path, folder: Path, pad: bool = False) -> Exported:
     """Write a model as a folder.
 
     Args:
-        checkpoint: its model is spent: it gets the layout that the library has.
+        checkpoint: its model is spent: the one that is written takes its tensors.
         path: where it was read, for messages.
         folder: to be made.
-
-    Returns:
-        Names of the layers that are gone, in the dense model.
+        pad: whether attentions and ffns may be filled up with zeros, see `plain.build`.
 
     Raises:
         MismatchError: it has shapes or modules that transformers cannot build.
         UserError: there is something in the folder.
+        OSError: it cannot be written.
     """
-    structure, model = checkpoint.structure, checkpoint.model
-    removed = removed_layers(structure, checkpoint.family)
-    for edit in structure:
-        if edit.module not in removed:
-            raise MismatchError(
-                f'{path}: "{edit.module}" ({ACTIONS[edit.action].result}) has a shape that '
-                "transformers cannot build; models that have lost nothing but whole layers and "
-                "single weights can be exported."
-            )
+    model, padded = plain.build(checkpoint, path, pad)
+    removed = removed_layers(checkpoint.structure, checkpoint.family)
     for stack, layers in layer_paths(model, checkpoint.family).items():
         gone = [int(name[len(layers) + 1 :]) for name in removed if name.startswith(f"{layers}.")]
         if gone:
             left: Any = model.get_submodule(layers)
             record(model.config, stack, gone, len(left) + len(gone))
     save(model, folder, checkpoint.tokenizer, _preprocessor(checkpoint))
-    return removed
+    return Exported(model, removed, padded)
 
 
 def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -101,17 +107,29 @@ def save(
 ) -> None:
     """Write a plain transformers folder, whole or not at all; AutoModel reads it.
 
-    The folder may exist if it is empty; `extra` has further JSON files, name -> content.
+    The folder may exist if it is empty; `extra` has further JSON files, name -> content. Settings
+    of `generate` are written as they are, also those that its present way does not use (chat models
+    come with a `temperature` and without `do_sample`), which transformers refuses to write.
 
     Raises:
         UserError: there is something in the folder.
         OSError: it cannot be written.
     """
-    with files.atomic_folder(Path(folder)) as inner:
+    with files.atomic_folder(Path(folder)) as inner, os_errors(folder):
         family = families.of(model)
         if family.restore is not None:
             family.restore(model)
-        model.save_pretrained(inner)
+        if hasattr(model.config, "quantization_config"):  # of the file it came from
+            del model.config.quantization_config
+        generation: Any = getattr(model, "generation_config", None)
+        if isinstance(generation, GenerationConfig):
+            model.generation_config = GenerationConfig()
+        try:
+            model.save_pretrained(inner)
+        finally:
+            model.generation_config = generation
+        if (inner / GENERATION_CONFIG_NAME).exists():
+            generation.to_json_file(inner / GENERATION_CONFIG_NAME)
         if tokenizer is not None:
             tokenizer.save_pretrained(inner)
         for name, content in (extra or {}).items():
