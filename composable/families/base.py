@@ -131,7 +131,7 @@ class Family:
             each head; "" where there is none.
         default_prefix: text that checkpoints of this family expect before a source sentence.
         image_tokens: config -> tokens that an image has; None for text.
-        image_processor: class of transformers that prepares images as this program does.
+        image_processor: class of transformers that prepares images where a checkpoint names none.
         prepare: turns a model of transformers, as it was built, into one with four linears in every
             attention; where they are fused in the library.
         restore: undoes `prepare`, and gives every layer what the library would compute of its

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from composable import families, files
 from composable.models import plain
@@ -49,28 +49,10 @@ def write(checkpoint: Checkpoint, path: Path, folder: Path, pad: bool = False) -
         if gone:
             left: Any = model.get_submodule(layers)
             record(model.config, stack, gone, len(left) + len(gone))
-    save(model, folder, checkpoint.tokenizer, _preprocessor(checkpoint))
+    image = checkpoint.info.get("image_processor")
+    extra = {} if image is None else {IMAGE_PROCESSOR_NAME: image}
+    save(model, folder, checkpoint.tokenizer, extra)
     return Exported(model, removed, padded)
-
-
-def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Make the file that says how images are prepared, as transformers does; {} for texts."""
-    image = checkpoint.info.get("image")
-    if image is None:
-        return {}
-    height, width = image["size"]
-    content = {
-        "image_processor_type": checkpoint.family.image_processor,
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": image.get("resample", 2),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": image["mean"],
-        "image_std": image["std"],
-    }
-    return {"preprocessor_config.json": content}
 
 
 #: Key of a config under which a cut is recorded.
