@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -67,6 +68,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def _beside(path: Path) -> Path:
     """Name a temporary file or folder that is later renamed to `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def os_errors(path: Path | str) -> Iterator[None]:
+    """Turn what libraries in Rust raise where the system failed into an OSError that names `path`.
+
+    safetensors and tokenizers raise errors of their own, with "(os error 28)" at their end.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def check_folder(path: Path) -> None:

@@ -9,7 +9,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from composable import families, files
 from composable.models import plain
-from composable.models.checkpoint import Checkpoint, os_errors
+from composable.models.checkpoint import Checkpoint
 from composable.models.structure import removed_layers
 from composable.models.surgery import layer_paths
 
@@ -97,12 +97,13 @@ def save(
         UserError: there is something in the folder.
         OSError: it cannot be written.
     """
-    with files.atomic_folder(Path(folder)) as inner, os_errors(folder):
+    with files.atomic_folder(Path(folder)) as inner, files.os_errors(folder):
         family = families.of(model)
         if family.restore is not None:
             family.restore(model)
-        if hasattr(model.config, "quantization_config"):  # of the file it came from
-            del model.config.quantization_config
+        is_plain = getattr(model, "hf_quantizer", None) is None
+        if is_plain and hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # of the .gguf file it came from
         generation: Any = getattr(model, "generation_config", None)
         if isinstance(generation, GenerationConfig):
             model.generation_config = GenerationConfig()

@@ -14,6 +14,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from composable import families, files, tasks
 from composable.errors import FormatError, UserError
 from composable.families import Family
+from composable.models import tokenizer_files
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of, first_line
 from composable.tasks.base import Task
 from composable.tasks.images import Preparation, default_settings
@@ -72,6 +73,7 @@ def import_model(
     is_image = family.image_tokens is not None
     tokenizer = None if is_image else _tokenizer(folder, reading)
     checkpoint = Checkpoint(model, tokenizer, config_dict(model))
+    checkpoint.tokenizer_files = tokenizer_files.files_of(tokenizer)
     checkpoint.info = {
         "source": name,
         "revision": revision,

@@ -17,6 +17,7 @@ from composable.models import checkpoint
 from composable.training import train
 from composable.training.finetune import corpora_of, with_defaults
 from composable.variants import gradient, least_squares
+from composable.variants.compose import open_bundles
 from composable.variants.result import Result
 from composable.variants.unit_phase import Settings as Phase
 
@@ -53,7 +54,7 @@ def tune_variants(
     started = time.perf_counter()
     dense = checkpoint.load(model)
     dense.require_dense(model, "module-level fine-tuning")
-    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
+    readers = open_bundles(dense, bundles)
     variants = _union(readers)
     dense.model.float()
     task = tasks.by_name(dense.info["task"])
