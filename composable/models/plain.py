@@ -218,23 +218,16 @@ def _allows(config: Any, changes: dict[str, int]) -> bool:
 
 
 def _refusal(path: Path, part: Part, sizes: dict[str, Size], family: Family) -> str:
-    module, size = part.module, sizes[part.module.kind]
+    module, size, name = part.module, sizes[part.module.kind], family.name
     left = f"{len(part.units)} of {module.units} {part.noun}" if part.units else "nothing"
-    advice = (
-        "give all of them one rate that leaves a number that their config accepts, or fill up with "
-        "zeros (pad)"
-    )
+    rule = f"transformers builds {name} models with {size.units} {part.noun} in every {module.kind}"
+    advice = "give all of them one rate that leaves a number that their config accepts, or"
     if part.noun not in dict(family.sizes):
-        advice = "their config cannot say otherwise; fill up with zeros (pad)"
+        advice = "their config cannot say otherwise;"
     elif _reads_table(part, family):
-        advice = (
-            "all of a stack have to keep the same heads, since they share their position biases, "
-            "and all stacks equally many; or fill up with zeros (pad)"
-        )
-    return (
-        f'{path}: "{module.name}" has {left} left; transformers builds {family.name} models '
-        f"with {size.units} {part.noun} in every {module.kind}: {advice}."
-    )
+        rule = f"the self-attentions of a {name} stack share their position biases"
+        advice = "all have to keep the same heads, and all stacks equally many, or"
+    return f'{path}: "{module.name}" has {left} left; {rule}: {advice} fill up with zeros (pad).'
 
 
 def _fill(
