@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -133,6 +134,22 @@ def _naming(path: Path) -> Iterator[None]:
         if error.filename is None or str(error.filename).endswith(TEMPORARY):
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def os_errors(path: Path | str) -> Iterator[None]:
+    """Turn what libraries in Rust raise where the system failed into an OSError that names `path`.
+
+    safetensors and tokenizers raise errors of their own, with "(os error 28)" at their end.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def check_folder(path: Path) -> None:

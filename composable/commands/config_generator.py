@@ -121,6 +121,7 @@ def sized_configurations(
     allocation = allocation or best_allocation(found)
     if found and scores:
         found.require_model(dense.fingerprint, scores)
+        dense.require_reading(scores, found.reading)
         if allocation == "uniform" and not (found.origin and found.origin.texts):
             raise ConfigError(
                 f"--scores {scores}: were measured on no texts, and --allocate uniform looks at "

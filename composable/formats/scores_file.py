@@ -225,6 +225,11 @@ class Scores:
         if self.origin is not None:
             FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
 
+    @property
+    def reading(self) -> Any:
+        """What the model made of the texts, see `Checkpoint.reading`; None where it is not said."""
+        return self.origin.options.get("reading") if self.origin else None
+
     def blocks(self, stack: str | None = None, distance: str | None = None) -> BlockDistances:
         """Return a stack's distances of blocks: of its only one, by the first, where None.
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import pickle
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,14 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from composable import families, files
 from composable.errors import FormatError, MismatchError, UserError
 from composable.families import Family
 from composable.formats.container import unpack_mask
 from composable.formats.sealed_file import check_sizes, open_sealed, sealed
+from composable.models import tokenizer_files
 from composable.models.structure import Structure, from_json, to_json
 from composable.models.surgery import apply_structure
 
@@ -29,6 +29,8 @@ transformers.utils.logging.disable_progress_bar()  # its bars say nothing that o
 
 
 FORMAT, VERSION = "composable.model", 4
+#: What decides, beside the tokenizer, how a model reads: keys of a checkpoint's info.
+READING = ("prefix", "max_length", "image_processor")
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -44,8 +46,10 @@ class Checkpoint:
         structure: how its shapes differ from the dense model's.
         masks: parameter name -> boolean tensor, True where the weight stays.
         fingerprint: of the dense model that this one was made of.
+        tokenizer_files: those of the tokenizer as they were read, name -> bytes; it remembers how
+            it was used last, and would write that down. None: what the tokenizer writes.
         info: source, revision, task, prefix, data, dense_parameters, history, and what the task
-            needs to know of the model: languages, labels, max_length, image.
+            needs to know of the model: languages, labels, max_length, image_processor.
     """
 
     model: PreTrainedModel
@@ -55,6 +59,7 @@ class Checkpoint:
     masks: dict[str, Tensor] = field(default_factory=dict)
     fingerprint: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    tokenizer_files: Mapping[str, Tensor] | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -65,6 +70,39 @@ class Checkpoint:
     def family(self) -> Family:
         """The model's family."""
         return families.of(self.model)
+
+    @property
+    def stored_tokenizer(self) -> Mapping[str, Tensor]:
+        """Its tokenizer's files as a model file has them."""
+        if self.tokenizer_files is None:
+            return tokenizer_files.files_of(self.tokenizer)
+        return self.tokenizer_files
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the model makes of texts and images before it sees them; JSON.
+
+        Results that follow from data are kept with it: with the same weights (`fingerprint`) and
+        another tokenizer, prefix or size they are of no use.
+        """
+        files_of = sorted(self.stored_tokenizer.items())
+        digests = {name: hashlib.sha256(_bytes_of(tensor)).hexdigest() for name, tensor in files_of}
+        said = {key: self.info.get(key) or None for key in READING}
+        return {"tokenizer": files.digest_of(digests), **said}
+
+    def require_reading(self, path: Path, reading: Any) -> None:
+        """Compare the `reading` with that of a file, which is None where it has none.
+
+        Raises:
+            MismatchError: they differ.
+        """
+        ours, theirs = self.reading, reading if isinstance(reading, dict) else {}
+        other = [key for key in ours if ours[key] != theirs.get(key)]
+        if reading is not None and other:
+            raise MismatchError(
+                f"{path}: made with another {' and another '.join(other)} than that of this model; "
+                "make it again, or name the model file that it was made with."
+            )
 
     def require_dense(self, path: Path, purpose: str) -> None:
         """Refuse a composed model where only a dense one makes sense.
@@ -151,10 +189,10 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     structure = from_json(files.parse_json(stored["structure"]))
     state: dict[str, Tensor] = stored["state_dict"]
     with torch.device("meta"):  # costs nothing, whatever sizes the config has
-        _check_shapes(_build(config, structure, len(state)), state)
-    model = _build(config, structure, len(state))
+        _check_shapes(build(config, structure, len(state)), state)
+    model = build(config, structure, len(state))
     model.load_state_dict(state, strict=True, assign=True)
-    _tie_shared(model)
+    tie_shared(model)
     model.eval()
     generation = files.parse_json(stored["generation_config"])
     if generation is not None:
@@ -166,12 +204,13 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     }
     return Checkpoint(
         model=model,
-        tokenizer=_load_tokenizer(stored["tokenizer"]),
+        tokenizer=tokenizer_files.load(stored["tokenizer"]),
         config=config,
         structure=structure,
         masks=masks,
         fingerprint=stored["fingerprint"],
         info=_info(files.parse_json(stored["info"])),
+        tokenizer_files={name: tensor.clone() for name, tensor in stored["tokenizer"].items()},
     )
 
 
@@ -219,7 +258,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "structure": files.canonical_json(to_json(checkpoint.structure)),
         "info": files.canonical_json(checkpoint.info),
         "fingerprint": checkpoint.fingerprint,
-        "tokenizer": _tokenizer_files(checkpoint.tokenizer),
+        "tokenizer": dict(checkpoint.stored_tokenizer),
         "masks": {
             name: torch.from_numpy(np.packbits(mask.cpu().numpy()))
             for name, mask in sorted(checkpoint.masks.items())
@@ -310,10 +349,18 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 _MOST = {"layer": 10_000, "layers": 10_000, "labels": 1_000_000}
 
 
-def _build(config: dict[str, Any], structure: Structure, tensors: int) -> PreTrainedModel:
-    """Make the model without weights: the dense shapes, then the structure.
+def build(
+    config: Mapping[str, Any], structure: Structure, tensors: int | None = None
+) -> PreTrainedModel:
+    """Make a model without weights: the dense shapes, then the structure.
 
-    `tensors` is how many the file has, of which every layer needs one at least.
+    Args:
+        config: of the dense model.
+        structure: how the model's shapes differ from it.
+        tensors: how many a file has, of which every layer needs one at least; None: any number.
+
+    Raises:
+        FormatError: there is no such architecture, or the config asks for too much.
     """
     for key, value in config.items():
         most = _MOST.get(key.rpartition("_")[2], value)
@@ -324,8 +371,9 @@ def _build(config: dict[str, Any], structure: Structure, tensors: int) -> PreTra
         raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
     family = families.by_model_type(config["model_type"])
     settings = AutoConfig.for_model(**config)
-    for count in (count for layers in family.layers for count in layers.counts):
-        if (layers := getattr(settings, count, 0)) > tensors + len(structure):
+    for count in (count for stack in family.layers for count in stack.counts):
+        layers = getattr(settings, count, 0)
+        if tensors is not None and layers > tensors + len(structure):
             raise FormatError(f"its config has {layers} layers, its {tensors} tensors are fewer.")
     with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
         model = architecture(settings)
@@ -346,7 +394,7 @@ def _check_shapes(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             raise FormatError(f"its parts do not fit together: {problem}; make it again.")
 
 
-def _tie_shared(model: PreTrainedModel) -> None:
+def tie_shared(model: PreTrainedModel) -> None:
     """Make one parameter of the names that share their storage in the file, and of no others.
 
     load_state_dict(assign=True) leaves them separate: an optimizer would step each. Not
@@ -362,39 +410,6 @@ def _tie_shared(model: PreTrainedModel) -> None:
     for target, source in list(model.all_tied_weights_keys.items()):
         if model.get_parameter(target) is not model.get_parameter(source):
             model.all_tied_weights_keys.pop(target)  # as from_pretrained does
-
-
-def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
-    """Return the tokenizer's files as byte tensors."""
-    if tokenizer is None:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        _forget_origin(Path(folder) / "tokenizer_config.json")
-        return {
-            file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
-            for file in sorted(Path(folder).iterdir())
-            if file.is_file()
-        }
-
-
-def _forget_origin(path: Path) -> None:
-    """Drop the values that say where a tokenizer was read: equal tokenizers, equal bytes."""
-    if path.exists():
-        values = files.read_json(path)
-        for key in ("is_local", "local_files_only", "name_or_path"):
-            values.pop(key, None)
-        files.write_json(path, values)
-
-
-def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
-    """Make the tokenizer; None for models that have none."""
-    if stored == {}:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in stored.items():
-            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """Import of pretrained models: Hugging Face folders and GGUF files, with or without a task head."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,18 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from composable import families, files, tasks
-from composable.errors import UserError
+from composable.errors import FormatError, UserError
 from composable.families import Family
+from composable.models import tokenizer_files
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of, first_line
 from composable.tasks.base import Task
+from composable.tasks.images import Preparation, default_settings
 
 log = logging.getLogger("composable")
-#: What images are normalised with where a folder does not say it.
-MEAN = STD = 0.5
-BILINEAR = 2  # Pillow's number of it
 
 
 def import_model(
@@ -72,6 +73,7 @@ def import_model(
     is_image = family.image_tokens is not None
     tokenizer = None if is_image else _tokenizer(folder, reading)
     checkpoint = Checkpoint(model, tokenizer, config_dict(model))
+    checkpoint.tokenizer_files = tokenizer_files.files_of(tokenizer)
     checkpoint.info = {
         "source": name,
         "revision": revision,
@@ -81,7 +83,7 @@ def import_model(
         "dense_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "history": [],
         **({"max_length": max_length} if max_length else {}),
-        **({"image": _image(folder, model.config)} if is_image else {}),
+        **({"image_processor": _image_processor(folder, model.config, family)} if is_image else {}),
         **chosen.knows(model.config),
     }
     if model.config.is_encoder_decoder:
@@ -215,41 +217,32 @@ def _tokenizer(folder: Path, reading: dict[str, Any]) -> Any:
         raise UserError(f"{folder}: no readable tokenizer ({first_line(error)}).") from error
 
 
-def _image(folder: Path, config: Any) -> dict[str, Any]:
-    """Say how images are prepared: size, mean and standard deviation of every channel."""
-    path = folder / "preprocessor_config.json"
-    stored = files.read_json(path) if path.is_file() else {}
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: holds no JSON object; leave it out, or give that of the model.")
-    differs = {
-        "cropped": bool(stored.get("do_center_crop") and stored.get("crop_size")),
-        "not resized bilinearly": stored.get("resample", BILINEAR) != BILINEAR,
-        "not scaled to 0..1": not stored.get("do_rescale", True),
-    }
-    if any(differs.values()):
-        said = " and ".join(what for what, is_so in differs.items() if is_so)
-        log.warning("%s: its images are %s; here they are resized as a whole.", path, said)
-    size, normalizes = config.image_size, stored.get("do_normalize", True)
-    return {
-        "size": [size, size] if isinstance(size, int) else list(size),
-        "mean": _channels(path, stored, "image_mean", MEAN if normalizes else 0.0, config),
-        "std": _channels(path, stored, "image_std", STD if normalizes else 1.0, config),
-    }
+def _image_processor(folder: Path, config: Any, family: Family) -> dict[str, Any]:
+    """Return the settings of transformers' image processor for a folder, and try them."""
+    names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if name is None:
+        settings = default_settings(config, family)
+        log.info("%s: no %s; images are prepared by %s", folder, names[0], settings)
+    else:
+        settings = _stored_processor(folder, name)
+    try:
+        return Preparation(settings, config).settings
+    except FormatError as error:
+        raise UserError(f"{folder / (name or '')}: {error}") from error
 
 
-def _channels(
-    path: Path, stored: dict[str, Any], key: str, default: float, config: Any
-) -> list[float]:
-    """Read a number for each channel."""
-    value = stored.get(key, default) if stored.get("do_normalize", True) else default
-    listed = value if isinstance(value, list) else [value] * config.num_channels
-    are_numbers = all(isinstance(one, int | float) for one in listed)
-    if not are_numbers or len(listed) != config.num_channels:
-        raise UserError(
-            f"{path}: {key} is {value!r}; {config.num_channels} numbers were expected, as the "
-            "model has channels."
+def _stored_processor(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        found = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
         )
-    return [float(one) for one in listed]
+        return json.loads(found.to_json_string())  # type: ignore[no-any-return]
+    except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / name}: is no image processor that transformers can build "
+            f"({first_line(error)})."
+        ) from error
 
 
 def _prefix(config: Any, family: Family) -> str:

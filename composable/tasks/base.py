@@ -3,10 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from composable.errors import UserError
+from composable.tasks.splits import short_name
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
     import composable
 
     said = {
-        "data": Path(corpus.name).resolve().name,
+        "data": short_name(corpus),
         "file": corpus.file,
         "split": corpus.split,
         "count": count,
@@ -207,7 +207,7 @@ def report(
         **more,
         "samples_per_second": round(count / seconds, 2),
         "data": {
-            "name": corpus.name,
+            "name": short_name(corpus),
             "split": corpus.split,
             "file": corpus.file,
             "count": count,

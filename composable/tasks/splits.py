@@ -36,6 +36,11 @@ class Corpus:
     sha256: str
 
 
+def short_name(corpus: Any) -> str:
+    """Last part of the path that a corpus came from, the same however it was spelled."""
+    return Path(corpus.name).resolve().name if corpus.name else ""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a split comes from.

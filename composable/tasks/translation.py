@@ -17,7 +17,7 @@ from composable.tasks import metrics, multi30k
 from composable.tasks.base import Task
 from composable.tasks.losses import sample_losses, training_functions
 from composable.tasks.samples import Samples, pad_texts, padded
-from composable.tasks.splits import first_of, read_bytes
+from composable.tasks.splits import first_of, read_bytes, short_name
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
@@ -235,7 +235,7 @@ class Translation(Task):
             "sentences": len(lines),
             "sentences_per_second": round(len(lines) / seconds, 2),
             "data": {
-                "name": corpus.name,
+                "name": short_name(corpus),
                 "split": corpus.split,
                 "count": len(corpus.target),
                 "sha256": corpus.sha256,

@@ -88,7 +88,7 @@ def compose_files(
     names = [method.name for method in methods.METHODS]
     wanted = pick(read_configurations(config, modules, names), index, config)
     merged = merge_parts(wanted, f"{config}[{index}]")
-    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
+    readers = open_bundles(dense, bundles)
     variants = load_variants(dense, bundle.choose(readers, merged, index))
     composed = compose(dense, variants)
     composed.info["history"] = [
@@ -96,6 +96,14 @@ def compose_files(
         {"composed": {"configuration": index, "bundles": [path.name for path in bundles]}},
     ]
     return composed, variants
+
+
+def open_bundles(dense: Checkpoint, paths: Iterable[Path]) -> list[bundle.Reader]:
+    """Open bundles; a MismatchError where one was made for another model, or other texts of it."""
+    readers = [bundle.open_bundle(path, dense.fingerprint) for path in paths]
+    for reader in readers:
+        dense.require_reading(reader.path, reader.options.get("reading"))
+    return readers
 
 
 def that_fit(dense: Checkpoint, variants: Iterable[Variant]) -> list[Variant]:

@@ -18,6 +18,7 @@ from composable.models.checkpoint import Checkpoint
 from composable.training import train
 from composable.training.finetune import corpora_of, with_defaults
 from composable.variants import gradient, least_squares
+from composable.variants.compose import open_bundles
 from composable.variants.fitting import load_variants
 from composable.variants.result import Result
 from composable.variants.unit_phase import Settings as Phase
@@ -55,7 +56,7 @@ def tune_variants(
     started = time.perf_counter()
     dense = checkpoint.load(model)
     dense.require_dense(model, "module-level fine-tuning")
-    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
+    readers = open_bundles(dense, bundles)
     variants = _union(dense, readers)
     dense.model.float()
     task = tasks.by_name(dense.info["task"])

@@ -179,6 +179,16 @@ def test_the_fingerprint_sees_every_tensor_and_every_value() -> None:
     assert len(seen) == 1 + len(state) + len(made.config) + 4
 
 
+@pytest.mark.parametrize("template", ["{{ x }}", {"default": "{{ x }}", "tool_use": "{{ y }}"}])
+def test_chat_templates_come_along(template: Any, tmp_path: Path) -> None:
+    made = tiny.checkpoint()
+    made.tokenizer.chat_template = template
+    save(tmp_path / "m.pth", made)
+    again = load(tmp_path / "m.pth")
+    assert again.tokenizer.chat_template == template
+    assert again.reading != tiny.checkpoint().reading
+
+
 def test_the_fingerprint_is_what_the_documentation_says() -> None:
     made = tiny.checkpoint()
     state = made.model.state_dict()
