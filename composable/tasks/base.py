@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from composable.errors import UserError
+from composable.tasks.labels import are_numbers, class_names
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Task(ABC):
 
     def knows(self, config: Any) -> dict[str, Any]:
         """Return what a checkpoint's info says for this task, of a model with this config."""
+        return {}
+
+    def learned(self, checkpoint: Any, corpus: Any) -> dict[str, Any]:
+        """Return what a checkpoint's info says beside after a training on this corpus."""
         return {}
 
     @abstractmethod
@@ -159,10 +164,21 @@ class Classification(Task):
         """Return how many classes a head gets."""
         return labels
 
+    #: (corpus, checkpoint) -> class -> output of the model, and how they were brought together.
+    outputs_of: ClassVar[Callable[..., tuple[dict[str, int], str]]]
+
     def knows(self, config: Any) -> dict[str, Any]:
-        """Return the names of the classes; "0", "1", ... where the config has none of its own."""
-        names = (str(config.id2label[i]) for i in range(config.num_labels))
-        return {"labels": [name.removeprefix("LABEL_") for name in names]}
+        """Return the names of the classes; nothing where the config has but numbers for them."""
+        names = [str(config.id2label[i]) for i in range(config.num_labels)]
+        return {} if are_numbers(names) else {"labels": names}
+
+    def learned(self, checkpoint: Any, corpus: Any) -> dict[str, Any]:
+        """Return the names of the classes that the outputs stand for from now on."""
+        names = class_names(checkpoint)
+        if are_numbers(names):
+            for label, number in self.outputs_of(corpus, checkpoint)[0].items():
+                names[number] = label
+        return {"labels": names}
 
 
 def signature(corpus: Any, count: int, **settings: Any) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from composable import files
 from composable.errors import FormatError, UserError
 from composable.tasks import splits
+from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
@@ -36,7 +37,8 @@ class Images(Corpus):
         pictures: paths of files; or an array (images, height, width) or (images, height, width,
             channels), uint8 from 0 to 255 or floats from 0 to 1.
         labels: number of the class of each.
-        classes: names of the classes in the order of their numbers; () where they have none.
+        classes: names of the classes of all splits, ordered (`labels.ordered`); () where they have
+            none.
     """
 
     pictures: Any
@@ -49,17 +51,22 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     name = data or default
     if name and Path(name).is_file():
         return _read_arrays(Path(name), split, limit)
-    name, places = splits.locate(data, default, split, splits.NAMES, splits.folder_of, WANTED)
-    return _read_folder(name, split, places[0], limit)
+    name, found = splits.files_of(data, default, splits.NAMES, splits.folder_of, WANTED)
+    place, every = splits.places(name, split, found, WANTED)[0], filter(None, found.values())
+    return _read_folder(name, split, place, every, limit)
 
 
-def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Images:
-    """List the files of each class; classes are numbered in the order of their names."""
-    classes = sorted(each.name for each in place.path.iterdir() if each.is_dir())
+def _read_folder(
+    name: str, split: str, place: Source, every: Iterable[Path], limit: int | None
+) -> Images:
+    """List the files of each class; `every` are the folders of all splits."""
+    classes = ordered(
+        {each.name for folder in every for each in splits.inside(folder) if each.is_dir()}
+    )
     groups = []
     for number, each in enumerate(classes):
-        inside = sorted((place.path / each).iterdir())
-        paths = [path for path in inside if path.suffix.lower() in ENDINGS]
+        found = splits.inside(place.path / each) if (place.path / each).is_dir() else []
+        paths = [it for it in found if it.suffix.lower() in ENDINGS and it.is_file()]
         groups.append([(path, number) for path in splits.share_of(paths, place.share)])
     chosen = splits.interleave(groups, limit)
     if not chosen:
@@ -70,7 +77,7 @@ def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Ima
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
         total.update(path.read_bytes())
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
-    return Images(name, split, place.label, total.hexdigest(), paths, labels, tuple(classes))
+    return Images(name, split, place.label, total.hexdigest(), paths, labels, classes)
 
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:

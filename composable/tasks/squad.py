@@ -1,7 +1,6 @@
 """Questions on contexts: SQuAD's JSON files, their tokens, and the spans that answer them."""
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from composable import files
 from composable.errors import FormatError
-from composable.tasks import splits
+from composable.tasks import splits, text_files
 from composable.tasks.splits import Corpus
 
 NAMES = {
@@ -85,7 +84,7 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
 def _read(path: Path) -> tuple[list[list[Question]], bool]:
     """Return the questions of every paragraph, and whether the file is of version 2.0."""
     try:
-        content = json.loads(splits.read_text(path))
+        content = text_files.parse_json(text_files.read_text(path))
         paragraphs = [each for article in content["data"] for each in article["paragraphs"]]
         groups = [[_question(path, each, asked) for asked in each["qas"]] for each in paragraphs]
         return groups, any("is_impossible" in asked for each in paragraphs for asked in each["qas"])
