@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import os
@@ -18,6 +17,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from composable import files
 from composable.errors import ConfigError, UserError
 
 log = logging.getLogger("composable")
@@ -49,7 +49,7 @@ def command() -> Callable[[Function], click.Command]:
             report = function(**options)
             if report is not None and int(os.environ.get("RANK", "0")) == 0:
                 report["seconds"] = round(time.perf_counter() - started, 3)
-                click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+                click.echo(files.json_text(report))
 
         declared = together(
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),

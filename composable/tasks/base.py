@@ -1,5 +1,6 @@
 """What a task is: data, a loss and a metric; and Score, a number with its signature."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -203,6 +204,21 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
     return "|".join(f"{key}:{value}" for key, value in said.items())
 
 
+def measured(scores: dict[str, Score], loss: float) -> dict[str, Any]:
+    """Return scores, by their keys, and loss as reports hold them.
+
+    Raises:
+        UserError: one of them is NaN or infinite.
+    """
+    for name, value in {"loss": loss, **{it.name: it.value for it in scores.values()}}.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"the model's {name} is {value}, a finite number was expected; its weights give no "
+                "usable outputs in this dtype."
+            )
+    return {key: score.to_json() for key, score in scores.items()} | {"loss": round(loss, 6)}
+
+
 def report(
     corpus: Any, scores: dict[str, Score], loss: float, count: int, seconds: float, **more: Any
 ) -> dict[str, Any]:
@@ -217,8 +233,7 @@ def report(
         more: what else the task says.
     """
     return {
-        **{key: score.to_json() for key, score in scores.items()},
-        "loss": round(loss, 6),
+        **measured(scores, loss),
         "samples": count,
         **more,
         "samples_per_second": round(count / seconds, 2),

@@ -17,7 +17,6 @@ from composable.tasks.base import Score, Task, report, signature
 from composable.tasks.losses import sample_losses, training_functions
 from composable.tasks.samples import (
     Samples,
-    finite,
     measure,
     pad_texts,
     pad_token,
@@ -139,7 +138,7 @@ class LanguageModeling(Task):
         settings = settings | {"batch_tokens": _batch_tokens(checkpoint, settings)}
         found = measure(checkpoint, data, self.collator(checkpoint), sample_losses, settings)
         totals, counts = (torch.stack(side).double() for side in zip(*found.rows, strict=True))
-        predicted, loss = int(counts.sum()), finite(float(totals.sum() / counts.sum()))
+        predicted, loss = int(counts.sum()), float(totals.sum() / counts.sum())
         tokens, size = data.tokens, len(corpus.text.encode())
         said = signature(
             corpus,

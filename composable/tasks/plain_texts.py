@@ -10,8 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from composable import families
-from composable.errors import FormatError, UserError
-from composable.tasks.samples import Samples, most_tokens, pad_texts, pad_token, with_positions
+from composable.errors import FormatError
+from composable.tasks.samples import (
+    Samples,
+    check_tokens,
+    most_tokens,
+    pad_texts,
+    pad_token,
+    with_positions,
+)
 from composable.tasks.splits import Corpus
 from composable.tasks.text_files import json_lines, lines
 
@@ -38,8 +45,7 @@ def dataset(corpus: PlainTexts, checkpoint: Any) -> Samples:
     """Tokenise texts, with the special tokens of the tokenizer; each must have a token."""
     longest = most_tokens(checkpoint, LONGEST)
     found = checkpoint.tokenizer(corpus.texts, truncation=True, max_length=longest, verbose=False)
-    if not all(found["input_ids"]):
-        raise UserError("a text of the calibration set has no token; leave empty ones out.")
+    check_tokens(found["input_ids"], f"{corpus.name or 'calibration set'}: text {{}}".format)
     return Samples([{"input_ids": ids} for ids in found["input_ids"]])
 
 

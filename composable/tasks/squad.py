@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from composable import files
 from composable.errors import FormatError
 from composable.tasks import splits, text_files
+from composable.tasks.samples import check_tokens
 from composable.tasks.splits import Corpus
 
 NAMES = {
@@ -98,8 +99,15 @@ def _read(path: Path) -> tuple[list[list[Question]], bool]:
 
 def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Question:
     context = paragraph["context"]
-    found = {} if asked.get("is_impossible") else asked["answers"]
-    answers = tuple((str(each["text"]), int(each["answer_start"])) for each in found)
+    found = [] if asked.get("is_impossible") else asked["answers"]
+    answers = tuple((each["text"], int(each["answer_start"])) for each in found)
+    question = asked["question"]
+    for text in (context, question, *(text for text, _ in answers)):
+        if not isinstance(text, str):
+            raise FormatError(
+                f"{path}: question {asked['id']}: {str(text)[:40]!r} stands where a text was "
+                "expected."
+            )
     for text, start in answers:
         if start < 0 or context[start : start + len(text)] != text:
             raise FormatError(
@@ -107,7 +115,7 @@ def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Q
                 f"{context[max(0, start) : start + len(text)]!r} at {start}, the answer is "
                 f"{text!r}; correct answer_start."
             )
-    return Question(str(asked["id"]), asked["question"].strip(), context, answers)
+    return Question(str(asked["id"]), question.strip(), context, answers)
 
 
 def windows(
@@ -144,6 +152,8 @@ def windows(
             return_token_type_ids=has_types,
         )
         rows = range(len(found["input_ids"]))
+        ids = [questions[start + index].id for index in found["overflow_to_sample_mapping"]]
+        check_tokens(found["input_ids"], lambda number, ids=ids: f"question {ids[number - 1]}")
         items += [_window(tokenizer, found, row, start, questions) for row in rows]
     return items
 

@@ -57,12 +57,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             raise FormatError(f"{path}: cannot be read as text ({error}).") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read a file as a whole, see `opened`."""
-    with opened(path) as file:
-        return file.read()
-
-
 def lines(path: Path) -> Iterator[str]:
     r"""Read a UTF-8 file line by line, each line with the end that it has in the file.
 

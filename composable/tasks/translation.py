@@ -15,11 +15,10 @@ from composable import files
 from composable.errors import FormatError, UserError
 from composable.linalg import kernels
 from composable.tasks import metrics, multi30k, text_files
-from composable.tasks.base import Task
+from composable.tasks.base import Task, measured
 from composable.tasks.losses import sample_losses, training_functions
-from composable.tasks.samples import Samples, pad_texts, padded
+from composable.tasks.samples import Samples, check_tokens, pad_texts, padded
 from composable.tasks.splits import first_of
-from composable.tasks.text_files import read_bytes
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
@@ -104,7 +103,7 @@ def _read_lines(folder: Path, name: str, limit: int | None) -> tuple[list[str], 
     if found is None:
         raise UserError(f"{folder / name}(.gz): no such file.")
     is_multi30k = name in multi30k.MULTI30K and first_of(folder, ["test_2016_flickr.en"], [""])
-    if is_multi30k and (fault := multi30k.fault(name, read_bytes(found))):
+    if is_multi30k and (fault := multi30k.fault_of_file(name, found)):
         raise FormatError(
             f"{found}: not Multi30K's ({fault}); delete it and fetch it again, or rename "
             "test_2016_flickr to test if this is a corpus of your own."
@@ -126,6 +125,8 @@ class Pairs(Samples):
     def __init__(self, corpus: Corpus, tokenizer: Any, prefix: str, is_sorted: bool = False):
         source = tokenizer([prefix + text for text in corpus.source], **_TOKENS)["input_ids"]
         target = tokenizer(text_target=corpus.target, **_TOKENS)["input_ids"]
+        for rows, language in ((source, "source"), (target, "target")):
+            check_tokens(rows, f"{corpus.name}: {language}, line {{}}".format)
         items = [
             {"input_ids": ids, "labels": labels} for ids, labels in zip(source, target, strict=True)
         ]
@@ -227,10 +228,12 @@ class Translation(Task):
         reference = "".join(f"{line}\n" for line in corpus.target)  # as in a file
         with kernels.autocast(settings["device"], dtype):
             loss = cross_entropy(checkpoint, corpus, device=settings["device"])
+        scores = {
+            "bleu": metrics.sacrebleu_score(lines, corpus.target),
+            "bleu_thesis": metrics.thesis_bleu(lines, corpus.target),
+        }
         return lines, {
-            "bleu": metrics.sacrebleu_score(lines, corpus.target).to_json(),
-            "bleu_thesis": metrics.thesis_bleu(lines, corpus.target).to_json(),
-            "loss": round(loss, 6),
+            **measured(scores, loss),
             "sentences": len(lines),
             "sentences_per_second": round(len(lines) / seconds, 2),
             "data": {
