@@ -1,6 +1,7 @@
 """Labelled images: folders with a folder for each class, .npz files; as a model wants them."""
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -25,8 +26,14 @@ WANTED = (
     "each class, or an .npz file with train_images, train_labels, valid_images, valid_labels, "
     "test_images, test_labels"
 )
-#: What numpy raises where a file is no .npz, or a damaged one.
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+#: Most bytes that are read of an array: 4 GiB.
+MOST_BYTES = 2**32
+#: What zipfile and numpy raise where a file is no .npz, or a damaged one.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
+    ArithmeticError,
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -82,17 +89,21 @@ def _read_folder(
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as archive:
+            inside = {*archive.namelist()}
             found = {
-                each: next((Path(name) for name in names if f"{name}_images" in archive), None)
+                each: next((Path(it) for it in names if f"{it}_images.npy" in inside), None)
                 for each, names in splits.NAMES.items()
             }
             places = splits.sources(split, found)
             if not places:
                 raise UserError(f"{path}: no {split} split; expected {WANTED}.")
-            stem = places[0].path.name
-            pictures, labels = archive[f"{stem}_images"], archive[f"{stem}_labels"]
-    except (*_UNREADABLE, KeyError) as error:
+            stem, share = places[0].path.name, places[0].share
+            # of a share a tenth or more of the samples are wanted
+            rows = limit and (limit if share == "all" else limit * splits.HELD_OUT)
+            pictures = _first_rows(archive, f"{stem}_images", rows)
+            labels = _first_rows(archive, f"{stem}_labels", rows)
+    except _UNREADABLE as error:
         raise FormatError(f"{path}: not such an .npz file ({error}); expected {WANTED}.") from error
     _check(path, stem, pictures, labels)
     chosen = splits.share_of(range(len(pictures)), places[0].share)[:limit]
@@ -105,6 +116,28 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     total.update(numbers.astype("<i8").tobytes())
     file = f"{path.name}:{places[0].label}"
     return Images(str(path), split, file, total.hexdigest(), pictures, numbers.tolist(), ())
+
+
+def _first_rows(archive: zipfile.ZipFile, name: str, rows: int | None) -> NDArray[Any]:
+    """Read the first rows of an array of an .npz file, None: all, without trusting its header.
+
+    A ValueError where it is no such array, or more than `MOST_BYTES` would be read.
+    """
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read_header: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, is_fortran, dtype = read_header(file)
+        if dtype.hasobject or not shape or min(shape) < 0:
+            raise ValueError(f"{name} holds no rows of numbers")
+        count = shape[0] if rows is None or is_fortran else min(shape[0], rows)
+        size = math.prod((count, *shape[1:])) * dtype.itemsize
+        if size > MOST_BYTES:
+            raise ValueError(f"{name} has {size:,} bytes, more than {MOST_BYTES:,}, which are read")
+        content = file.read(size)
+    if len(content) != size:
+        raise ValueError(f"{name} has {len(content):,} bytes, {size:,} were expected")
+    found = np.frombuffer(content, dtype)
+    return found.reshape((count, *shape[1:]), order="F" if is_fortran else "C")
 
 
 def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) -> None:

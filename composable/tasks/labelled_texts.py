@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from composable import files
 from composable.errors import FormatError
@@ -216,11 +217,13 @@ def _surveyed(path: Path, layouts: tuple[Layout, ...], _: tuple[int, int]) -> _S
     for number, cells in table.all_rows():
         total += 1
         if len(cells) == len(table.columns):
-            labels.add(table.text(number, layout.label, cells[place]))
+            cell = cells[place]
+            labels.add(cell if isinstance(cell, str) else table.text(number, layout.label, cell))
         else:
             broken += 1
-    there = {label if layout.is_score else same(label) for label in labels if label}
-    return _Survey(table, layout, frozenset(there - MISSING), total, broken)
+    texts = {label.strip() for label in labels if label} - MISSING
+    there = texts if layout.is_score else {same(label) for label in texts}
+    return _Survey(table, layout, frozenset(there), total, broken)
 
 
 def _meaning(survey: _Survey, every: Sequence[Path], layouts: tuple[Layout, ...]) -> _Classes:
@@ -255,22 +258,25 @@ def _samples(
 ) -> Rows:
     """Read texts and label of the samples that are wanted, no more of them than the limit."""
     columns = (*layout.texts, layout.label)
-    places = [table.index(column) for column in columns]
+    cells = [(column, table.index(column)) for column in columns]
     unlabelled = {layout.no_label, *(["-1"] if meaning.names else [])} - {None}
 
-    def rows() -> Iterator[tuple[int, list[str | None]]]:
-        for number, cells in table.rows():
-            found = [
-                table.text(number, column, cells[place])
-                for column, place in zip(columns, places, strict=True)
-            ]
-            label = None if found[-1] in MISSING else found[-1]
-            if label is not None and not layout.is_score:
-                label = meaning.names.get(same(label), same(label))
-            if label not in unlabelled:
-                yield number, [*found[:-1], label]
+    @functools.cache
+    def named(label: str | None) -> str | None:
+        """Return the name of a label, which most rows have in common."""
+        if label is None or label in MISSING:
+            return None
+        return label if layout.is_score else meaning.names.get(same(label), same(label))
 
-    return [
-        (number, tuple(table.present(number, *pair) for pair in zip(columns, found, strict=True)))
-        for number, found in splits.share_of(rows(), share, limit)
-    ]
+    def rows() -> Iterator[tuple[int, tuple[str | None, ...]]]:
+        for number, row in table.rows():
+            *texts, label = [table.text(number, column, row[place]) for column, place in cells]
+            name = named(label)
+            if name not in unlabelled:
+                yield number, (*texts, name)
+
+    found = splits.share_of(rows(), share, limit)
+    for number, sample in found:
+        if None in sample:
+            table.refuse(number, columns[sample.index(None)])
+    return cast("Rows", found)

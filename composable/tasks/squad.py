@@ -152,8 +152,9 @@ def windows(
             return_token_type_ids=has_types,
         )
         rows = range(len(found["input_ids"]))
-        ids = [questions[start + index].id for index in found["overflow_to_sample_mapping"]]
-        check_tokens(found["input_ids"], lambda number, ids=ids: f"question {ids[number - 1]}")
+        owners = [0, *found["overflow_to_sample_mapping"]]  # counted from 1
+        said = [f"question {questions[start + index].id}" for index in owners]
+        check_tokens(found["input_ids"], said.__getitem__)
         items += [_window(tokenizer, found, row, start, questions) for row in rows]
     return items
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from composable.errors import FormatError, UserError
 from composable.tasks.labels import MISSING
@@ -65,24 +65,24 @@ class Table:
 
         A FormatError, with the number of the row, where it is a list or an object.
         """
+        if isinstance(cell, str):
+            text = cell.strip()
+            return None if not text or (text in MISSING and not self.is_typed) else text
         if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
             return None
-        if not isinstance(cell, str | bool | int | float):
+        if not isinstance(cell, bool | int | float):
             raise FormatError(
                 f"{self.path}: row {number}: the {column} is {str(cell)[:40]!r}; a text or a "
                 "number was expected."
             )
-        text = str(cell).strip()
-        return None if not text or (text in MISSING and not self.is_typed) else text
+        return str(cell)
 
-    def present(self, number: int, column: str, text: str | None) -> str:
-        """Return a text; a FormatError, with the number of the row, where it is missing."""
-        if text is None:
-            raise FormatError(
-                f"{self.path}: row {number}: the {column} is missing (empty, or a word such as nan "
-                "that stands for it); fill it in, or take the row out."
-            )
-        return text
+    def refuse(self, number: int, column: str) -> NoReturn:
+        """Raise a FormatError for a row in which a cell is missing."""
+        raise FormatError(
+            f"{self.path}: row {number}: the {column} is missing (empty, or a word such as nan "
+            "that stands for it); fill it in, or take the row out."
+        )
 
 
 def open_table(path: Path) -> Table:

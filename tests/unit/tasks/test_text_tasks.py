@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from composable.errors import FormatError, MismatchError
 from composable.tasks.labels import class_ids, class_names, ordered
@@ -80,6 +81,17 @@ def test_pairs_have_token_types_and_are_cut(tmp_path: Path) -> None:
     assert first["token_type_ids"].tolist() == [0] * 4 + [1] * 8
     assert second["input_ids"].tolist() == [2, 4, 3, 1, 3]
     assert [first["labels"], second["labels"]] == [1, 0]
+
+
+def test_texts_without_a_token_are_refused(tmp_path: Path) -> None:
+    """A tokenizer may leave out what it does not know, and add nothing."""
+    made = tiny_tasks.checkpoint("text_classification")
+    path = write(tmp_path / "x.tsv", "text | label", "the man | 1", "\u200b | 0")
+    corpus = TEXT_CLASSIFICATION.read(path, None, "test", None)
+    made.tokenizer = tiny_tasks.tokenizer(pairs=False)
+    made.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(FormatError, match=r"row 3 of x\.tsv: the text has no token for this model"):
+        TEXT_CLASSIFICATION.dataset(corpus, made)
 
 
 def balance(made: Any, texts: list[str]) -> None:
