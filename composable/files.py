@@ -260,8 +260,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write `value` as `json_text` with a final newline, whole or not at all."""
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented strict JSON; a `UserError` where it has NaN or an infinity."""
+    try:
+        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"a number of the report is not finite ({error}).") from error
 
 
 def read_json(path: Path) -> Any:

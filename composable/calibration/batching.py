@@ -38,7 +38,7 @@ class Texts:
     @property
     def name(self) -> str:
         """What was read, without its folder; "" of what was given from Python."""
-        return short_name(self.corpus) if self.corpus else ""
+        return short_name(self.corpus.name) if self.corpus else ""
 
     @functools.cached_property
     def identity(self) -> str:

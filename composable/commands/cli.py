@@ -3,7 +3,6 @@
 import _thread
 import dataclasses
 import functools
-import json
 import logging
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from composable import files
 from composable.commands import paths
 from composable.commands.paths import BOTH, DATA, READ, WRITTEN, Use  # for the commands, too
 from composable.commands.terminal import Formatter, one_line, printable
@@ -60,7 +60,7 @@ def command() -> Callable[[Function], click.Command]:
             report = function(**options)
             if report is not None and int(os.environ.get("RANK", "0")) == 0:
                 report["seconds"] = round(time.perf_counter() - started, 3)
-                click.echo(printable(json.dumps(report, indent=1, ensure_ascii=False)))
+                click.echo(printable(files.json_text(report)))
 
         declared = together(
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),

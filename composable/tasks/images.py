@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from composable import files
 from composable.errors import FormatError, UserError
 from composable.families import Family
 from composable.tasks import splits
+from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
@@ -28,8 +30,14 @@ WANTED = (
 )
 #: Bytes of prepared images that a split keeps in memory.
 KEPT_BYTES = 256 << 20
-#: What numpy raises where a file is no .npz, or a damaged one.
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+#: Most bytes that are read of an array: 4 GiB.
+MOST_BYTES = 2**32
+#: What zipfile and numpy raise where a file is no .npz, or a damaged one.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
+    ArithmeticError,
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,8 @@ class Images(Corpus):
         pictures: paths of files; or an array (images, height, width) or (images, height, width,
             channels), uint8 from 0 to 255 or floats from 0 to 1.
         labels: number of the class of each.
-        classes: names of the classes in the order of their numbers; () where they have none.
+        classes: names of the classes of all splits, ordered (`labels.ordered`); () where they have
+            none.
     """
 
     pictures: Any
@@ -53,17 +62,22 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     name = data or default
     if name and Path(name).is_file():
         return _read_arrays(Path(name), split, limit)
-    name, places = splits.locate(data, default, split, splits.NAMES, splits.folder_of, WANTED)
-    return _read_folder(name, split, places[0], limit)
+    name, found = splits.files_of(data, default, splits.NAMES, splits.folder_of, WANTED)
+    place, every = splits.places(name, split, found, WANTED)[0], filter(None, found.values())
+    return _read_folder(name, split, place, every, limit)
 
 
-def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Images:
-    """List the files of each class; classes are numbered in the order of their names."""
-    classes = sorted(each.name for each in place.path.iterdir() if each.is_dir())
+def _read_folder(
+    name: str, split: str, place: Source, every: Iterable[Path], limit: int | None
+) -> Images:
+    """List the files of each class; `every` are the folders of all splits."""
+    classes = ordered(
+        {each.name for folder in every for each in splits.inside(folder) if each.is_dir()}
+    )
     groups = []
     for number, each in enumerate(classes):
-        inside = sorted((place.path / each).iterdir())
-        paths = [path for path in inside if path.suffix.lower() in ENDINGS]
+        found = splits.inside(place.path / each) if (place.path / each).is_dir() else []
+        paths = [it for it in found if it.suffix.lower() in ENDINGS and it.is_file()]
         groups.append([(path, number) for path in splits.share_of(paths, place.share)])
     chosen = splits.interleave(groups, limit)
     if not chosen:
@@ -74,22 +88,26 @@ def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Ima
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
         total.update(path.read_bytes())
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
-    return Images(name, split, place.label, total.hexdigest(), paths, labels, tuple(classes))
+    return Images(name, split, place.label, total.hexdigest(), paths, labels, classes)
 
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as archive:
+            inside = {*archive.namelist()}
             found = {
-                each: next((Path(name) for name in names if f"{name}_images" in archive), None)
+                each: next((Path(it) for it in names if f"{it}_images.npy" in inside), None)
                 for each, names in splits.NAMES.items()
             }
             places = splits.sources(split, found)
             if not places:
                 raise UserError(f"{path}: no {split} split; expected {WANTED}.")
-            stem = places[0].path.name
-            pictures, labels = archive[f"{stem}_images"], archive[f"{stem}_labels"]
-    except (*_UNREADABLE, KeyError) as error:
+            stem, share = places[0].path.name, places[0].share
+            # of a share a tenth or more of the samples are wanted
+            rows = limit and (limit if share == "all" else limit * splits.HELD_OUT)
+            pictures = _first_rows(archive, f"{stem}_images", rows)
+            labels = _first_rows(archive, f"{stem}_labels", rows)
+    except _UNREADABLE as error:
         raise FormatError(f"{path}: not such an .npz file ({error}); expected {WANTED}.") from error
     _check(path, stem, pictures, labels)
     chosen = splits.share_of(range(len(pictures)), places[0].share)[:limit]
@@ -102,6 +120,28 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     total.update(numbers.astype("<i8").tobytes())
     file = f"{path.name}:{places[0].label}"
     return Images(str(path), split, file, total.hexdigest(), pictures, numbers.tolist(), ())
+
+
+def _first_rows(archive: zipfile.ZipFile, name: str, rows: int | None) -> NDArray[Any]:
+    """Read the first rows of an array of an .npz file, None: all, without trusting its header.
+
+    A ValueError where it is no such array, or more than `MOST_BYTES` would be read.
+    """
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read_header: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, is_fortran, dtype = read_header(file)
+        if dtype.hasobject or not shape or min(shape) < 0:
+            raise ValueError(f"{name} holds no rows of numbers")
+        count = shape[0] if rows is None or is_fortran else min(shape[0], rows)
+        size = math.prod((count, *shape[1:])) * dtype.itemsize
+        if size > MOST_BYTES:
+            raise ValueError(f"{name} has {size:,} bytes, more than {MOST_BYTES:,}, which are read")
+        content = file.read(size)
+    if len(content) != size:
+        raise ValueError(f"{name} has {len(content):,} bytes, {size:,} were expected")
+    found = np.frombuffer(content, dtype)
+    return found.reshape((count, *shape[1:]), order="F" if is_fortran else "C")
 
 
 def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) -> None:

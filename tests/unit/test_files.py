@@ -61,6 +61,13 @@ def test_links_are_followed_and_special_files_refused(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_reports_hold_finite_numbers(value: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a number of the report is not finite"):
+        files.write_json(tmp_path / "x.json", {"scores": [{"loss": value}]})
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_is_utf8(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes('{"a": 1}'.encode("utf-16"))

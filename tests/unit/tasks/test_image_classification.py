@@ -1,5 +1,6 @@
 """Images: folders and .npz, how they are prepared, classes to outputs, top-k."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,41 @@ def corpus(classes: tuple[str, ...], labels: list[int]) -> Images:
     return Images("x", "test", "x", "0" * 64, np.zeros((len(labels), 8, 8)), labels, classes)
 
 
+def outputs(classes: tuple[str, ...], labels: list[int]) -> tuple[dict[str, int], str]:
+    made = tiny_tasks.checkpoint("image_classification")
+    made.info["labels"] = ["Dog", "Cat"]
+    return outputs_of(corpus(classes, labels), made)
+
+
 def test_classes_and_outputs() -> None:
-    assert outputs_of(corpus(("cat", "dog"), [0, 1]), ["Dog", "Cat"]) == ({0: 1, 1: 0}, "name")
-    assert outputs_of(corpus(("n01", "n02"), [1]), ["cat", "dog"]) == ({0: 0, 1: 1}, "order")
-    assert outputs_of(corpus((), [1]), ["cat", "dog"]) == ({0: 0, 1: 1}, "number")
-    with pytest.raises(MismatchError, match="the data has the classes a, b, c, the model cat, dog"):
-        outputs_of(corpus(("a", "b", "c"), [0]), ["cat", "dog"])
+    assert outputs(("cat", "dog"), [0, 1]) == ({"cat": 1, "dog": 0}, "name")
+    assert outputs(("n01", "n02"), [1]) == ({"n01": 0, "n02": 1}, "order")
+    assert outputs((), [1]) == ({"0": 0, "1": 1}, "number")
+    assert outputs(("bird", "cat"), [1]) == ({"cat": 1}, "name")  # no image of a bird
+    with pytest.raises(MismatchError, match='the class "a" is none of the model\'s, which are Dog'):
+        outputs(("a", "b", "c"), [0])
     with pytest.raises(MismatchError, match="labels from 0 to 2, the model has 2 classes"):
-        outputs_of(corpus((), [0, 2]), ["cat", "dog"])
+        outputs((), [0, 2])
+
+
+def test_folders_of_numbers_are_in_their_order(tmp_path: Path) -> None:
+    """Whatever classes a split has, and whatever else lies among the folders."""
+    for split, numbers in {"train": range(1, 13), "test": (12, 2)}.items():
+        for number in numbers:
+            place = tmp_path / split / str(number)
+            place.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(place / "a.png")
+            for junk in ("._a.png", ".DS_Store", "Thumbs.db"):
+                (place / junk).write_bytes(b"x")
+            os.mkfifo(place / "pipe.png")
+        for junk in (".ipynb_checkpoints", "__MACOSX"):
+            (tmp_path / split / junk).mkdir()
+    made = tiny_tasks.checkpoint("image_classification", labels=12)
+    read = IMAGE_CLASSIFICATION.read(str(tmp_path), None, "test", None)
+    assert IMAGE_CLASSIFICATION.dataset(read, made).labels == [1, 11]
+    assert made.info | IMAGE_CLASSIFICATION.learned(made, read) == made.info | {
+        "labels": [str(number) for number in range(1, 13)]
+    }
 
 
 @pytest.mark.parametrize(("classes", "k"), [(2, 2), (7, 5)])
