@@ -74,7 +74,7 @@ def test_sharded_weights(model: Path) -> None:
     shard = "model-00001-of-00001.safetensors"
     (model / "model.safetensors").rename(model / shard)
     index = model / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"shared.weight": shard}}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"shared.weight": shard}}))
     assert hub.resolve_model(str(model), None) == (model, None)
     (model / shard).unlink()
     with pytest.raises(FormatError, match=f"{shard}: a part of the weights is missing"):
