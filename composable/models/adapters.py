@@ -1,6 +1,7 @@
 """Low-rank adapters beside a pretrained model's weights: merged into them."""
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,8 @@ def merge(model: Any, folder: Path) -> Any:
             f"{folder}: holds an adapter; pip install -r requirements-lora.txt, so that it can be "
             "merged, or take the files adapter_* away to have the model without it."
         ) from error
-    with one_line(f"{folder}: its adapter cannot be merged"):
+    with warnings.catch_warnings(), one_line(f"{folder}: its adapter cannot be merged"):
+        warnings.simplefilter("ignore")  # that it lacks something: we refuse it
         adapted: Any = peft.PeftModel.from_pretrained(model, str(folder))
         wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
         lost = sorted((names - wanted - set(adapted.state_dict())) | (wanted - names))
