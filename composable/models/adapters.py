@@ -10,8 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from composable import files
-from composable.errors import FormatError, UserError
-from composable.models.config_checks import one_line
+from composable.errors import FormatError, UserError, one_line
 from composable.models.stored_weights import listed
 
 CONFIG = "adapter_config.json"

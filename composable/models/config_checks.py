@@ -1,8 +1,5 @@
 """What the config.json of a pretrained model may say: checked before anything is built from it."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from accelerate import init_empty_weights
 from transformers import CONFIG_MAPPING
 
 from composable import families, files
-from composable.errors import FormatError, UserError
+from composable.errors import FormatError, UserError, one_line, shortened
 from composable.models.stored_weights import UNQUANTISED
 
 #: Keys that say how large something is.
@@ -207,36 +204,3 @@ def _key_of(config: Any, value: Any) -> str:
             if found == value:
                 return f"{key} {value!r}"
     return repr(value)
-
-
-@contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over a file into one line.
-
-    Args:
-        what: went wrong, with the file or folder.
-
-    Raises:
-        UserError: with the library's words in brackets.
-    """
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except BaseException as error:
-        # the Rust part of tokenizers panics with an exception that is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(f"{what} ({shortened(said_by(error))}).") from error
-
-
-def said_by(error: BaseException) -> str:
-    """Return an error's message on one line; with its class where it says little."""
-    text = " ".join(str(error).split()).rstrip(".")
-    text = re.sub(r"^(Class v|V)alidation error for (validator|field) '\w+': \w+: ", "", text)
-    return text if " " in text else f"{type(error).__name__}: {text}"
-
-
-def shortened(text: str, most: int = 300) -> str:
-    """Cut a text that is too long for a message."""
-    return text if len(text) <= most else f"{text[:most]}..."

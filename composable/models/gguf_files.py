@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from composable.errors import UserError
-from composable.models.config_checks import one_line
+from composable.errors import UserError, one_line
 
 #: Numbers of a model that say nothing new, or not how it computes.
 _HARMLESS = ("vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count")

@@ -82,7 +82,8 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
         raise UserError(f"{source}: a link that leads nowhere; give a folder or a .gguf file.")
     _check_hub_id(source)
     folder = _download(source, revision)
-    _check_folder(folder, f"if it should be whole, delete {folder} and run this again.", source)
+    kept = folder.parent.parent  # with what its links lead to
+    _check_folder(folder, f"if it should be whole, delete {kept} and run this again.", source)
     return folder, folder.name
 
 
@@ -201,11 +202,14 @@ def _check_folder(folder: Path, remedy: str, source: str | None = None) -> None:
 
 
 def _check_kinds(folder: Path, remedy: str) -> None:
-    """Refuse pipes and devices, the reading of which would wait for ever."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise FormatError(f"{path}: a pipe or device, a file was expected; {remedy}")
+    """Refuse pipes and devices, the reading of which would wait for ever, and links to nothing."""
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: a pipe or device, a model was expected; {remedy}")
+    for path in sorted(folder.iterdir()):
+        if not path.exists() and path.suffix in (".json", ".safetensors"):
+            raise FormatError(f"{path}: a link that leads nowhere; {remedy}")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FormatError(f"{path}: a pipe or device, a file was expected; {remedy}")
 
 
 def _check_json(path: Path, remedy: str) -> None:

@@ -11,11 +11,10 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from composable import families, files, tasks
-from composable.errors import UserError
+from composable.errors import UserError, one_line
 from composable.families import Family
 from composable.models import adapters, config_checks, gguf_files, stored_weights
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
-from composable.models.config_checks import one_line
 from composable.models.stored_weights import listed
 from composable.tasks.base import Task
 

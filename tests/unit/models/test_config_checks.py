@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers
 
-from composable.errors import UserError
-from composable.models import config_checks
+from composable.errors import UserError, one_line
 from composable.models.pretrained import import_model
 from tests import tiny
 from tests.unit.models.test_pretrained import folder_of
@@ -133,8 +132,8 @@ def test_harmless_values_stay_allowed(folders: dict[str, Path]) -> None:
 def test_a_library_that_panics_is_one_line_too() -> None:
     """The Rust part of tokenizers raises what is no Exception."""
     panic = type("PanicException", (BaseException,), {})
-    unreadable = config_checks.one_line("x: unreadable")
+    unreadable = one_line("x: unreadable")
     with pytest.raises(UserError, match=r"x: unreadable \(two lines\)\."), unreadable:
         raise panic("two\nlines.")
-    with pytest.raises(KeyboardInterrupt), config_checks.one_line("x: unreadable"):
+    with pytest.raises(KeyboardInterrupt), one_line("x: unreadable"):
         raise KeyboardInterrupt
