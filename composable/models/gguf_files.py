@@ -38,7 +38,15 @@ def read(path: Path) -> Any:
             return found
 
     with one_line(f"{path}: no readable .gguf file"):
-        return Reader(path)
+        reader: Any = Reader(path)
+        key = f"{_text(reader, 'general.architecture')}.block_count"
+        layers = reader.fields[key].contents() if key in reader.fields else 0
+    if not isinstance(layers, int) or layers > len(reader.tensors):
+        raise UserError(
+            f"{path}: {key} is {layers!r}, and its weights are {len(reader.tensors)} tensors; a "
+            "whole file is needed."
+        )
+    return reader
 
 
 def unused(path: Path, reader: Any, model: Any) -> list[str]:
@@ -81,3 +89,9 @@ def _is_off(reader: Any, key: str) -> bool:
 def counts(reader: Any) -> tuple[int, int]:
     """Count the tensors, and the numbers in them."""
     return len(reader.tensors), sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
+def tokens(reader: Any) -> int:
+    """Count the tokens of its tokenizer, to which transformers may add some that no text has."""
+    field = reader.fields.get("tokenizer.ggml.tokens")
+    return 0 if field is None else len(field.data)

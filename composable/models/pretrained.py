@@ -211,6 +211,7 @@ def _load(
 
     With `may_add` a head that is missing, or of another size, is replaced by a fresh one.
     """
+    place = folder / reading.get("gguf_file", "")
     model, report = _read(folder, task, reading)
     if prefix := _other_prefix(model, report):  # some heads call what they share by another name
         renamed = {rf"^{prefix}\.": f"{model.base_model_prefix}."}
@@ -221,20 +222,20 @@ def _load(
     for name, (stored, wanted) in sorted(other.items()):
         if name not in fresh:
             raise UserError(
-                f"{folder}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
+                f"{place}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
                 f"{'; another task or labels replace it' if _is_head(name, model) else ''}."
             )
     lost = [name for name in missing if name not in fresh]
     if lost:
         raise UserError(
-            f"{folder}: the weights lack {listed(lost)}"
+            f"{place}: the weights lack {listed(lost)}"
             f"{'; name the task' if _is_head(lost[0], model) else ''}."
         )
     if fresh:
-        log.info("%s: a fresh head for %s: %s", folder, task.name, ", ".join(fresh))
+        log.info("%s: a fresh head for %s: %s", place, task.name, ", ".join(fresh))
     if not task.fits(model.config.num_labels):
         raise UserError(
-            f"{folder}: {task.name} is not done with {model.config.num_labels} outputs; give "
+            f"{place}: {task.name} is not done with {model.config.num_labels} outputs; give "
             "the number of labels, or another task."
         )
     return model, set(report["unexpected_keys"])
@@ -279,7 +280,8 @@ def _tokenizer(found: _Found, model: Any) -> Any:
     folder = found.source if has_own else found.base
     with one_line(f"{folder}: no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **found.reading)
-        last = max(tokenizer.get_vocab().values())
+        ids = tokenizer.get_vocab().values()
+        last = gguf_files.tokens(found.reader) - 1 if found.reader else max(ids)
     rows = model.get_input_embeddings().num_embeddings
     if last >= rows:
         raise UserError(
