@@ -1,6 +1,5 @@
 """What the config.json of a pretrained model may say: checked before anything is built from it."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +125,11 @@ def _check_labels(path: Path, said: dict[str, Any]) -> None:
             raise _refusal(path, "id2label", names, expected)
         if not all(isinstance(name, str | int) for name in names.values()):
             raise _refusal(path, "id2label", names, "a name for every output")
+        numbers = said.get("label2id")
+        for name, index in numbers.items() if isinstance(numbers, dict) else ():
+            if name in names.values() and names.get(str(index)) != name:
+                expected = f"what id2label says of {name!r}"
+                raise _refusal(path, "label2id", numbers, expected)
     kind = said.get("problem_type")
     if kind == "multi_label_classification":
         raise UserError(
@@ -146,10 +150,10 @@ def _check_quantisation(path: Path, said: dict[str, Any]) -> None:
 
 
 def _check_without_effect(path: Path, said: dict[str, Any], is_causal: bool) -> None:
-    declared = {field.name for field in fields(CONFIG_MAPPING[said["model_type"]])}
+    plain = CONFIG_MAPPING[said["model_type"]]()
     table = WITHOUT_EFFECT | ({"is_causal": (True,)} if is_causal else {})
     for key, (needed, harmless) in ONLY_WHERE_DECLARED.items():
-        table |= {} if needed in declared else {key: harmless}
+        table |= {} if hasattr(plain, needed) else {key: harmless}
     rope = said.get("rope_parameters")
     inner = rope if isinstance(rope, dict) else {}
     for key, harmless in table.items():

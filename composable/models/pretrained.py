@@ -231,6 +231,7 @@ def _load(
             f"{place}: the weights lack {listed(lost)}"
             f"{'; name the task' if _is_head(lost[0], model) else ''}."
         )
+    _refuse_other_head(place, task, model, set(missing))
     if fresh:
         log.info("%s: a fresh head for %s: %s", place, task.name, ", ".join(fresh))
     if not task.fits(model.config.num_labels):
@@ -266,6 +267,19 @@ def _other_prefix(model: Any, report: dict[str, Any]) -> str | None:
         if wanted and all(f"{prefix}.{name}" in report["unexpected_keys"] for name in wanted):
             return prefix
     return None
+
+
+def _refuse_other_head(place: Path, task: Task, model: Any, missing: set[str]) -> None:
+    """Refuse a head of the right shape that the checkpoint's architecture has for another task."""
+    architecture = (model.config.architectures or [""])[0]
+    shared = {id(parameter) for parameter in model.base_model.parameters()}
+    heads = [name for name, parameter in model.named_parameters() if id(parameter) not in shared]
+    found = [name for name in heads if name not in missing]
+    if architecture and not architecture.endswith(task.heads) and found:
+        raise UserError(
+            f"{place}: {found[0]} is the head of a {architecture}, not one for {task.name}; give "
+            "another task or number of labels, or take this head out of the weights."
+        )
 
 
 def _is_head(name: str, model: Any) -> bool:
@@ -344,5 +358,8 @@ def _channels(
 def _prefix(config: Any, family: Family) -> str:
     """Source prefix that the checkpoint was trained with."""
     found = (getattr(config, "task_specific_params", None) or {}).get("translation_en_to_de")
-    said = found.get("prefix") if isinstance(found, dict) else None
+    found = found if isinstance(found, dict) else {}
+    if others := sorted(found.keys() - {"prefix"}):
+        log.info("of the config's task_specific_params not taken: %s", ", ".join(others))
+    said = found.get("prefix")
     return said if isinstance(said, str) else family.default_prefix

@@ -32,6 +32,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def refusal(folder: Path, **changes: Any) -> str:
     said = json.loads((folder / "sound").read_text()) | changes
+    if "label2id" in changes:
+        said["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
     said = {key: value for key, value in said.items() if value is not ABSENT}
     (folder / "config.json").write_text(json.dumps(said))
     with pytest.raises(UserError) as caught:
@@ -71,6 +73,7 @@ def refusal(folder: Path, **changes: Any) -> str:
         ("bert", "id2label", {"1": "a", "2": "b"}, "id2label is {'1': 'a', '2': 'b'}; an object"),
         ("bert", "id2label", ["a", "b"], "id2label is ['a', 'b']; an object with the name of"),
         ("bert", "id2label", {"0": "a", "1": None}, "a name for every output was expected"),
+        ("bert", "label2id", {"LABEL_0": 1, "LABEL_1": 0}, "what id2label says of 'LABEL_0' was"),
         ("bert", "architectures", "X", "architectures is 'X'; a list with the name of a class"),
         ("bert", "architectures", [3], "architectures is [3]; a list with the name of a class"),
         ("bert", "model_type", 3, "model_type is 3; the name of a type was expected"),

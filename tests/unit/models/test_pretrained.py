@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertForTokenClassification, BertModel
 
 from composable.errors import UserError
 from composable.models import checkpoint
@@ -146,6 +146,16 @@ def test_a_head_of_another_size_is_not_replaced_unasked(tmp_path: Path) -> None:
         UserError, match=r"classifier\.bias is of shape \(2,\), the model needs \(5"
     ):
         import_model(folder, "bert")
+
+
+def test_a_head_of_another_task_is_not_taken(tmp_path: Path) -> None:
+    """Classes of tokens are none of texts, though the heads have names and shapes in common."""
+    BertForTokenClassification(tiny.build("bert").config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"classifier\.weight is the head of a BertForTokenClassif"):
+        import_model(tmp_path, "x", task="text_classification")
+    made = import_model(tmp_path, "x", task="text_classification", labels=5)
+    assert made.model.config.num_labels == 5
 
 
 @pytest.mark.parametrize("layout", ["llama_gqa", "qwen2", "qwen3", "mistral", "opt", "gpt2"])
