@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from composable import families, files
-from composable.errors import FormatError, MismatchError, UserError
+from composable.errors import FormatError, MismatchError, UserError, said_by, shortened
 from composable.families import Family
 from composable.formats.container import unpack_mask
 from composable.formats.sealed_file import check_sizes, open_sealed, sealed
@@ -178,8 +178,7 @@ def load(path: Path) -> Checkpoint:
         raise
     except Exception as error:  # transformers and tokenizers have errors of many kinds
         raise FormatError(
-            f"{path}: its parts do not fit together "
-            f"({type(error).__name__}: {first_line(error)}); make it again."
+            f"{path}: its parts do not fit together ({shortened(said_by(error))}); make it again."
         ) from error
 
 
@@ -294,7 +293,9 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
         ) from error
     except Exception as error:
-        raise FormatError(f"{path}: unreadable ({first_line(error)}); make it again.") from error
+        raise FormatError(
+            f"{path}: unreadable ({shortened(said_by(error))}); make it again."
+        ) from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
@@ -410,8 +411,3 @@ def tie_shared(model: PreTrainedModel) -> None:
     for target, source in list(model.all_tied_weights_keys.items()):
         if model.get_parameter(target) is not model.get_parameter(source):
             model.all_tied_weights_keys.pop(target)  # as from_pretrained does
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; its class where there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

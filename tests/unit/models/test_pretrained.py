@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 import transformers
-from transformers import BertModel
+from transformers import BertForTokenClassification, BertModel
 
 from composable.errors import UserError
 from composable.models import checkpoint, export
@@ -150,6 +150,16 @@ def test_a_head_of_another_size_is_not_replaced_unasked(tmp_path: Path) -> None:
         UserError, match=r"classifier\.bias is of shape \(2,\), the model needs \(5"
     ):
         import_model(folder, "bert")
+
+
+def test_a_head_of_another_task_is_not_taken(tmp_path: Path) -> None:
+    """Classes of tokens are none of texts, though the heads have names and shapes in common."""
+    BertForTokenClassification(tiny.build("bert").config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"classifier\.weight is the head of a BertForTokenClassif"):
+        import_model(tmp_path, "x", task="text_classification")
+    made = import_model(tmp_path, "x", task="text_classification", labels=5)
+    assert made.model.config.num_labels == 5
 
 
 @pytest.mark.parametrize("layout", ["llama_gqa", "qwen2", "qwen3", "mistral", "opt", "gpt2"])
@@ -307,7 +317,7 @@ def test_a_strange_image_processor(said: Any, message: str, tmp_path: Path) -> N
 
 def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"no readable x\.gguf"):
+    with pytest.raises(UserError, match=r"no readable \.gguf file \(GGUF magic"):
         import_model(tmp_path / "x.gguf", "x.gguf")
 
 
