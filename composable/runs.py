@@ -55,10 +55,8 @@ class RunFolder:
     def clear(self) -> None:
         """Remove what earlier runs left."""
         for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != LOCK:
-                entry.unlink(missing_ok=True)
+            if entry.name != LOCK:
+                remove(entry)
 
     def release(self, remove: bool = False) -> None:
         """Let other runs in; `remove` what this one would have gone on from."""
@@ -145,6 +143,14 @@ def _holder(descriptor: int) -> str:
         return f"process {note['process']} on {note['machine']} (since {note['since']})"
     except (ValueError, KeyError, TypeError):  # it is about to write
         return "another run"
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def seal(folder: Path) -> None:

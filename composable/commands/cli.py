@@ -1,19 +1,15 @@
 """What all scripts share: options, errors as exit codes, the closing JSON report."""
 
-import _thread
 import dataclasses
 import functools
 import logging
 import math
 import os
 import re
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ import click
 from click.core import ParameterSource
 
 from composable import files
-from composable.commands import paths
+from composable.commands import paths, signals
 from composable.commands.paths import BOTH, DATA, READ, WRITTEN, Use  # for the commands, too
 from composable.commands.terminal import Formatter, one_line, printable
 from composable.errors import ConfigError, UserError
@@ -33,8 +29,6 @@ Decorator = Callable[[Function], Function]
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
-_WORKER = "DataLoader worker"  # what torch calls a process that prepares batches
-STOPPING = (signal.SIGTERM, signal.SIGHUP)  # what batch systems send, and a terminal that closes
 
 
 def together(*options: Any) -> Decorator:
@@ -104,17 +98,17 @@ class _Command(click.Command):
         parent: Any = super()
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
-        with _stopping_at_signals() as received:
+        with signals.stopping() as received:
             try:
                 result = parent.main(args, *rest, standalone_mode=False, **more)
             except click.UsageError as error:
                 name = error.ctx.command_path if error.ctx else self.name  # the script as called
                 message, code = f"{error.format_message()} (see {name} --help)", 2
             except (click.Abort, KeyboardInterrupt):
-                message, code = _stopped(received)
+                message, code = signals.said(received)
             except (UserError, OSError, MemoryError, RuntimeError) as error:
-                is_stopped = _was_stopped(error, received)
-                message, code = _stopped(received) if is_stopped else (_message(error), 1)
+                is_stopped = signals.were_behind(error, received)
+                message, code = signals.said(received) if is_stopped else (_message(error), 1)
                 if "--debug" in (sys.argv if args is None else args):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
@@ -122,57 +116,6 @@ class _Command(click.Command):
         if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
             click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
-
-
-@contextmanager
-def _stopping_at_signals() -> Iterator[list[int]]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does; yield a list that gets the one received.
-
-    A signal that is ignored stays so: nohup sets this for SIGHUP.
-    """
-    received: list[int] = []
-    report_unraisable = sys.unraisablehook
-
-    def stop(number: int, _: Any) -> None:
-        if not received:  # a second one does not disturb the clean-up
-            received.append(number)
-            sys.unraisablehook = pass_on
-            raise KeyboardInterrupt
-
-    def pass_on(unraisable: Any) -> None:
-        # where Python drops errors, in __del__ above all; those of other kinds are of no interest
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            again = threading.Timer(0.1, _thread.interrupt_main, [received.pop()])
-            again.daemon = True
-            again.start()
-
-    mine = []
-    if threading.current_thread() is threading.main_thread():
-        mine = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_DFL]
-    for number in mine:
-        signal.signal(number, stop)
-    try:
-        yield received
-    finally:
-        for number in mine:
-            signal.signal(number, signal.SIG_DFL)
-        sys.unraisablehook = report_unraisable
-
-
-def _was_stopped(error: Exception, received: list[int]) -> bool:
-    """Tell whether a signal is behind an error: it may reach the processes of a loader first."""
-    if not received and _WORKER in str(error):
-        with suppress(KeyboardInterrupt):
-            time.sleep(1)
-    return bool(received)
-
-
-def _stopped(received: list[int]) -> tuple[str, int]:
-    """Message and exit code after a signal, which shells know as 128 and its number."""
-    number = signal.Signals(received[0]) if received else signal.SIGINT
-    how = f" by {number.name}" if received else ""
-    again = "run the same command again, a training goes on from its last checkpoint."
-    return f"interrupted{how}; {again}", 128 + number
 
 
 def _message(error: Exception) -> str:
@@ -187,7 +130,7 @@ def _message(error: Exception) -> str:
     is_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     if is_torch or isinstance(error, MemoryError):
         return "out of memory; use smaller batches (see --help) or a smaller model."
-    if _WORKER in str(error):
+    if signals.WORKER in str(error):
         return "a process that prepares batches was ended, perhaps for memory; use fewer --workers."
     raise error
 

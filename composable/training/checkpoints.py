@@ -4,7 +4,6 @@ import json
 import logging
 import pickle
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ def newest(folder: Path, processes: int) -> Path | None:
             _check(path, processes)
         except FormatError as error:
             log.warning("%s %s and is left out.", path, error)
-            remove(path)
+            runs.remove(path)
         else:
             return path
     return None
@@ -38,15 +37,7 @@ def rotate(folder: Path, best: int | None) -> None:
     """Remove all checkpoints but the newest and the one of step `best`."""
     for path in _all(folder)[:-KEPT]:
         if _step_of(path) != best:
-            remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a checkpoint, or what has its name."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+            runs.remove(path)
 
 
 def state_of(path: Path) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Trainer(transformers.Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         try:
             if is_main:
-                checkpoints.remove(folder)
+                runs.remove(folder)
             kept: Any = self.state.stateful_callbacks
             kept[OURS] = {
                 "validation_is_due": self._validation_is_due,
@@ -196,7 +196,7 @@ class Trainer(transformers.Trainer):
                 runs.seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk can be all three
             if is_main:
-                checkpoints.remove(folder)  # makes room; the one before it is whole
+                runs.remove(folder)  # makes room; the one before it is whole
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.args.output_dir}: a checkpoint could not be written ({reason}); check the "

@@ -86,6 +86,7 @@ class Store:
         except (FormatError, SafetensorError, LookupError, TypeError, ValueError) as error:
             reason = error if isinstance(error, FormatError) else "is not what was written"
             log.warning("%s %s and is computed anew.", path, reason)
+            runs.remove(path)
             return None
         return found
 
