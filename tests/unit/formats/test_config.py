@@ -169,6 +169,25 @@ BAD_FILES = [
     ([{"": 0.5}], ConfigError, 'conf.json[0]: "" is not the path'),
     ([{"a\nb": 0.5}], ConfigError, '"a\\nb" is not the path'),
     ('[{"\\ud800": 0.5}]', FormatError, "surrogates not allowed"),
+    ([{"a" * 1001: 0.5}], ConfigError, "aaa... is not the path"),
+    *(
+        (
+            [{"encoder.block.0": {"rate": 1, "method": "m", "through": f"encoder.block.{last}"}}],
+            ConfigError,
+            "write the path of a layer",
+        )
+        for last in ("99999999999", "9" * 5000, "\u0663", "01")
+    ),
+    (
+        [
+            {
+                f"encoder.block.{i}": {"rate": 1, "method": "m", "through": "encoder.block.9999"}
+                for i in range(3)
+            }
+        ],
+        ConfigError,
+        "its blocks are 29997 layers, at most 10000 were expected",
+    ),
     (
         [{ATTENTION: with_o(0.5, 0.3)}],
         ConfigError,
