@@ -38,7 +38,14 @@ class Corpus:
 
 def short_name(corpus: Any) -> str:
     """Last part of the path that a corpus came from, the same however it was spelled."""
-    return Path(corpus.name).resolve().name if corpus.name else ""
+    return followed(Path(corpus.name)).name if corpus.name else ""
+
+
+def followed(path: Path) -> Path:
+    """Follow links, as long as the name of a file keeps its ending (not so in a hub's cache)."""
+    target = path.resolve()
+    is_kept = target.is_dir() or target.suffix == path.suffix
+    return target if is_kept else path.parent.resolve() / path.name
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,11 @@ def locate(
     if not path.exists():
         raise UserError(f"data {name}: no such file or folder; expected {wanted}.")
     is_single = path.is_file() or (path / "state.json").is_file()
-    found = {"valid": path} if is_single else {each: find(path, names[each]) for each in names}
+    found = (
+        {"valid": followed(path)}
+        if is_single
+        else {each: find(path, names[each]) for each in names}
+    )
     places = sources(split, found)
     if not places:
         raise UserError(f"data {name}: no {split} split; expected {wanted}.")
