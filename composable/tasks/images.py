@@ -118,7 +118,7 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     total = hashlib.sha256(files.canonical_json(shape).encode())
     total.update(np.ascontiguousarray(pictures).tobytes())
     total.update(numbers.astype("<i8").tobytes())
-    file = f"{path.name}:{places[0].label}"
+    file = f"{splits.followed(path).name}:{places[0].label}"
     return Images(str(path), split, file, total.hexdigest(), pictures, numbers.tolist(), ())
 
 

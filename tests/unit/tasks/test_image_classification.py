@@ -14,6 +14,7 @@ from composable.families.vit import VIT
 from composable.tasks import images
 from composable.tasks.image_classification import IMAGE_CLASSIFICATION, outputs_of
 from composable.tasks.images import Images, Preparation
+from composable.tasks.splits import short_name
 from tests import tiny_tasks
 
 SETTINGS = {"device": "cpu", "dtype": "float32"}
@@ -53,6 +54,22 @@ def test_folders_and_arrays_hold_the_same(tmp_path: Path) -> None:
     said = "|size:8x8|image_processor:ViTImageProcessor|image_settings:"
     assert said in found[1][1]["top1"]["signature"]
     assert "|classes_by:number|" in found[1][1]["top1"]["signature"]
+
+
+def test_a_file_is_named_the_same_however_its_path_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through links too, but for one to a hub's cache, where files have digests for names."""
+    pictures, labels = tiny_tasks.pictures(4)
+    path = save(tmp_path / "x.npz", test_images=pictures, test_labels=labels)
+    (tmp_path / "link.npz").symlink_to(path)
+    (tmp_path / "0a1b").write_bytes(path.read_bytes())
+    (tmp_path / "y.npz").symlink_to(tmp_path / "0a1b")
+    monkeypatch.chdir(tmp_path)
+    for spelled in ("x.npz", "./x.npz", str(path), "link.npz", f"../{tmp_path.name}/link.npz"):
+        found = images.read(spelled, None, "test", None)
+        assert (short_name(found), found.file) == ("x.npz", "x.npz:test")
+    assert short_name(images.read("y.npz", None, "test", None)) == "y.npz"
 
 
 def test_limit_and_held_out_images_are_of_all_classes(tmp_path: Path) -> None:
