@@ -173,6 +173,7 @@ def objects(path: Path, *records: str) -> str:
         ('{"text": ["a"], "label": 1}', r"row 2: the text is \"\['a'\]\"; a text or a number"),
         ('{"text": "a", "label": [1, 0]}', r"row 2: the label is '\[1, 0\]'; a text or a number"),
         ('{"text": "a", "label": 0, "label": 1}', "line 2 is not JSON .a key occurs twice"),
+        (r'{"text": "\ud800", "label": 1}', "line 2 is not JSON .*surrogates not allowed"),
         ('{"text": ' + "[" * 100_000, "line 2 is not JSON"),
     ],
 )
