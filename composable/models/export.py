@@ -43,6 +43,9 @@ def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
         if gone:
             left: Any = model.get_submodule(layers)
             record(model.config, stack, gone, len(left) + len(gone))
+    if names := checkpoint.info.get("labels"):  # which a training may have given
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
     save(model, folder, checkpoint.tokenizer, _preprocessor(checkpoint))
     return removed
 
