@@ -49,6 +49,9 @@ def write(checkpoint: Checkpoint, path: Path, folder: Path, pad: bool = False) -
         if gone:
             left: Any = model.get_submodule(layers)
             record(model.config, stack, gone, len(left) + len(gone))
+    if names := checkpoint.info.get("labels"):  # which a training may have given
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
     image = checkpoint.info.get("image_processor")
     extra = {} if image is None else {IMAGE_PROCESSOR_NAME: image}
     save(model, folder, checkpoint.tokenizer, extra)

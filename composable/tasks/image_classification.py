@@ -18,11 +18,10 @@ def outputs_of(corpus: Images, checkpoint: Any) -> tuple[dict[str, int], str]:
     """Return class -> output of a model, and how: by "name", "order" or "number" (`class_ids`)."""
     names = class_names(checkpoint)
     if corpus.classes:
-        used = dict.fromkeys(corpus.classes[number] for number in corpus.labels)
-        where = f"{corpus.name}: {corpus.file}"
+        one = {corpus.classes[n]: it for n, it in zip(corpus.labels, corpus.pictures, strict=True)}
         # folders by number or code, in their order, are what image models are trained on
-        order: Any = {"trusts_order": True, "where": lambda _: where}
-        return class_ids(used, corpus.classes, names, **order)
+        order: Any = {"trusts_order": True, "where": lambda label: str(one[label])}
+        return class_ids(one, corpus.classes, names, **order)
     least, most = min(corpus.labels), max(corpus.labels)
     if least < 0 or most >= len(names):
         raise MismatchError(

@@ -86,7 +86,9 @@ def _read_folder(
     for path, _ in chosen:
         relative = path.relative_to(place.path).as_posix()
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
-        total.update(path.read_bytes())
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                total.update(piece)
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
     return Images(name, split, place.label, total.hexdigest(), paths, labels, classes)
 

@@ -104,7 +104,10 @@ def parse_json(text: str) -> Any:
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=lambda _: None)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=lambda _: None)
+        if "\\ud" in text.lower():  # half a character is an error that is a ValueError
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError as error:
         raise ValueError("lists or objects within each other, too many") from error
 

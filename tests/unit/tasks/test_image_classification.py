@@ -166,7 +166,7 @@ def test_classes_and_outputs() -> None:
     assert outputs(("n01", "n02"), [1]) == ({"n01": 0, "n02": 1}, "order")
     assert outputs((), [1]) == ({"0": 0, "1": 1}, "number")
     assert outputs(("bird", "cat"), [1]) == ({"cat": 1}, "name")  # no image of a bird
-    with pytest.raises(MismatchError, match='the class "a" is none of the model\'s, which are Dog'):
+    with pytest.raises(MismatchError, match='the class "a" is none of the model\'s, which are'):
         outputs(("a", "b", "c"), [0])
     with pytest.raises(MismatchError, match="labels from 0 to 2, the model has 2 classes"):
         outputs((), [0, 2])

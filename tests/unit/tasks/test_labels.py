@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from composable.errors import FormatError, MismatchError
-from composable.models import checkpoint
+from composable.models import checkpoint, export, pretrained
 from composable.tasks.labels import class_ids, ordered, same
 from composable.tasks.text_classification import TEXT_CLASSIFICATION
 from composable.training import finetune, train
@@ -101,6 +101,9 @@ def test_a_trained_model_knows_its_classes(tmp_path: Path) -> None:
         outputs(other, tuned)
     with pytest.raises(MismatchError, match="the model 0, 1, 2"):
         outputs(few, checkpoint.load(tmp_path / "dense.pth"))  # which does not know them
+    export.write(tuned, tmp_path / "tuned.pth", tmp_path / "hf")
+    again = pretrained.import_model(tmp_path / "hf", "again")
+    assert again.info["labels"] == sorted(NAMES)
 
 
 def test_which_labels_are_the_same() -> None:
@@ -173,6 +176,7 @@ def objects(path: Path, *records: str) -> str:
         ('{"text": ["a"], "label": 1}', r"row 2: the text is \"\['a'\]\"; a text or a number"),
         ('{"text": "a", "label": [1, 0]}', r"row 2: the label is '\[1, 0\]'; a text or a number"),
         ('{"text": "a", "label": 0, "label": 1}', "line 2 is not JSON .a key occurs twice"),
+        (r'{"text": "\ud800", "label": 1}', "line 2 is not JSON .*surrogates not allowed"),
         ('{"text": ' + "[" * 100_000, "line 2 is not JSON"),
     ],
 )
