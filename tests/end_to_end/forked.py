@@ -118,8 +118,9 @@ class Server:
             scripts: name and arguments of each.
             cwd, fault: as of `run`.
             limits: names of the module `resource` -> value; "wall" -> seconds until SIGALRM.
+            log: start of the names of the files in `cwd` that hold stdout and stderr meanwhile.
         """
-        out, err = cwd / ".stdout", cwd / ".stderr"
+        out, err = cwd / f"{log}.stdout", cwd / f"{log}.stderr"
         command = {
             "scripts": [[str(ROOT / name), *map(str, args)] for name, *args in scripts],
             "cwd": str(cwd), "out": str(out), "err": str(err), "limits": limits, "fault": fault,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import zlib
 from pathlib import Path
@@ -12,6 +13,8 @@ from tests.faults import craft, damage, runner, sound
 from tests.faults.documents import Document
 from tests.faults.runner import Job, Kind, Pool, Trial
 
+#: What a document says of an edit that cannot be written, or of a file that is no tree.
+UNWRITABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, pickle.PickleError)
 FOUND = Path(__file__).parent / "found"
 
 
@@ -21,6 +24,7 @@ class Corruption:
     def __init__(self, kind: Kind, home: Path, pool: Pool):
         self.kind, self.home, self.pool = kind, home, pool
         names = {path for pattern in kind.files for path in home.glob(pattern) if path.is_file()}
+        names = {path for path in names if path.name != "lock"}  # without a content that is read
         self.files = sorted(str(path.relative_to(home)) for path in names)
         assert self.files, f"{kind.name}: no file {kind.files} in {home}"
         with pool.place() as (server, folder):
@@ -94,7 +98,7 @@ class Corruption:
         try:
             tree, path, is_sound = craft.apply(document.read(data), case)
             content = document.write(tree, path)
-        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError):
+        except (*UNWRITABLE, ArithmeticError):
             return None
         if content == data:
             return None

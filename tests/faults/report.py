@@ -61,8 +61,8 @@ BEFORE = {
 def missing(trials: list[Trial]) -> list[str]:
     """What a whole run has, and these trials have not."""
     from tests.faults.checkpoints import CHECKPOINTS
-    from tests.faults.kinds import KINDS
     from tests.faults.kills import COMMANDS
+    from tests.faults.kinds import KINDS
 
     counts = Counter((trial.fault, trial.kind) for trial in trials)
     names = [*KINDS, *CHECKPOINTS]

@@ -19,7 +19,7 @@ from tests.end_to_end.forked import Ended, Server
 OUTCOMES = ("refused", "survived", "another file", "another result", "traceback", "hang")
 BAD = OUTCOMES[3:]
 #: Seconds of processor and wall time until a command hangs; bytes of memory that are too many.
-SECONDS, WALL, MEMORY = 25, 120, 1 << 30
+SECONDS, WALL, MEMORY = 25, 60, 1 << 30
 #: What commands import late, so that it is there before a child is forked.
 PRELOAD = tuple(
     f"transformers.models.{name}"

@@ -25,5 +25,5 @@ def check(trials: list[Trial], book: list[Trial]) -> None:
     book += trials
     bad = {(trial.outcome, trial.said): trial for trial in trials if trial.is_bad}
     count = sum(trial.is_bad for trial in trials)
-    lines = [f"{t.outcome}: {t.said:.300} {str(t.case):.300}" for t in list(bad.values())[:20]]
+    lines = [f"{t.outcome}: {t.said:.300} {t.case!s:.300}" for t in list(bad.values())[:20]]
     assert not bad, f"{count} of {len(trials)} ended badly, such as\n" + "\n".join(lines)
