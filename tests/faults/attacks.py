@@ -1,12 +1,10 @@
 """What does not belong together, and what is meant to harm: prepared folders and command lines."""
 
-import errno
 import gzip
 import io
 import json
 import os
 import pickle
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,21 +76,21 @@ def replaced(name: str, by: Callable[[Path], None]) -> Callable[[Path], None]:
 def pairings() -> Iterator[Attack]:
     """Sound files that do not belong together."""
     other, composed = ("-m", "other.pth"), ("-m", "composed.pth")
-    classes = ("-m", "text_classification.pth")
+    classes, prune = ("-m", "text_classification.pth"), ("prune.py", "-o", "o.npy")
     lines: dict[str, tuple[Any, ...]] = {
         "bundle of another model": (COMPOSE[0], *other, "-o", "o.pth"),
         "bundle of another model, fitted": (LS[0], *other, *LS[3:]),
         "bundle of another family": (COMPOSE[0], *classes, "-o", "o.pth"),
-        "configuration of another family": ("prune.py", *classes, "-o", "o.npy"),
+        "configuration of another family": (*prune, *classes),
         "calibration of other texts": tuple("other_data" if a == "data" else a for a in LS),
         "calibration of fewer texts": tuple(7 if a == 12 else a for a in LS),
         "scores of another model": (
             "config_generator.py", *other, "--scores", "scores.npz", "--drop-layers", 1,
             "--stack", "encoder", "-o", "o.json",
         ),
-        "scores of another model, units": ("prune.py", *other, "--scores", "units.npz", "-o", "o.npy"),
+        "scores of another model, units": (*prune, *other, "--scores", "units.npz"),
         "composed model, dense one needed": ("config_generator.py", *composed, "-o", "o.json"),
-        "composed model, pruned again": ("prune.py", *composed, "-o", "o.npy"),
+        "composed model, pruned again": (*prune, *composed),
         "composed model, composed again": (COMPOSE[0], *composed, "-o", "o.pth"),
         "data of another task": ("evaluate.py", *classes, "--data", "data", *CPU),
         "translation of labelled texts": (
@@ -104,7 +102,7 @@ def pairings() -> Iterator[Attack]:
         "bundle as a calibration": (*LS, "--calibration", "modules.npy"),
         "model as scores": ("plot_importance.py", "model.pth", "-o", "o.png"),
         "scheme as a configuration": (*COMPOSE, "-c", "conf_prune.json"),
-        "configuration as a scheme": ("prune.py", "-m", "model.pth", "-c", "conf.json", "-o", "o.npy"),
+        "configuration as a scheme": (*prune, "-m", "model.pth", "-c", "conf.json"),
     }  # fmt: skip
     for name, line in lines.items():
         yield Attack("wrong pairings", name, line)
@@ -156,13 +154,15 @@ def archives() -> Iterator[Attack]:
     row, size = "hostile archives", 3 << 30
 
     def zip_bomb(path: Path, name: str = "header.npy") -> None:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            with archive.open(name, "w", force_zip64=True) as entry:
-                np.lib.format.write_array_header_1_0(
-                    entry, {"descr": "|u1", "fortran_order": False, "shape": (size,)}
-                )
-                for _ in range(size >> 24):
-                    entry.write(bytes(1 << 24))
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            archive.open(name, "w", force_zip64=True) as entry,
+        ):
+            np.lib.format.write_array_header_1_0(
+                entry, {"descr": "|u1", "fortran_order": False, "shape": (size,)}
+            )
+            for _ in range(size >> 24):
+                entry.write(bytes(1 << 24))
 
     def gzip_bomb(path: Path) -> None:
         line = b"a man sits in the house .\n" * 40_000
@@ -245,7 +245,7 @@ def special_files() -> Iterator[Attack]:
 def outputs() -> Iterator[Attack]:
     """Outputs that are inputs, by name or through links; and that cannot be written."""
     for command, inputs in INPUTS.items():
-        line, results = COMMANDS[command]
+        line, _ = COMMANDS[command]
         for flag in {"-o", "--stats"} & set(_flags(line)):
             for name in inputs:
                 for how in ("same name", "link", "hard link", "other spelling"):
@@ -278,11 +278,7 @@ def _alias(name: str, how: str) -> tuple[str, Callable[[Path], None]]:
         (folder / "alias").symlink_to(folder / name)
 
     def hard(folder: Path) -> None:
-        try:
-            os.link(folder / name, folder / "alias")
-        except OSError as error:
-            assert error.errno != errno.EXDEV
-            shutil.copy(folder / name, folder / "alias")
+        os.link(folder / name, folder / "alias")
 
     if how == "same name":
         return name, lambda folder: None

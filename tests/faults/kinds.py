@@ -184,20 +184,23 @@ def _data(
     )
 
 
-CLASSES = "text_classification"
+CLASSES, QUESTIONS, IMAGES = "text_classification", "question_answering", "image_classification"
+TEXT = form.TEXT_LINES
 DATA = (
-    _data("translation", "parallel text", "data/test.*", data="data", en=form.TEXT_LINES, de=form.TEXT_LINES),
-    _data("translation", "parallel text .gz", "data_gz/test.*", data="data_gz", gz=form.zipped(form.TEXT_LINES)),
+    _data("translation", "parallel text", "data/test.*", data="data", en=TEXT, de=TEXT),
+    _data("translation", "parallel text .gz", "data_gz/test.*", data="data_gz",
+          gz=form.zipped(TEXT)),
     _data(CLASSES, "labelled .tsv", f"{CLASSES}/test.tsv", tsv=form.TSV),
     _data(CLASSES, "labelled .csv", "texts.csv", data="texts.csv", csv=form.CSV),
-    _data(CLASSES, "labelled .csv.gz", "texts.csv.gz", data="texts.csv.gz", gz=form.zipped(form.CSV)),
+    _data(CLASSES, "labelled .csv.gz", "texts.csv.gz", data="texts.csv.gz",
+          gz=form.zipped(form.CSV)),
     _data(CLASSES, "labelled .jsonl", "texts.jsonl", data="texts.jsonl", jsonl=form.JSON_LINES),
     _data("text_similarity", "scored .tsv", "text_similarity/test.tsv", tsv=form.TSV),
-    _data("question_answering", "SQuAD .json", "question_answering/test-v1.1.json",
-          free="(version|title|id)$", json=form.JSON),
-    _data("language_modeling", "plain text", "language_modeling/wiki.test.tokens", tokens=form.TEXT_LINES),
-    _data("image_classification", "images .png", "image_classification/test/*/*.png", png=form.NUMBERS),
-    _data("image_classification", "images .npz", "images.npz", data="images.npz", npz=form.ARRAYS),
+    _data(QUESTIONS, "SQuAD .json", f"{QUESTIONS}/test-v1.1.json", free="(version|title|id)$",
+          json=form.JSON),
+    _data("language_modeling", "plain text", "language_modeling/wiki.test.tokens", tokens=TEXT),
+    _data(IMAGES, "images .png", f"{IMAGES}/test/*/*.png", png=form.NUMBERS),
+    _data(IMAGES, "images .npz", "images.npz", data="images.npz", npz=form.ARRAYS),
 )  # fmt: skip
 
 KINDS = {kind.name: kind for kind in (*OWN, *FOLDERS, *DATA)}

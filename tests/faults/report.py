@@ -32,16 +32,18 @@ FAULTS = {
     ),
     "killed": (
         "Killed, interrupted, out of disk",
-        "Each command is killed before every change that it makes to a file, and at 20 random times; "
-        "it is sent SIGTERM and SIGHUP; the disk is full from every change on. Then the same command "
-        "runs again. *Survived* says that its files then have the bytes of an undisturbed run.",
+        "Each command is killed before every change that it makes to a file, and at 20 random "
+        "times; it is sent SIGTERM and SIGHUP; the disk is full from every change on. Then the "
+        "same command runs again. *Survived* says that its files then have the bytes of an "
+        "undisturbed run, and that nothing is left lying about.",
     ),
     "put together wrongly": (
         "What does not belong together, and what attacks",
-        "Files of another model or other texts; pickles that would run code; archives and links that lead "
-        "elsewhere or unpack to gigabytes; an output that is an input; pipes; two equal runs at "
-        "once; files that are overwritten in place while they are read. *Survived* says that nothing was run, written "
-        "or lost that should not be, and that the result is that of an undisturbed run.",
+        "Files of another model or other texts; pickles that would run code; archives and links "
+        "that lead elsewhere or unpack to gigabytes; an output that is an input; pipes; two equal "
+        "runs at once; models that are overwritten in place while they are read. *Survived* says "
+        "that nothing was run, written or lost that should not be, and that the result is that "
+        "of an undisturbed run.",
     ),
 }  # fmt: skip
 #: What was measured before the faults of issue K were mended: rows of this page -> words.
@@ -109,8 +111,8 @@ WORDS = {
 MEANING = {
     "refused cleanly": "one line that says what is wrong, exit code 1 or 2.",
     "survived": "the result of the sound file.",
-    "read as another file": "a file without a checksum (text, another program's), or an edit that gives "
-    "another sound content: no program could tell.",
+    "read as another file": "a file without a checksum (text, another program's), or an edit "
+    "that gives another sound content: no program could tell.",
     "accepted with another result": "silently wrong; must be 0.",
     "tracebacks": "also crashes, and messages that are not one clean line; must be 0.",
     "hangs": "also more than 1 GB of memory; must be 0.",

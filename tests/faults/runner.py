@@ -21,14 +21,14 @@ BAD = OUTCOMES[3:]
 #: Seconds of processor and wall time until a command hangs; bytes of memory that are too many.
 SECONDS, WALL, MEMORY = 25, 60, 1 << 30
 #: What commands import late, so that it is there before a child is forked.
-PRELOAD = tuple(
-    f"transformers.models.{name}"
-    for name in (
-        "t5.modeling_t5", "bert.modeling_bert", "llama.modeling_llama", "vit.modeling_vit",
-        "auto.tokenization_auto", "auto.image_processing_auto",
-    )
-) + ("composable.calibration.obtain", "composable.variants.compose", "composable.ranking",
-     "composable.models.pretrained", "matplotlib.figure", "PIL.Image")  # fmt: skip
+PRELOAD = (
+    "transformers.models.t5.modeling_t5", "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama", "transformers.models.vit.modeling_vit",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.auto.image_processing_auto", "composable.calibration.obtain",
+    "composable.variants.compose", "composable.ranking", "composable.models.pretrained",
+    "matplotlib.figure", "PIL.Image",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

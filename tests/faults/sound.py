@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ TRAINING = (
 CALIBRATION = ("--calibration-samples", 12, "--held-out-samples", 6, "--device", "cpu")
 #: Command lines that make one file of the chain after the other, each from those before it.
 CHAIN: tuple[tuple[Any, ...], ...] = (
-    ("config_generator.py", "-m", "model.pth", "--attention", 0.5, "--linear", 0.3, "-o", "conf.json"),
+    ("config_generator.py", "-m", "model.pth", "--attention", 0.5, "--linear", 0.3),
     ("prune_scheme_generator.py",),
     ("prune.py", "-m", "model.pth", "--heads", "l1", "--mask", "l1"),
     ("compose_model.py", "-m", "model.pth", "-o", "composed.pth"),
@@ -33,7 +34,8 @@ CHAIN: tuple[tuple[Any, ...], ...] = (
      "--stack", "encoder", "--distance", "bi_score", "-o", "scores.npz", *CALIBRATION[:2]),
     ("rank_importance.py", "-m", "model.pth", "--method", "stat", "--calibration-data", "data",
      "-o", "units.npz", *CALIBRATION[:2]),
-    ("block_level_finetuning.py", "-m", "model.pth", "--solver", "ls", "--data", "data", *CALIBRATION),
+    ("block_level_finetuning.py", "-m", "model.pth", "--solver", "ls", "--data", "data",
+     *CALIBRATION),
     ("baseline_finetuning.py", "-m", "composed.pth", "-o", "tuned.pth", *TRAINING),
     ("evaluate.py", "-m", "model.pth", "--data", "data", "-o", "out/eval_dense.json"),
     *(
@@ -71,7 +73,7 @@ def make(server: Server, folder: Path) -> None:
 
 
 def leave_checkpoints(server: Server, sound: Path, name: str, folder: Path) -> None:
-    """Copy the chain into `folder`, and kill the training `name` there before it writes a result."""
+    """Copy the chain into `folder`; kill the training `name` there before it writes a result."""
     copy(sound, folder, CHAIN_FILES)
     script, *args = TRAININGS[name]
     call = "bundle" if script.startswith("block") else "output"
@@ -87,8 +89,6 @@ CHAIN_FILES = (
 
 def copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
     """Bring files and folders by links, which is fast; whoever changes one unlinks it first."""
-    import os
-
     for name in names:
         if (source / name).is_dir():
             shutil.copytree(source / name, target / name, copy_function=os.link)
