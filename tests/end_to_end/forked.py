@@ -88,7 +88,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
 
     def run(
         self, script: str, *args: object, cwd: Path, file_limit: int | None = None, **fault: Any
@@ -110,6 +110,7 @@ class Server:
         scripts: Sequence[Sequence[object]],
         cwd: Path,
         limits: Mapping[str, int],
+        log: str = "",
         **fault: Any,
     ) -> Ended:
         """Run scripts in one process, until one fails.
