@@ -118,7 +118,8 @@ class Server:
         Args:
             scripts: name and arguments of each.
             cwd, fault: as of `run`.
-            limits: names of the module `resource` -> value; "wall" -> seconds until SIGALRM.
+            limits: names of the module `resource` -> value; "wall" -> seconds until SIGALRM,
+                "memory" -> bytes of address space beside what the process has at its start.
             log: start of the names of the files in `cwd` that hold stdout and stderr meanwhile.
         """
         out, err = cwd / f"{log}.stdout", cwd / f"{log}.stderr"
@@ -170,6 +171,10 @@ def _run(command: dict[str, Any]) -> None:
         for name, limit in command["limits"].items():
             if name == "wall":
                 signal.alarm(limit)
+            elif name == "memory":
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                whole = pages * resource.getpagesize() + limit
+                resource.setrlimit(resource.RLIMIT_AS, (whole, whole))
             else:
                 resource.setrlimit(getattr(resource, name), (limit, limit))
         _arm(**command["fault"])

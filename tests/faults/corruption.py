@@ -53,7 +53,9 @@ class Corruption:
         """Repeat what failed once, from the folder `found`."""
         path = FOUND / f"{slug(self.kind.name)}.json"
         cases = json.loads(path.read_text()) if path.exists() else []
-        return self.run("kept cases", [case for case in cases if self._content(case) is not None])
+        stale = [case for case in cases if self._content(case) is None]
+        assert not stale, f"{path}: these change nothing any more: {stale}"
+        return self.run("kept cases", cases)
 
     def run(self, fault: str, cases: list[dict[str, Any]]) -> list[Trial]:
         """Run cases side by side."""

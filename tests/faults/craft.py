@@ -87,8 +87,10 @@ def apply(tree: Any, edit: Edit) -> tuple[Any, Path, bool]:
     parent = tree
     for key in path[:-1]:
         parent = parent[key]
-    key, old = path[-1], parent[path[-1]]
-    value = MARKS.get(edit["with"], edit["with"]) if isinstance(edit["with"], str) else edit["with"]
+    key = path[-1]
+    old = parent.get(key) if isinstance(parent, dict) else parent[key]
+    value = edit.get("with")
+    value = MARKS.get(value, value) if isinstance(value, str) else value
     do = edit["do"]
     if is_array(old) and do != "delete":
         parent[key], sound = _edit_array(old, edit.get("at", 0) // 2)

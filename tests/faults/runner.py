@@ -129,7 +129,7 @@ def pool(folder: Path, size: int = 0) -> Iterator[Pool]:
 def run(server: Server, commands: Any, folder: Path, **fault: Any) -> Ended:
     """Run command lines with limits of time; without progress bars or devices of chance."""
     scripts = [(name, *args, "-q") for name, *args in commands]
-    limits = {"RLIMIT_CPU": SECONDS, "wall": WALL}
+    limits = {"RLIMIT_CPU": SECONDS, "wall": WALL, "memory": 3 * MEMORY}
     return server.run_all(scripts, cwd=folder, limits=limits, **fault)
 
 
