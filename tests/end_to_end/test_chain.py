@@ -229,7 +229,7 @@ def test_evaluate_measures_what_the_chain_ended_with(chain: Any) -> None:
         report["nonzero_parameters"]
         == runs["model_level_finetuning.py"].report["nonzero_parameters"]
     )
-    assert report["data"]["name"] == str(folder / "corpus")
+    assert report["data"]["name"] == "corpus"
     assert (report["sentences"], report["data"]["split"]) == (15, "test")
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
