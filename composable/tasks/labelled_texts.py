@@ -100,7 +100,8 @@ class LabelledTexts(Corpus):
 
     def place(self, index: int) -> str:
         """Say for messages where a sample is."""
-        return f"{self.name}: row {self.rows[index]} of {self.file}"
+        path = self.name if Path(self.name).is_file() else f"{self.name}/{self.file}"
+        return f"{path}: row {self.rows[index]}"
 
 
 @dataclass(frozen=True)
