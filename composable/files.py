@@ -1,18 +1,27 @@
 """Files that appear whole or not at all, and the hashes of their content."""
 
 import errno
+import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
+import re
 import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from composable.errors import FormatError, UserError
+
+log = logging.getLogger("composable")
+MOST_DEEP = 100  # lists and objects within each other
+TEMPORARY = ".composable.tmp"  # how the name of a file ends while it is written
+LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 @contextmanager
@@ -29,78 +38,214 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OSError: the folder cannot be written, the disk is full, `path` is a folder.
     """
     path = Path(path)
-    _refuse_special(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.resolve()  # a link stays one, what it leads to is written
-    made = _beside(target)
-    try:
-        with made.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(target)
-    except OSError as error:
-        # A failed write names no file; the user wants to know which output was meant.
-        if error.filename is None:
-            error.filename = str(path)
-        raise
-    finally:
-        made.unlink(missing_ok=True)
+    with _naming(path):
+        target = _target_of(path)
+        made, file = _open_temporary(target)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                made.replace(target)  # while it is locked: see `remove_leftovers`
+            sync_folder(target.parent)
+        finally:
+            made.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Do for a folder what `atomic_write` does for a file; UserError as of `check_folder`."""
+    """Do for a folder what `atomic_write` does for a file; errors as of `check_folder`."""
+    path = Path(path)
     check_folder(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = _beside(path)
+    target = Path(os.path.realpath(path))
+    made = _beside(target)
     made.mkdir()
+    descriptor = os.open(made, os.O_RDONLY)
     try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield made
-        if path.is_dir():
-            path.rmdir()
-        made.replace(path)
+        with _naming(path):
+            if target.is_dir():
+                target.rmdir()
+            made.replace(target)
+            sync_folder(target.parent)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:
-    """Name a temporary file or folder that is later renamed to `path`."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    """Name a temporary file or folder that is later renamed to `path`; no longer than allowed."""
+    ending = f".{secrets.token_hex(4)}{TEMPORARY}"
+    start = path.name.encode()[: LONGEST_NAME - 1 - len(ending)].decode(errors="ignore")
+    return path.with_name(f".{start}{ending}")
+
+
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """Make a temporary file beside `target`, locked for as long as it is open."""
+    while True:
+        made = _beside(target)
+        file = made.open("xb")
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if made.exists():  # else another run took it for a leftover before it was locked
+            return made, file
+        file.close()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that killed runs left in `folder`.
+
+    A run holds a lock on what it writes, which ends with the process.
+    """
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):  # held by a run, or of another user
+            is_folder = path.is_dir()
+            flags = os.O_RDONLY if is_folder else os.O_RDWR  # NFS locks what can be written
+            descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_folder:
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+                log.info("%s: removed, a run that was killed had left it.", path)
+            finally:
+                os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where its file system can do so."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the output in an error that names no file, or the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).endswith(TEMPORARY):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def os_errors(path: Path | str) -> Iterator[None]:
+    """Turn what libraries in Rust raise where the system failed into an OSError that names `path`.
+
+    safetensors and tokenizers raise errors of their own, with "(os error 28)" at their end.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def check_folder(path: Path) -> None:
-    """Raise UserError where something is in the folder, or it is a file."""
+    """Fail now where `path` could not be made at the end; folders above it are made.
+
+    Raises:
+        UserError: something is in the folder, or it is a file.
+        OSError: it cannot be written.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists already; name a folder that does not, or is empty.")
+    _try_writing(path)
 
 
 def check_writable(*paths: Path | None) -> None:
     """Fail now, before hours of work, where one of `paths` could not be written at the end.
 
+    Leftovers of killed runs beside them are removed, see `remove_leftovers`.
+
     Raises:
         OSError: a folder is missing and cannot be made, is read-only, or a target is a folder.
         UserError: one path is named for two outputs.
     """
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
         if path is None:
             continue
-        if path.resolve() in seen:
+        if os.path.realpath(path) in seen:
             raise UserError(f"{path}: is named for two outputs; give each a name of its own.")
-        seen.add(path.resolve())
-        _refuse_special(path)
+        seen.add(os.path.realpath(path))
+        with _naming(path):
+            _target_of(path)
+        _try_writing(path)
+
+
+def _try_writing(path: Path) -> None:
+    """Make the temporary file that the output would be written to, and remove it."""
+    target = Path(os.path.realpath(path))
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        made, file = _open_temporary(target)
+        file.close()
+        made.unlink(missing_ok=True)
+        remove_leftovers(target.parent)
 
 
-def _refuse_special(path: Path) -> None:
-    """Refuse what a rename would destroy: folders, devices, pipes."""
-    if path.is_dir():
+def _target_of(path: Path) -> Path:
+    """Follow links, which stay; refuse what a rename would destroy: folders, devices, pipes."""
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return target
+    except OSError as error:  # a file where a folder should be, a link to itself, a long name
+        error.filename = str(path)
+        raise
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
-    if path.exists() and not path.is_file():
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
+    return target
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Open an ordinary file to read; a pipe or device, which may never end, is refused at once.
+
+    Raises:
+        OSError: the file cannot be read, or is none.
+    """
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(opened).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
+        return open(opened, "rb")
+    except BaseException:
+        os.close(opened)
+        raise
+
+
+def read_bytes(path: Path, limit: int = 1 << 30) -> bytes:
+    """Read an ordinary file as a whole, once.
+
+    Raises:
+        FormatError: it has more than `limit` bytes.
+        OSError: as of `open_input`.
+    """
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) if size <= limit else b""
+    if max(size, len(content)) > limit:
+        raise FormatError(f"{path}: has {size} bytes, at most {limit} were expected.")
+    return content
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -130,13 +275,15 @@ def json_text(value: Any) -> str:
 def read_json(path: Path) -> Any:
     """Read a file of strict JSON, see `parse_json`, whose error gets the name of the file."""
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(read_bytes(path))
     except FormatError as error:
         raise FormatError(f"{path}: {error}.") from error
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse strict JSON: UTF-8, no key twice in one object, no NaN and no infinities.
+
+    Lists and objects lie at most 100 deep within each other.
 
     The message of its FormatError is a part of a sentence.
     """
@@ -152,14 +299,41 @@ def parse_json(text: str | bytes) -> Any:
     def no_constant(name: str) -> Any:
         raise FormatError(f"{name} is not a number that JSON knows; write a finite one")
 
+    def finite(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            no_constant(digits)
+        return value
+
     try:
-        return json.loads(
+        value = json.loads(
             text.decode() if isinstance(text, bytes) else text,
             object_pairs_hook=no_duplicates,
             parse_constant=no_constant,
+            parse_float=finite,
         )
+        _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not a JSON file ({error})") from error
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError for JSON that is too deep, or text that is no Unicode, for later code."""
+    level = [value]
+    for _ in range(MOST_DEEP):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.keys()
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str) and not one.isascii():
+                one.encode()
+        if not below:
+            return
+        level = below
+    raise ValueError(f"lists or objects within each other, more than {MOST_DEEP} deep")
 
 
 def canonical_json(value: Any) -> str:

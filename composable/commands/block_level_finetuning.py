@@ -7,22 +7,36 @@ from typing import Any
 import click
 
 from composable.commands import cli
+from composable.commands.paths import Use
 from composable.errors import ConfigError
 
 log = logging.getLogger("composable")
-#: Options that the solver grad does not look at.
+#: Options that the solver grad does not look at, and those that only it does.
 OF_LEAST_SQUARES = (
     *("linear_solver", "ridge", "calibration", "calibration_data", "calibration_samples"),
     *("held_out_samples", "memory_budget"),
 )
+OF_GRADIENT = ("save_steps",)
+
+
+def _table(stats: Path) -> Path:
+    """Name the CSV of all variants."""
+    return stats.with_name(f"{stats.stem}_variants.csv")
 
 
 @cli.command()
 @cli.model_option("model/t5-small.pth")
 @cli.bundle_option("modules.npy")
-@cli.path_option("-o", "--output", default="modules_finetuned.npy", text="Bundle to write.")
-@cli.path_option("--stats", default="stats_block.csv", text="Losses per epoch, CSV.")
-@cli.path_option("--plot", text="Heat map of the errors, PNG.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="modules_finetuned.npy", text="Bundle to write."
+)
+@cli.path_option(
+    "--stats",
+    use=Use(writes=True, also=_table),
+    default="stats_block.csv",
+    text="Losses per epoch, CSV.",
+)
+@cli.path_option("--plot", use=cli.WRITTEN, text="Heat map of the errors, PNG.")
 @click.option(
     "--solver",
     type=click.Choice(["hybrid", "ls", "grad"]),
@@ -70,9 +84,8 @@ def main(
     from composable.reports import variant_table
     from composable.variants import tuning
 
-    if solver == "grad":
-        _refuse(OF_LEAST_SQUARES)
-    table = stats.with_name(f"{stats.stem}_variants.csv")
+    _refuse(OF_LEAST_SQUARES if solver == "grad" else OF_GRADIENT, solver)
+    table = _table(stats)
     files.check_writable(output, stats, table, plot)
     result, report = tuning.tune_variants(model, bundles, output, stats, solver=solver, **options)
     report["table"] = str(table)
@@ -87,8 +100,8 @@ def main(
     return report
 
 
-def _refuse(names: tuple[str, ...]) -> None:
+def _refuse(names: tuple[str, ...], solver: str) -> None:
     """Refuse options of the other solvers."""
     for name, flag in cli.given_options().items():
         if name in names:
-            raise ConfigError(f"{flag}: is no option of the solver grad; leave it out.")
+            raise ConfigError(f"{flag}: is no option of the solver {solver}; leave it out.")

@@ -4,11 +4,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from composable.errors import UserError
 from composable.tasks.labels import are_numbers, class_names
+from composable.tasks.splits import short_name
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
     import composable
 
     said = {
-        "data": Path(corpus.name).resolve().name,
+        "data": short_name(corpus.name),
         "file": corpus.file,
         "split": corpus.split,
         "count": count,
@@ -246,7 +246,7 @@ def report(
         **more,
         "samples_per_second": round(count / seconds, 2),
         "data": {
-            "name": corpus.name,
+            "name": short_name(corpus.name),
             "split": corpus.split,
             "file": corpus.file,
             "count": count,

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from composable import files
 from composable.errors import MismatchError
 from composable.tasks import images, scores
 from composable.tasks.base import Classification, Score, report, signature
@@ -46,10 +47,9 @@ class ImageClassification(Classification):
     def dataset(self, corpus: Images, checkpoint: Any, is_sorted: bool = False) -> Pixels:
         """Prepare the images as the model file says; all are of one length."""
         ids, _ = outputs_of(corpus, checkpoint)
-        preparation = Preparation.of(checkpoint.info.get("image"), checkpoint.model.config)
         classes = corpus.classes
         labels = [ids[classes[label] if classes else str(label)] for label in corpus.labels]
-        return Pixels(corpus, labels, preparation, self.length(checkpoint))
+        return Pixels(corpus, labels, Preparation.of(checkpoint), self.length(checkpoint))
 
     def length(self, checkpoint: Any) -> int:
         """Return the tokens of an image."""
@@ -69,13 +69,13 @@ class ImageClassification(Classification):
         data = self.dataset(corpus, checkpoint)
         found = measure(checkpoint, data, self.collator(checkpoint), classify, settings)
         logits = torch.stack([row[0] for row in found.rows])
-        preparation = data.preparation
+        prepared_by = data.preparation.settings
         said = signature(
             corpus,
             len(data),
-            size="x".join(map(str, preparation.size)),
-            mean=",".join(f"{value:g}" for value in preparation.mean),
-            std=",".join(f"{value:g}" for value in preparation.std),
+            size="x".join(map(str, data.preparation.size)),
+            image_processor=prepared_by["image_processor_type"],
+            image_settings=files.digest_of(prepared_by)[:12],
             classes_by=outputs_of(corpus, checkpoint)[1],
             dtype=settings["dtype"],
         )

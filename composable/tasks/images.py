@@ -1,11 +1,12 @@
 """Labelled images: folders with a folder for each class, .npz files; as a model wants them."""
 
 import hashlib
+import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from composable import files
 from composable.errors import FormatError, UserError
+from composable.families import Family
 from composable.tasks import splits
 from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
@@ -26,6 +28,8 @@ WANTED = (
     "each class, or an .npz file with train_images, train_labels, valid_images, valid_labels, "
     "test_images, test_labels"
 )
+#: Bytes of prepared images that a split keeps in memory.
+KEPT_BYTES = 256 << 20
 #: Most bytes that are read of an array: 4 GiB.
 MOST_BYTES = 2**32
 #: What zipfile and numpy raise where a file is no .npz, or a damaged one.
@@ -116,7 +120,7 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     total = hashlib.sha256(files.canonical_json(shape).encode())
     total.update(np.ascontiguousarray(pictures).tobytes())
     total.update(numbers.astype("<i8").tobytes())
-    file = f"{path.name}:{places[0].label}"
+    file = f"{splits.followed(path).name}:{places[0].label}"
     return Images(str(path), split, file, total.hexdigest(), pictures, numbers.tolist(), ())
 
 
@@ -164,31 +168,46 @@ def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) 
         )
 
 
-@dataclass(frozen=True)
 class Preparation:
-    """How a model wants its images.
+    """How a model wants its images: by an image processor of transformers, on Pillow.
+
+    The results do not depend on whether torchvision is installed, which transformers would prefer.
 
     Attributes:
-        size: height and width.
-        mean: of each channel, on the scale from 0 to 1.
-        std: of each channel; (pixel - mean) / std is what the model sees.
+        settings: of the processor, with all defaults, as in a preprocessor_config.json.
+        size: height and width of what the model sees.
         channels: 1 (grey) or 3 (red, green, blue).
     """
 
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: int
+    def __init__(self, settings: Mapping[str, Any], config: Any):
+        """Make the processor, and try it.
+
+        Args:
+            settings: of an image processor.
+            config: of the model.
+
+        Raises:
+            FormatError: there is no such processor, or its images are not what the model takes.
+        """
+        self._processor = _processor(settings)
+        self.settings: dict[str, Any] = json.loads(self._processor.to_json_string())
+        self.channels = int(getattr(config, "num_channels", 3))
+        side = config.image_size
+        self.size = (side, side) if isinstance(side, int) else tuple(side)
+        # of another shape than the model takes, so that it has to be cropped or resized
+        self.tensor(np.zeros((2 * self.size[0], self.size[1], self.channels), dtype=np.uint8))
 
     @classmethod
-    def of(cls, info: Mapping[str, Any] | None, config: Any) -> "Preparation":
-        """Take what the model file says; without it the config's size, 0.5 and 0.5."""
-        said = info or {}
-        channels = int(getattr(config, "num_channels", 3))
-        size: Any = said.get("size") or getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        mean, std = (tuple(said.get(key) or [0.5] * channels) for key in ("mean", "std"))
-        return cls((height, width), mean, std, channels)
+    def of(cls, checkpoint: Any) -> "Preparation":
+        """Take what a model file says; without it `default_settings`."""
+        info, config = checkpoint.info, checkpoint.model.config
+        if "image" in info:
+            raise FormatError(
+                "the model file says in an older form how images are prepared; make it again with "
+                "download_model.py."
+            )
+        said = info.get("image_processor")
+        return cls(default_settings(config, checkpoint.family) if said is None else said, config)
 
     def tensor(self, picture: Any) -> Tensor:
         """Turn one of the pictures of `Images` into (channels, height, width), float32.
@@ -196,48 +215,88 @@ class Preparation:
         Raises:
             FormatError: the file is no image, or of colours where the model takes none.
         """
-        pixels = self._open(picture) if isinstance(picture, Path) else self._resized(picture)
-        scaled = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        mean, std = (torch.tensor(side)[:, None, None] for side in (self.mean, self.std))
-        return (scaled - mean) / std
-
-    def _open(self, path: Path) -> NDArray[np.float32]:
-        from PIL import Image, UnidentifiedImageError
-
+        pixels = _open(picture, self.channels) if isinstance(picture, Path) else picture
         try:
-            with Image.open(path) as image:
-                if image.mode[0] in "IF":  # convert would cut off what is above 255
-                    raise FormatError(
-                        f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
-                        "it to 8 bits a channel."
-                    )
-                mode = "L" if self.channels == 1 else "RGB"
-                return self._resized(np.asarray(image.convert(mode)))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
+            made = self._processor(self._layers(pixels), input_data_format="channels_last")
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise FormatError(f"{self._name()} cannot prepare images ({error}).") from error
+        prepared = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
+        if prepared.shape != (self.channels, *self.size):
+            raise FormatError(
+                f"{self._name()} makes {_sides(prepared.shape)} of images of "
+                f"{_sides(pixels.shape[:2])} pixels, the model takes "
+                f"{_sides((self.channels, *self.size))}; mend size, crop_size or do_resize."
+            )
+        return torch.from_numpy(prepared)
 
-    def _resized(self, picture: NDArray[Any]) -> NDArray[np.float32]:
-        """Resize bilinearly, with Pillow's filter, and scale: (height, width, channels), 0 to 1."""
-        from PIL import Image
-
+    def _layers(self, picture: NDArray[Any]) -> NDArray[np.uint8]:
+        """Give a picture all its channels: (height, width, channels), 0 to 255."""
         layers = picture if picture.ndim == 3 else picture[..., None]
         if layers.shape[2] > self.channels:
             raise FormatError(
                 f"the images have {layers.shape[2]} channels, the model takes {self.channels}; "
                 "convert them."
             )
-        if layers.shape[:2] != self.size:
-            # Pillow knows no other floats
-            mode = np.uint8 if layers.dtype == np.uint8 else np.float32
-            drawn = (Image.fromarray(layers[..., i].astype(mode)) for i in range(layers.shape[2]))
-            size, way = self.size[::-1], Image.Resampling.BILINEAR
-            layers = np.stack([np.asarray(one.resize(size, way)) for one in drawn], axis=-1)
-        scaled = layers.astype(np.float32) / (255 if layers.dtype == np.uint8 else 1)
-        return np.broadcast_to(scaled, (*self.size, self.channels))
+        if layers.dtype != np.uint8:  # Pillow knows no other pixels
+            layers = np.round(layers * 255).astype(np.uint8)
+        return np.broadcast_to(layers, (*layers.shape[:2], self.channels))
+
+    def _name(self) -> str:
+        return f"the image processor {self.settings['image_processor_type']}"
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def default_settings(config: Any, family: Family) -> dict[str, Any]:
+    """Say how images are prepared where nothing says it: mean and standard deviation are 0.5."""
+    side, channels = config.image_size, int(getattr(config, "num_channels", 3))
+    height, width = (side, side) if isinstance(side, int) else side
+    return {
+        "image_processor_type": family.image_processor,
+        "size": {"height": height, "width": width},
+        "image_mean": [0.5] * channels,
+        "image_std": [0.5] * channels,
+    }
+
+
+def _processor(settings: Mapping[str, Any]) -> Any:
+    """Make the image processor that settings name."""
+    import transformers
+    from transformers.image_processing_backends import PilBackend
+
+    kind = settings.get("image_processor_type") if isinstance(settings, Mapping) else None
+    found = getattr(transformers, f"{kind}Pil", None)
+    if not (isinstance(found, type) and issubclass(found, PilBackend)):
+        raise FormatError(
+            f"image_processor_type {kind!r} is no image processor of transformers "
+            f"{transformers.__version__} that works on Pillow."
+        )
+    try:
+        return found.from_dict(dict(settings))
+    except (LookupError, TypeError, ValueError) as error:
+        raise FormatError(f"{kind}: cannot be made of its settings ({error}).") from error
+
+
+def _open(path: Path, channels: int) -> NDArray[np.uint8]:
+    """Read a file: (height, width) or (height, width, 3)."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # convert would cut off what is above 255
+                raise FormatError(
+                    f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
+                    "it to 8 bits a channel."
+                )
+            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
 
 
 class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
-    """Images as a model wants them, read one by one when they are asked for.
+    """Images as a model wants them, prepared when they are asked for first.
 
     Attributes:
         identity: SHA-256 of what the pixels follow from: files or arrays, their preparation, and
@@ -249,15 +308,20 @@ class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, images: Images, labels: list[int], preparation: Preparation, tokens: int):
         self.pictures, self.labels, self.preparation = images.pictures, labels, preparation
-        self.identity = files.digest_of([images.sha256, asdict(preparation), labels])
+        self.identity = files.digest_of([images.sha256, preparation.settings, labels])
         self.lengths = [tokens] * len(labels)
         self.sizes = [(tokens, tokens)] * len(labels)
+        self._prepared: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self.preparation.tensor(self.pictures[index])
+        pixels = self._prepared.get(index)
+        if pixels is None:
+            pixels = self.preparation.tensor(self.pictures[index])
+            if pixels.nbytes * len(self._prepared) < KEPT_BYTES:
+                self._prepared[index] = pixels
         return {"pixel_values": pixels, "labels": self.labels[index]}
 
 

@@ -33,6 +33,18 @@ class Corpus:
     sha256: str
 
 
+def short_name(name: str) -> str:
+    """Last part of the path that a corpus came from, the same however it was spelled."""
+    return followed(Path(name)).name if name else ""
+
+
+def followed(path: Path) -> Path:
+    """Follow links, as long as the name of a file keeps its ending (not so in a hub's cache)."""
+    target = path.resolve()
+    is_kept = target.is_dir() or target.suffix == path.suffix
+    return target if is_kept else path.parent.resolve() / path.name
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a split comes from.
@@ -101,7 +113,9 @@ def files_of(
         said = "is no ordinary file or folder" if path.exists() else "no such file or folder"
         raise UserError(f"data {name}: {said}; expected {wanted}.")
     is_single = path.is_file() or (path / "state.json").is_file()
-    return name, {"valid": path} if is_single else {each: find(path, names[each]) for each in names}
+    if is_single:
+        return name, {"valid": followed(path)}
+    return name, {each: find(path, names[each]) for each in names}
 
 
 def places(name: str, split: str, found: Mapping[str, Path | None], wanted: str) -> list[Source]:

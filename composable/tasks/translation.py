@@ -18,7 +18,7 @@ from composable.tasks import metrics, multi30k, text_files
 from composable.tasks.base import Task, measured
 from composable.tasks.losses import sample_losses, training_functions
 from composable.tasks.samples import Samples, check_tokens, pad_texts, padded
-from composable.tasks.splits import first_of
+from composable.tasks.splits import first_of, short_name
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
@@ -237,7 +237,7 @@ class Translation(Task):
             "sentences": len(lines),
             "sentences_per_second": round(len(lines) / seconds, 2),
             "data": {
-                "name": corpus.name,
+                "name": short_name(corpus.name),
                 "split": corpus.split,
                 "count": len(corpus.target),
                 "sha256": corpus.sha256,

@@ -21,6 +21,8 @@ from composable.models.surgery import apply_masks
 log = logging.getLogger("composable")
 #: Batches whose sentences are sorted together: more pad less, but meet the same neighbours again.
 POOL = 100
+#: Where a trainer's state keeps what is ours.
+OURS = "composable"
 
 
 class LengthSampler(Sampler[list[int]]):
@@ -81,7 +83,16 @@ class Stats(TrainerCallback):
     """Keeps one row per epoch in the trainer's state (so a resumed run has all), and the CSV."""
 
     def __init__(self, path: Path | None):
-        self.path, self.loss, self.lr, self.started, self.seconds = path, math.nan, 0.0, 0.0, 0.0
+        self.path, self.seconds, self.started = path, 0.0, math.nan
+
+    def elapsed(self) -> float:
+        """Seconds of training in the epoch so far, also before an interruption."""
+        now = time.perf_counter() - self.started
+        return self.seconds + (0.0 if math.isnan(now) else now)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a resume: take over the seconds of an epoch that was not over."""
+        self.seconds = state.stateful_callbacks.get(OURS, {}).get("seconds", 0.0)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -91,29 +102,26 @@ class Stats(TrainerCallback):
         """Stop the clock before validation."""
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.started
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Pick up the training loss of the epoch."""
-        if logs and "loss" in logs:
-            self.loss, self.lr = logs["loss"], logs["learning_rate"]
+        self.seconds, self.started = self.elapsed(), math.nan
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Add the row of this epoch."""
+        assert metrics is not None
         epoch = rounded_epoch(state.epoch or 0)
-        rows = rows_of(state)
-        if metrics is None or (rows and rows[-1]["epoch"] >= epoch):
-            return  # a resumed run validates once more before it starts
+        losses: list[dict[str, Any]] = [entry for entry in state.log_history if "loss" in entry]
+        logged = losses[-1] if losses else {}
+        loss = logged.get("loss", math.nan)
         row = {
             "epoch": epoch,
-            "training_loss": self.loss if epoch and math.isfinite(self.loss) else None,
+            "training_loss": loss if epoch and math.isfinite(loss) else None,
             "validation_loss": metrics["eval_loss"],
-            "training_seconds": round(self.seconds, 3) if epoch else 0.0,
+            "training_seconds": round(self.seconds, 3),
             "validation_seconds": round(metrics.get("eval_runtime", 0.0), 3),
-            "learning_rate": self.lr if epoch else 0.0,
+            "learning_rate": logged.get("learning_rate", 0.0),
         }
+        self.seconds = 0.0
         state.log_history.append({"stats": row})
         if self.path and state.is_world_process_zero:
             files.write_text(self.path, stats_csv(rows_of(state)))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from composable import files, progress
+from composable import files, progress, runs
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import Calibration
 from composable.calibration.recorded_calls import recorded_modules
-from composable.errors import MismatchError
+from composable.errors import MismatchError, UserError
 from composable.formats.bundle import Variant
 from composable.linalg.solver import RIDGE, solve
 from composable.models.checkpoint import Checkpoint
@@ -90,9 +89,13 @@ def tune(
     """
     run = _Run(dense, variants, calibration, texts, settings)
     run.open_store(checkpoints, resume)
-    run.solve_linears()
-    run.train_units()
-    return run.collect()
+    try:
+        run.solve_linears()
+        run.train_units()
+        return run.collect()
+    except BaseException:
+        run.folder.release()
+        raise
 
 
 class _Run:
@@ -138,11 +141,12 @@ class _Run:
             "settings": dataclasses.asdict(self.settings),
             "torch": torch.__version__,
         }
-        folder = checkpoints / f"{self.settings.solver}-{files.digest_of(identity)[:16]}"
+        path = checkpoints / f"{self.settings.solver}-{files.digest_of(identity)[:16]}"
+        self.folder = runs.RunFolder(path, is_main=self.rank == 0)
         if not resume and self.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.folder.clear()
         self._wait()
-        self.store = Store(folder)
+        self.store = Store(path)
 
     def solve_linears(self) -> None:
         """Refit every linear at all its rates: this process's share of those not done yet."""
@@ -211,7 +215,7 @@ class _Run:
         if len(rows) > 2:
             report["training_seconds"] = rows[2]["training_seconds"]
         is_main = self.rank == 0
-        return Result(variants, kept, seconds, rows, report, is_main, self.store.folder)
+        return Result(variants, kept, seconds, rows, report, is_main, self.folder)
 
     def _pruned(self) -> dict[str, dict[str, Variant]]:
         """Modules to be trained: name -> digest -> variant that lost units."""
@@ -244,7 +248,11 @@ class _Run:
         found: dict[str, Fits] = {}
         for name in names:
             part = self.store.load(f"{what} {name}")
-            assert part is not None, name
+            if part is None:
+                raise UserError(
+                    f"{self.folder.path}: what was finished of {name} is gone; run the same "
+                    "command again."
+                )
             found |= part
         return found
 

@@ -1,11 +1,10 @@
 """What module-level fine-tuning made of the variants, by whichever solver."""
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from composable.formats.bundle import Variant
+from composable.runs import RunFolder
 
 
 @dataclass
@@ -30,9 +29,9 @@ class Result:
     rows: list[dict[str, Any]]
     report: dict[str, Any]
     is_main: bool = True
-    folder: Path | None = None
+    folder: RunFolder | None = None
 
     def clean_up(self) -> None:
         """Remove what an interrupted run would go on from."""
-        if self.folder and self.is_main:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder:
+            self.folder.release(remove=True)

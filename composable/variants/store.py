@@ -1,16 +1,19 @@
 """Finished parts of a least-squares run, one file each, so that an interrupted run goes on."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from composable import files
+from composable import files, runs
+from composable.errors import FormatError
+
+log = logging.getLogger("composable")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def best(fits: Fits) -> str:
 
 
 class Store:
-    """Finished parts of a run, one safetensors file each, so that an interrupted run goes on."""
+    """Finished parts of a run, one sealed file each, so that an interrupted run goes on."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -59,25 +62,33 @@ class Store:
             for name, tensor in fit.tensors.items()
         }
         facts = {key: {**vars(fit), "tensors": None} for key, fit in fits.items()}
-        content = safetensors.torch.save(tensors, {"facts": json.dumps(facts)})
-        with files.atomic_write(self._path(part)) as file:
-            file.write(content)
+        described = json.dumps(facts).encode()
+        size = len(described).to_bytes(8, "little")
+        content = safetensors.torch.save(tensors)
+        runs.write_sealed(self._path(part), size + described + content)
 
     def load(self, part: str) -> dict[str, Fits] | None:
-        """Return the fits of a part, None where it was not finished."""
-        found: dict[str, Fits] = {}
+        """Return the fits of a part, None where it was not finished or is damaged."""
+        path = self._path(part)
         try:
-            with safetensors.safe_open(self._path(part), "pt") as file:
-                for key, facts in json.loads(file.metadata()["facts"]).items():
-                    name, kind = key.split(" ")
-                    found.setdefault(name, {})[kind] = Fit(**{**facts, "tensors": {}})
-                for key in file.keys():  # noqa: SIM118 (no dict)
-                    fit, _, tensor = key.partition("/")
-                    name, kind = fit.split(" ")
-                    found[name][kind].tensors[tensor] = file.get_tensor(key)
-        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+            content = runs.read_sealed(path)
+            begin = 8 + int.from_bytes(content[:8], "little")
+            found: dict[str, Fits] = {}
+            for key, facts in json.loads(content[8:begin]).items():
+                name, kind = key.split(" ")
+                found.setdefault(name, {})[kind] = Fit(**{**facts, "tensors": {}})
+            for key, tensor in safetensors.torch.load(content[begin:]).items():
+                fit, _, own = key.partition("/")
+                name, kind = fit.split(" ")
+                found[name][kind].tensors[own] = tensor
+        except FileNotFoundError:
+            return None
+        except (FormatError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            reason = error if isinstance(error, FormatError) else "is not what was written"
+            log.warning("%s %s and is computed anew.", path, reason)
+            runs.remove(path)
             return None
         return found
 
     def _path(self, part: str) -> Path:
-        return self.folder / f"{files.digest_of(part)[:24]}.safetensors"
+        return self.folder / f"{files.digest_of(part)[:24]}.part"

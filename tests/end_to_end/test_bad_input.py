@@ -304,6 +304,10 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
         ("block_level_finetuning.py", {"--solver": "ls", "--ridge": value}, (message,), 2)
         for value, message in (("-0.1", "-0.1 is not in the range"), ("nan", "nan"), ("inf", "inf"))
     ),
+    (
+        "block_level_finetuning.py", {"--solver": "ls", "--save-steps": "5"},
+        ("--save-steps: is no option of the solver ls",), 1,
+    ),
     *(
         ("block_level_finetuning.py", {option: value}, (f"{option}: is no option", "grad"), 1)
         for option, value in (

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from composable import runs
 from composable.models import checkpoint
 from tests import tiny
 from tests.end_to_end.forked import Ended, Server, environment
@@ -41,18 +42,34 @@ ONE_BY_DAY = [
     BLOCK if script == BLOCK else pytest.param(script, marks=pytest.mark.nightly)
     for script in SCRIPTS
 ]
-#: name -> (what happens in the process, the epoch after which the rerun continues)
-POINTS: dict[str, tuple[dict[str, Any], int | None]] = {
-    "early": ({"call": "step", "count": 4}, None),
-    "mid-epoch": ({"call": "step", "count": 2 * STEPS + 3}, 2),
-    "in-checkpoint": ({"call": "optimizer", "count": 2, "half": "optimizer.pt"}, 1),
+#: name -> (what happens in the process, options, the epoch after which the rerun continues)
+POINTS: dict[str, tuple[dict[str, Any], tuple[object, ...], float | None]] = {
+    "mid-epoch": ({"call": "step", "count": 2 * STEPS + 3}, (), 2),
+    "in-checkpoint": ({"call": "optimizer", "count": 2, "half": "optimizer.pt"}, (), 1),
+    # the validation set has 2 batches; the first validation is of the start
+    "in-validation": ({"call": "validation", "count": 2 * 2 + 1}, (), 2),
+    "within-an-epoch": (
+        {"call": "step", "count": 2 * STEPS + 7}, ("--save-steps", 3), 2 + 5 / STEPS
+    ),
+}  # fmt: skip
+MORE_POINTS: dict[str, tuple[dict[str, Any], tuple[object, ...], float | None]] = {
+    "early": ({"call": "step", "count": 4}, (), None),
+    "in-first-checkpoint": ({"call": "optimizer", "count": 1}, (), None),
+    "half-a-state": ({"call": "state", "count": 3, "half": "trainer_state.json"}, (), 2),
+    "before-the-seal": ({"call": "seal", "count": 3}, (), 2),
+    "before-old-checkpoints-go": ({"call": "rotate", "count": 2}, (), 2),
+    "within-the-first-epoch": ({"call": "step", "count": 4}, ("--save-steps", 1), 3 / STEPS),
+    "in-a-checkpoint-of-steps": ({"call": "seal", "count": 4}, ("--save-steps", 3), 1),
+    "in-the-last-validation": ({"call": "validation", "count": 4 * 2 + 2}, (), EPOCHS),
+    "before-the-output": ({"call": "bundle"}, (), EPOCHS),
 }
-MORE_POINTS: dict[str, tuple[dict[str, Any], int | None]] = {
-    "in-first-checkpoint": ({"call": "optimizer", "count": 1}, None),
-    "half-a-state": ({"call": "state", "count": 3, "half": "trainer_state.json"}, 2),
-    "before-old-checkpoints-go": ({"call": "rotate", "count": 2}, 2),
-    "before-the-output": ({"call": "bundle"}, EPOCHS),
-}
+BASELINE = "baseline_finetuning.py"
+BY_DAY = [(BLOCK, point) for point in POINTS] + [
+    (BASELINE, "in-validation"),
+    (BASELINE, "within-an-epoch"),
+    ("model_level_finetuning.py", "mid-epoch"),
+]
+BY_NIGHT = [(s, p) for s in SCRIPTS for p in POINTS if (s, p) not in BY_DAY]
 
 
 @dataclass(frozen=True)
@@ -129,33 +146,35 @@ def undisturbed(everything: Place) -> dict[str, tuple[bytes, list[list[str]]]]:
     return results
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("script", "point"),
+    [*BY_DAY, *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in BY_NIGHT)],
+)
 def test_killed_run_ends_as_an_undisturbed_one(
     place: Place, undisturbed: dict[str, Any], script: str, point: str
 ) -> None:
-    fault, resumed = POINTS[point]
-    check_killed(place, undisturbed, script, fault, resumed)
+    check_killed(place, undisturbed, script, *POINTS[point])
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("point", MORE_POINTS)
 def test_killed_at_further_points(place: Place, undisturbed: dict[str, Any], point: str) -> None:
-    fault, resumed = MORE_POINTS[point]
-    check_killed(place, undisturbed, BLOCK, fault, resumed)
+    check_killed(place, undisturbed, BLOCK, *MORE_POINTS[point])
 
 
 def check_killed(
-    place: Place, undisturbed: dict[str, Any], script: str, fault: dict[str, Any], resumed: Any
-) -> None:
-    killed = place.train(script, **fault)
+    place: Place, undisturbed: dict[str, Any], script: str, fault: dict[str, Any],
+    options: tuple[object, ...], resumed: float | None,
+) -> None:  # fmt: skip
+    killed = place.train(script, *options, **fault)
     assert killed.code == -signal.SIGKILL
     assert not (place.folder / SCRIPTS[script][1]).exists()
     if fault["call"] == "optimizer":
         newest = {path.name for path in place.checkpoints()[-1].iterdir()}
         assert "model.safetensors" in newest
         assert "trainer_state.json" not in newest
-    assert place.train(script).report["resumed_from_epoch"] == resumed
+    report = place.train(script, *options).report
+    assert report["resumed_from_epoch"] == resumed
     assert place.result(script) == undisturbed[script]
     assert place.checkpoints() == []
 
@@ -271,31 +290,47 @@ def test_another_bundle_does_not_continue_this_one(place: Place) -> None:
     assert place.train(BLOCK, "-p", "less.npy").report["resumed_from_epoch"] is None
 
 
-@pytest.mark.parametrize(
-    ("name", "is_cut"),
-    [
-        ("optimizer.pt", False),
-        ("trainer_state.json", True),
-        *(
-            pytest.param(name, False, marks=pytest.mark.nightly)
-            for name in ("scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json")
-        ),
-    ],
-)
-def test_incomplete_checkpoint_is_left_out(
-    place: Place, undisturbed: dict[str, Any], name: str, is_cut: bool
-) -> None:
-    """Others cannot be cut while trainer_state.json is whole, for that is written last."""
+def test_damaged_checkpoint_is_left_out(place: Place, undisturbed: dict[str, Any]) -> None:
+    """One flipped bit gave another model; test_runs.py has what else may happen to a folder."""
     # the kill before the old checkpoints are removed leaves two
-    assert place.train(BLOCK, call="rotate", count=2).code == -signal.SIGKILL
+    assert place.train(BASELINE, call="rotate", count=2).code == -signal.SIGKILL
     first, last = place.checkpoints()
-    whole = (last / name).read_bytes()
-    (last / name).unlink()
-    if is_cut:
-        (last / name).write_bytes(whole[: len(whole) // 2])
-    ended = place.train(BLOCK)
+    weights = bytearray((last / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (last / "model.safetensors").write_bytes(weights)
+    ended = place.train(BASELINE)
     assert ended.report["resumed_from_epoch"] == 1, first
-    assert f"{last.name} was cut off while being written" in ended.err
+    assert f"{last.name} is damaged (model.safetensors was changed) and is left out" in ended.err
+    assert place.result(BASELINE) == undisturbed[BASELINE]
+
+
+@pytest.mark.nightly
+def test_the_best_checkpoint_is_damaged(place: Place) -> None:
+    """Without the best weights a run cannot end; what needs them is left out, too."""
+    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
+    whole = place.train(BASELINE, *options).report
+    expected = place.result(BASELINE)
+    assert whole["best_epoch"] < whole["epochs"], "choose another --lr"
+    place.tidy()
+    assert place.train(BASELINE, *options, call="output").code == -signal.SIGKILL
+    best, last = place.checkpoints()
+    (best / "model.safetensors").write_bytes(b"")
+    ended = place.train(BASELINE, *options)
+    assert ended.report["resumed_from_epoch"] is None
+    assert f"{last.name} needs {best.name}, which is damaged" in ended.err
+    assert place.result(BASELINE) == expected
+
+
+def test_two_equal_runs_at_once(place: Place, undisturbed: dict[str, Any]) -> None:
+    kill_late(place)
+    folder = runs.RunFolder(place.checkpoints()[0].parent)  # as the other run has it
+    ended = place.train(BLOCK, "-q")
+    assert ended.code == 1
+    assert ended.err.strip() == ended.error, "one line"
+    assert f"process {os.getpid()} on " in ended.error
+    assert "is at work on the same" in ended.error
+    folder.release()
+    assert place.train(BLOCK).report["resumed_from_epoch"] == 2
     assert place.result(BLOCK) == undisturbed[BLOCK]
 
 
@@ -317,20 +352,54 @@ def test_checkpoints_may_move(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [BLOCK, pytest.param("baseline_finetuning.py", marks=pytest.mark.nightly)]
+    ("script", "number"),
+    [
+        (BLOCK, signal.SIGTERM),
+        pytest.param(BLOCK, signal.SIGINT, marks=pytest.mark.nightly),
+        pytest.param(BASELINE, signal.SIGHUP, marks=pytest.mark.nightly),
+    ],
 )
-def test_interrupt_is_130_and_resumes(
-    place: Place, undisturbed: dict[str, Any], script: str
+def test_interrupted_by_a_signal(
+    place: Place, undisturbed: dict[str, Any], script: str, number: signal.Signals
 ) -> None:
-    fault = {**POINTS["mid-epoch"][0], "signal_": int(signal.SIGINT)}
+    fault = {**POINTS["mid-epoch"][0], "signal_": int(number)}
     ended = place.train(script, "-q", **fault)
-    assert ended.code == 130
+    assert ended.code == 128 + number
     assert ended.out == ""
     assert ended.err.strip() == ended.error
     assert "interrupted" in ended.error
     assert not (place.folder / SCRIPTS[script][1]).exists()
+    assert list(place.folder.glob(".*.tmp")) == []
     assert place.train(script).report["resumed_from_epoch"] == 2
     assert place.result(script) == undisturbed[script]
+
+
+@pytest.mark.nightly
+def test_signals_beside_processes_that_prepare_batches(
+    place: Place, undisturbed: dict[str, Any]
+) -> None:
+    """A batch system sends SIGTERM to all of a job's processes; nohup keeps SIGHUP away."""
+    inputs, output, *_ = SCRIPTS[BASELINE]
+    arguments = [*inputs, "-o", output, *OPTIONS, "--workers", 2]
+    command = [sys.executable, str(ROOT / BASELINE), *map(str, arguments)]
+    process = subprocess.Popen(
+        ["nohup", *command], cwd=place.folder, env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "epoch 1:" in line:
+            os.killpg(process.pid, signal.SIGHUP)
+        if "epoch 2:" in line:
+            os.killpg(process.pid, signal.SIGTERM)
+    process.stderr.close()
+    assert process.wait(timeout=60) == 143
+    assert lines[-1].startswith("Error: interrupted by SIGTERM; run the same command again")
+    assert "Traceback" not in "".join(lines), "".join(lines)
+    assert place.train(BASELINE).report["resumed_from_epoch"] == 2
+    assert place.result(BASELINE) == undisturbed[BASELINE]
 
 
 @pytest.mark.nightly

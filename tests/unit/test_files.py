@@ -31,7 +31,13 @@ def test_one_path_for_two_outputs_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "{", "[" * 10**5])
+LOOSE = [
+    *('{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "[1e999]", "{", "[" * 10**5, '["\\ud800"]'),
+    *("[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, "1" * 5000),
+]
+
+
+@pytest.mark.parametrize("text", LOOSE)
 def test_loose_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -73,3 +79,73 @@ def test_json_is_utf8(tmp_path: Path) -> None:
     path.write_bytes('{"a": 1}'.encode("utf-16"))
     with pytest.raises(FormatError, match=r"a\.json: not a JSON file"):
         files.read_json(path)
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path) -> None:
+    """But not what a run is writing."""
+    with files.atomic_write(tmp_path / "a") as file, files.atomic_folder(tmp_path / "b") as folder:
+        file.write(b"half")
+        (folder / "c").touch()
+        left, inner = (tmp_path / f".{name}.0a1b2c3d{files.TEMPORARY}" for name in ("x", "y"))
+        left.touch()
+        inner.mkdir()
+        (inner / "z").touch()
+        files.check_writable(tmp_path / "other")
+        assert not left.exists()
+        assert not inner.exists()
+    assert (tmp_path / "a").read_bytes() == b"half"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ü" * 127):
+        files.check_writable(tmp_path / name)
+        files.write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    with files.atomic_folder(tmp_path / ("f" * 255)) as folder:
+        (folder / "a").touch()
+    assert (tmp_path / ("f" * 255) / "a").is_file()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_cannot_be_written_is_noticed_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing" / "a")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "folder").symlink_to(tmp_path / "missing")
+    for name in ("file/a", "dangling", "loop", "folder/a", "n" * 256):
+        path = tmp_path / name
+        for attempt in (files.check_writable, lambda path: files.write_text(path, "x")):
+            with pytest.raises(OSError) as caught:  # noqa: PT011 (the path is compared below)
+                attempt(path)
+            assert str(caught.value.filename) in (str(path), str(path.parent)), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "dangling",
+        "file",
+        "folder",
+        "loop",
+    ]
+
+
+def test_json_may_be_a_hundred_deep(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100 + "]" * 100)
+    assert isinstance(files.read_json(tmp_path / "a.json"), list)
+
+
+def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_bytes(b"content")
+    assert files.read_bytes(tmp_path / "link") == b"content"
+    for path, problem in (
+        (tmp_path / "pipe", "is no ordinary file"),
+        (Path("/dev/zero"), "is no ordinary file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "circle", "Too many levels"),
+        (tmp_path / "absent", "No such file"),
+    ):
+        with pytest.raises(OSError, match=problem):
+            files.open_input(path)
+    with pytest.raises(FormatError, match="has 7 bytes, at most 6 were expected"):
+        files.read_bytes(tmp_path / "file", limit=6)

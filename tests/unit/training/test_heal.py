@@ -179,7 +179,7 @@ def test_the_way_of_healing_is_part_of_a_run(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 "composable.training.train.Outcome.clean_up",
-                lambda outcome: folders.add(outcome.folder),
+                lambda outcome: folders.add(outcome.folder.path),
             )
             finetune.tune_model(made, tmp_path / "o.pth", tmp_path / "s.csv", options, "model",
                             str(data), heal=heal)  # fmt: skip

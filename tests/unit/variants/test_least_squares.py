@@ -188,15 +188,17 @@ def test_an_interrupted_run_goes_on(
         "only one is done again"
     )
     assert [v.digest for v in again.variants] == [v.digest for v in whole.variants]
-    assert again.folder.is_dir()
+    assert again.folder.path.is_dir()
     again.clean_up()
-    assert not again.folder.exists()
+    assert not again.folder.path.exists()
 
 
 def test_another_input_is_another_run(statistics: Any, corpora: Any, tmp_path: Path) -> None:
     scheme = {WI: [Entry(0.5)]}
-    folders = {tune(statistics, corpora, tmp_path, "ls", scheme, ridge=r).folder for r in (0.1, 1)}
-    folders.add(tune(statistics, corpora, tmp_path, "ls", {WI: [Entry(0.3)]}).folder)
+    folders = {
+        tune(statistics, corpora, tmp_path, "ls", scheme, ridge=r).folder.path for r in (0.1, 1)
+    }
+    folders.add(tune(statistics, corpora, tmp_path, "ls", {WI: [Entry(0.3)]}).folder.path)
     assert len(folders) == 3
 
 

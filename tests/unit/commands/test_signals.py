@@ -1,0 +1,95 @@
+"""Commands that are told to stop: one line, the exit code that shells expect."""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from composable.commands import cli
+
+
+def run(do: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and stderr of a command that does this."""
+
+    @cli.command()
+    def main() -> None:
+        """Do it."""
+        do()
+
+    with pytest.raises(SystemExit) as caught:
+        main.main([])
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted; "),
+        (signal.SIGTERM, 143, "interrupted by SIGTERM; "),
+        (signal.SIGHUP, 129, "interrupted by SIGHUP; "),
+    ],
+)
+def test_signals_are_one_line(
+    number: signal.Signals, code: int, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cleaned = []
+
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            if number != signal.SIGINT:
+                signal.raise_signal(signal.SIGTERM)  # a second one does not end the clean-up
+            cleaned.append(True)
+
+    before = signal.getsignal(number)
+    found, said = run(work, capsys)
+    assert found == code
+    assert (
+        said == f"Error: {how}run the same command again, a training goes on from its last "
+        "checkpoint.\n"
+    )
+    assert cleaned == [True]
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_within_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python drops what is raised there."""
+
+    class Dies:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        Dies()
+        time.sleep(10)
+        raise AssertionError("the command went on")
+
+    code, said = run(work, capsys)
+    assert code == 143
+    assert said.startswith("Error: interrupted by SIGTERM; ")
+
+
+def test_nohup_keeps_sighup_away(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run(lambda: signal.raise_signal(signal.SIGHUP), capsys) == (0, "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_signal_reaches_a_process_that_prepares_batches_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die() -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    monkeypatch.setattr("time.sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert run(die, capsys)[0] == 143
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    code, said = run(die, capsys)
+    assert code == 1
+    assert said.startswith("Error: a process that prepares batches was ended")
