@@ -29,8 +29,12 @@ class Score:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form that reports hold; counts stay out when there are none."""
-        report = {"name": self.name, "value": round(self.value, 4), "signature": self.signature}
+        """Return the form that reports hold; counts stay out when there are none.
+
+        A UserError where the value is NaN or infinite.
+        """
+        value = round(_finite(self.name, self.value), 4)
+        report = {"name": self.name, "value": value, "signature": self.signature}
         return report | ({"counts": self.counts} if self.counts else {})
 
     def __str__(self) -> str:
@@ -210,13 +214,17 @@ def measured(scores: dict[str, Score], loss: float) -> dict[str, Any]:
     Raises:
         UserError: one of them is NaN or infinite.
     """
-    for name, value in {"loss": loss, **{it.name: it.value for it in scores.values()}}.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"the model's {name} is {value}, a finite number was expected; its weights give no "
-                "usable outputs in this dtype."
-            )
-    return {key: score.to_json() for key, score in scores.items()} | {"loss": round(loss, 6)}
+    said = {"loss": round(_finite("loss", loss), 6)}
+    return {key: score.to_json() for key, score in scores.items()} | said
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise UserError(
+            f"the model's {name} is {value}, a finite number was expected; its weights give no "
+            "usable outputs in this dtype."
+        )
+    return value
 
 
 def report(

@@ -280,8 +280,8 @@ def _processor(settings: Mapping[str, Any]) -> Any:
 
 
 def _open(path: Path, channels: int) -> NDArray[np.uint8]:
-    """Read a file: (height, width) or (height, width, 3)."""
-    from PIL import Image, UnidentifiedImageError
+    """Read a file, the right way up: (height, width) or (height, width, 3)."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
@@ -290,8 +290,12 @@ def _open(path: Path, channels: int) -> NDArray[np.uint8]:
                     f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
                     "it to 8 bits a channel."
                 )
-            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            upright = ImageOps.exif_transpose(image)  # as transformers' load_image
+            return np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+    except (
+        *(UnidentifiedImageError, OSError, SyntaxError, ValueError),
+        Image.DecompressionBombError,
+    ) as error:
         raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
 
 

@@ -100,7 +100,8 @@ class LabelledTexts(Corpus):
 
     def place(self, index: int) -> str:
         """Say for messages where a sample is."""
-        return f"{self.name}: row {self.rows[index]} of {self.file}"
+        path = self.name if Path(self.name).is_file() else f"{self.name}/{self.file}"
+        return f"{path}: row {self.rows[index]}"
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,11 @@ def _reviews(place: Source, limit: int | None) -> Rows:
 
 def _survey(path: Path, layouts: tuple[Layout, ...]) -> _Survey:
     status = path.stat()
-    return _surveyed(path, layouts, (status.st_mtime_ns, status.st_size))
+    return _surveyed(path, layouts, (status.st_ino, status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=8)
-def _surveyed(path: Path, layouts: tuple[Layout, ...], _: tuple[int, int]) -> _Survey:
+def _surveyed(path: Path, layouts: tuple[Layout, ...], _: tuple[int, ...]) -> _Survey:
     """Read all labels of a table; not again until the file is another one."""
     table = tables.open_table(path)
     columns = {*table.columns}

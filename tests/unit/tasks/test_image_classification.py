@@ -1,6 +1,8 @@
 """Images: folders and .npz, how they are prepared, classes to outputs, top-k."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,40 @@ def test_images_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     first = [data[i]["pixel_values"] for i in range(4)]
     monkeypatch.setattr(Preparation, "tensor", None)
     assert all(torch.equal(data[i]["pixel_values"], first[i]) for i in range(4))
+
+
+def test_files_are_read_as_transformers_does(tmp_path: Path) -> None:
+    """Photos that lie on their side, print colours, palettes, transparency, the first picture."""
+    from transformers.image_utils import load_image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 10, 3), dtype=np.uint8)
+    image, turned = Image.fromarray(pixels), Image.Exif()
+    turned[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=turned)
+    image.convert("CMYK").save(tmp_path / "print.jpg")
+    image.convert("P").save(tmp_path / "palette.png", transparency=0)
+    image.convert("LA").save(tmp_path / "transparent.png")
+    image.convert("1").save(tmp_path / "bits.png")
+    image.save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (10, 20))])
+    for path in tmp_path.iterdir():
+        expected = np.asarray(load_image(str(path)))
+        assert np.array_equal(images._open(path, 3), expected)
+    assert images._open(tmp_path / "turned.jpg", 3).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (2**31 - 1, 1), (0, 5)])
+def test_images_that_would_fill_the_memory_are_refused(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        framed = name + content
+        return struct.pack(">I", len(content)) + framed + struct.pack(">I", zlib.crc32(framed))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+    with pytest.raises(FormatError, match=r"x\.png: cannot be read as an image"):
+        images._open(tmp_path / "x.png", 3)
 
 
 def corpus(classes: tuple[str, ...], labels: list[int]) -> Images:

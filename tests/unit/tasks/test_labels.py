@@ -96,7 +96,7 @@ def test_a_trained_model_knows_its_classes(tmp_path: Path) -> None:
     few = table(tmp_path / "few.tsv", *rows)
     assert outputs(few, tuned) == [sorted(NAMES).index(NAMES[10]), sorted(NAMES).index(NAMES[2])]
     other = table(tmp_path / "other.tsv", *rows, ("a man", "rodent"))
-    message = r'row 4 of other\.tsv: the class "rodent" is none of the model\'s, which are .*\(12\)'
+    message = r'other\.tsv: row 4: the class "rodent" is none of the model\'s, which are .*\(12\)'
     with pytest.raises(MismatchError, match=message):
         outputs(other, tuned)
     with pytest.raises(MismatchError, match="the model 0, 1, 2"):

@@ -90,7 +90,7 @@ def test_texts_without_a_token_are_refused(tmp_path: Path) -> None:
     corpus = TEXT_CLASSIFICATION.read(path, None, "test", None)
     made.tokenizer = tiny_tasks.tokenizer(pairs=False)
     made.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    with pytest.raises(FormatError, match=r"row 3 of x\.tsv: the text has no token for this model"):
+    with pytest.raises(FormatError, match=r"x\.tsv: row 3: the text has no token for this model"):
         TEXT_CLASSIFICATION.dataset(corpus, made)
 
 
@@ -181,8 +181,8 @@ def test_correlations_against_scipy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("score", "message"),
     [
-        ("high", r"row 3 of x\.tsv: the score is 'high'; a finite number"),
-        ("inf", r"row 3 of x\.tsv: the score is 'inf'; a finite number"),
+        ("high", r"x\.tsv: row 3: the score is 'high'; a finite number"),
+        ("inf", r"x\.tsv: row 3: the score is 'inf'; a finite number"),
         ("nan", r"x\.tsv: row 3: the score is missing"),
         ("", r"x\.tsv: row 3: the score is missing"),
     ],
