@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help setup lint format test nightly demo pipeline control table control-table clean bench \
+.PHONY: help setup lint format test nightly faults demo pipeline control table control-table clean bench \
 	bench-gpu
 
 PYTHON3 ?= python3
@@ -35,6 +35,7 @@ help:
 	@echo "make setup     make $(VENV) from the constraints file"
 	@echo "make demo      the whole chain on the embedded model and data, a few minutes on 2 cores"
 	@echo "make test      the tests; make nightly: the slower ones; make lint: style and types"
+	@echo "make faults    damaged files, killed runs, attacks, into docs/reliability.md: within an hour"
 	@echo "make pipeline  MODEL=google-t5/t5-small DATA=multi30k CONFIGS=conf.json OUT=out/mine"
 	@echo "               DENSE=model/bert.pth DATA=path/to/sst2: any model file, with its task's data"
 	@echo "make control   the same configurations without module-level fine-tuning, for comparison"
@@ -64,11 +65,18 @@ format: $(READY)
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
+# Files of tests share their fixtures, so each is run as a whole; one thread for each process.
+TEST_JOBS ?= 2
 test: $(READY)
-	$(PYTHON) -m pytest -q -m "not nightly"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m "not nightly and not faults" -n $(TEST_JOBS) \
+		--dist loadfile
 
 nightly: $(READY)
-	$(PYTHON) -m pytest -q -m nightly
+	$(PYTHON) -m pytest -q -m "nightly and not faults"
+
+# COMPOSABLE_KEEP=1 adds the cases that fail to tests/faults/found.
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m faults tests/faults
 
 # One thread for each of two jobs is faster than two threads for one job after the other.
 demo: $(READY)

@@ -1,6 +1,8 @@
 """The few errors that a user can cause; the command line turns each into one line on stderr."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -46,3 +48,36 @@ def find_named(table: Iterable[T], name: str, what: str) -> T:
     if name not in known:
         raise UserError(f'unknown {what} "{name}"; known are {", ".join(known)}.')
     return known[name]
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file into one line.
+
+    Args:
+        what: went wrong, with the file or folder.
+
+    Raises:
+        UserError: with the library's words in brackets.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except BaseException as error:
+        # the Rust part of tokenizers panics with an exception that is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what} ({shortened(said_by(error))}).") from error
+
+
+def said_by(error: BaseException) -> str:
+    """Return an error's message on one line; with its class where it says little."""
+    text = " ".join(str(error).split()).rstrip(".")
+    text = re.sub(r"^(Class v|V)alidation error for (validator|field) '\w+': \w+: ", "", text)
+    return text if " " in text else f"{type(error).__name__}: {text}"
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Cut a text that is too long for a message."""
+    return text if len(text) <= most else f"{text[:most]}..."

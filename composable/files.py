@@ -5,7 +5,9 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,6 +19,7 @@ from typing import Any, BinaryIO
 from composable.errors import FormatError, UserError
 
 log = logging.getLogger("composable")
+MOST_DEEP = 100  # lists and objects within each other
 TEMPORARY = ".composable.tmp"  # how the name of a file ends while it is written
 LONGEST_NAME = 255  # bytes, on the usual file systems
 
@@ -133,6 +136,22 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def os_errors(path: Path | str) -> Iterator[None]:
+    """Turn what libraries in Rust raise where the system failed into an OSError that names `path`.
+
+    safetensors and tokenizers raise errors of their own, with "(os error 28)" at their end.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else found and int(found[1])
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
 def check_folder(path: Path) -> None:
     """Fail now where `path` could not be made at the end; folders above it are made.
 
@@ -195,6 +214,40 @@ def _target_of(path: Path) -> Path:
     return target
 
 
+def open_input(path: Path) -> BinaryIO:
+    """Open an ordinary file to read; a pipe or device, which may never end, is refused at once.
+
+    Raises:
+        OSError: the file cannot be read, or is none.
+    """
+    opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(opened).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
+        return open(opened, "rb")
+    except BaseException:
+        os.close(opened)
+        raise
+
+
+def read_bytes(path: Path, limit: int = 1 << 30) -> bytes:
+    """Read an ordinary file as a whole, once.
+
+    Raises:
+        FormatError: it has more than `limit` bytes.
+        OSError: as of `open_input`.
+    """
+    with open_input(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) if size <= limit else b""
+    if max(size, len(content)) > limit:
+        raise FormatError(f"{path}: has {size} bytes, at most {limit} were expected.")
+    return content
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content`, whole or not at all."""
     with atomic_write(path) as file:
@@ -207,20 +260,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write `value` as `json_text` with a final newline, whole or not at all."""
+    write_text(path, json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented strict JSON; a `UserError` where it has NaN or an infinity."""
+    try:
+        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"a number of the report is not finite ({error}).") from error
 
 
 def read_json(path: Path) -> Any:
     """Read a file of strict JSON, see `parse_json`, whose error gets the name of the file."""
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(read_bytes(path))
     except FormatError as error:
         raise FormatError(f"{path}: {error}.") from error
 
 
 def parse_json(text: str | bytes) -> Any:
     """Parse strict JSON: UTF-8, no key twice in one object, no NaN and no infinities.
+
+    Lists and objects lie at most 100 deep within each other.
 
     The message of its FormatError is a part of a sentence.
     """
@@ -236,14 +299,41 @@ def parse_json(text: str | bytes) -> Any:
     def no_constant(name: str) -> Any:
         raise FormatError(f"{name} is not a number that JSON knows; write a finite one")
 
+    def finite(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            no_constant(digits)
+        return value
+
     try:
-        return json.loads(
+        value = json.loads(
             text.decode() if isinstance(text, bytes) else text,
             object_pairs_hook=no_duplicates,
             parse_constant=no_constant,
+            parse_float=finite,
         )
+        _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not a JSON file ({error})") from error
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError for JSON that is too deep, or text that is no Unicode, for later code."""
+    level = [value]
+    for _ in range(MOST_DEEP):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.keys()
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str) and not one.isascii():
+                one.encode()
+        if not below:
+            return
+        level = below
+    raise ValueError(f"lists or objects within each other, more than {MOST_DEEP} deep")
 
 
 def canonical_json(value: Any) -> str:

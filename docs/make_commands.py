@@ -39,6 +39,11 @@ stdout holds one JSON object: what was written, counts, `seconds`. Log and progr
 Exit code 0: done; 1: a file or its content is at fault (one line on stderr says what is wrong and
 what to do); 2: the command line is; 130: interrupted (by
 SIGTERM 143, by SIGHUP 129), and the same command may be run again.
+
+No output may be an input, a file of a folder that is read, or another output, through links or
+other spellings either: the command ends with exit code 2 before it does anything. That includes
+`calibration.npy`, which is read if it exists and else written. Inputs are ordinary files
+or folders.
 """
 SUPPORT = re.compile(r"(?<=<!-- support -->\n).*?(?=<!-- /support -->)", re.DOTALL)
 TREE = re.compile(r"(?<=<!-- tree -->\n```text\n).*?(?=```\n<!-- /tree -->)", re.DOTALL)

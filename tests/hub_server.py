@@ -34,6 +34,7 @@ class HubServer:
         gated: ids whose files are refused (their metadata is public, as on the real hub).
         cut_at: file name -> number of bytes after which the connection is always closed.
         stalls: whether such a connection is left open instead, and nothing comes any more.
+        page: what is sent for everything, status 200, as login pages are; None: nothing such.
         requests: "METHOD path" of all that was asked.
     """
 
@@ -45,6 +46,7 @@ class HubServer:
         self.gated: set[str] = set()
         self.cut_at: dict[str, int] = {}
         self.stalls = False
+        self.page: bytes | None = None
         self.requests: list[str] = []
         self.closing = threading.Event()
         self._commits: dict[str, str] = {}
@@ -55,7 +57,10 @@ class HubServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        # how often it looks whether it is to end; half a second is the default
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     @property
     def port(self) -> int:
@@ -100,7 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server_hub
         path = unquote(urlsplit(self.path).path)
         hub.requests.append(f"{self.command} {path}")
-        if path.startswith("/multi30k/"):
+        if hub.page is not None:
+            self._send(hub.page, "text/html", sends_body)
+        elif path.startswith("/multi30k/"):
             self._plain(path.removeprefix("/multi30k/"), sends_body)
         elif match := re.fullmatch(r"/api/models/(.+?)/tree/(.+)", path):
             self._api(*match.groups(), self._tree)
@@ -127,7 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(answer(repository))
 
     def _info(self, repository: str) -> dict[str, Any]:
-        names = [path.name for path in _files(self.server_hub.repositories[repository])]
+        folder = self.server_hub.repositories[repository]
+        names = [path.relative_to(folder).as_posix() for path in _files(folder)]
         return {
             "_id": "0",
             "id": repository,
@@ -141,14 +149,15 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def _tree(self, repository: str) -> list[dict[str, Any]]:
+        folder = self.server_hub.repositories[repository]
         return [
             {
                 "type": "file",
-                "path": path.name,
+                "path": path.relative_to(folder).as_posix(),
                 "size": path.stat().st_size,
                 "oid": _etag(path.read_bytes()),
             }
-            for path in _files(self.server_hub.repositories[repository])
+            for path in _files(folder)
         ]
 
     def _resolve(self, repository: str, revision: str, name: str, sends_body: bool) -> None:
@@ -195,12 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
             hub.closing.wait()
 
     def _json(self, value: Any) -> None:
-        content = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), "application/json", True)
+
+    def _send(self, content: bytes, kind: str, sends_body: bool) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if sends_body:
+            self.wfile.write(content)
 
     def _error(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -211,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _etag(content: bytes) -> str:

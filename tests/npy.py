@@ -1,11 +1,11 @@
 """The container of bundles and calibrations, opened and put together again by hand."""
 
-import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from composable.formats.container import header_checksum
+from composable.formats.container import Data, header_checksum
 
 
 def as_npy(path: Path, payload: bytes) -> None:
@@ -25,9 +25,14 @@ def rewrite_header(path: Path, old: str, new: str) -> None:
     as_npy(path, len(header).to_bytes(8, "little") + header + payload[8 + length :])
 
 
-def mapped_kilobytes(path: Path) -> int:
-    """Resident memory of the file's mapping, from the kernel."""
-    blocks = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
-    sizes = [re.search(r"(?m)^Rss:\s+(\d+)", block) for block in blocks if str(path) in block]
-    assert sizes, "the file is not memory-mapped"
-    return sum(int(size[1]) for size in sizes if size)
+def read_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of all that is read from the data of files from now on."""
+    sizes: list[int] = []
+    read = Data.read
+
+    def counted(self: Data, begin: int, end: int) -> np.ndarray:
+        sizes.append(end - begin)
+        return read(self, begin, end)
+
+    monkeypatch.setattr(Data, "read", counted)
+    return sizes

@@ -16,6 +16,7 @@ from transformers import (
 
 from composable import families
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
+from composable.tasks import images
 
 #: Methods for plain rates that look at nothing but weights.
 BY_WEIGHTS = ("head_l1", "neuron_l1")
@@ -198,8 +199,8 @@ def dense(layout: str, seed: int = 0, **changes: Any) -> Checkpoint:
             "history": [], "dense_parameters": sum(p.numel() for p in model.parameters()),
             "max_length": 24,
             **({"labels": ["0", "1"]} if "classification" in task else {}),
-            **({"image": {"size": [8, 8], "mean": [0.5] * model.config.num_channels,
-                          "std": [0.5] * model.config.num_channels}} if is_image else {}),
+            **({"image_processor": images.default_settings(model.config, family)}
+               if is_image else {}),
         },
     )  # fmt: skip
 

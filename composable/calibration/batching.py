@@ -11,6 +11,7 @@ from composable import tasks
 from composable.models.checkpoint import Checkpoint
 from composable.tasks import plain_texts
 from composable.tasks.samples import BATCH_TOKENS, CPU_TOKENS, identity_of, length_batches
+from composable.tasks.splits import short_name
 
 
 class Texts:
@@ -36,8 +37,8 @@ class Texts:
 
     @property
     def name(self) -> str:
-        """What was read; "" of texts and batches that were given from Python."""
-        return self.corpus.name if self.corpus else ""
+        """What was read, without its folder; "" of what was given from Python."""
+        return short_name(self.corpus.name) if self.corpus else ""
 
     @functools.cached_property
     def identity(self) -> str:

@@ -1,5 +1,6 @@
 """Calibration sets: read, tokenised, and measured as the options of a command say."""
 
+import dataclasses
 import functools
 import logging
 import os
@@ -149,7 +150,7 @@ def calibration_set(
     if max_length and not task.has_length:
         raise UserError(f"max_length is {max_length}: not for {task.name}; leave it out.")
     if max_length:
-        dense.info["max_length"] = max_length
+        dense = dataclasses.replace(dense, info=dense.info | {"max_length": max_length})
     amount = Amount(calibration_samples)
     if dense.tokenizer is not None and is_plain(calibration_data):
         if len(dense.family.stacks) > 1:

@@ -8,8 +8,12 @@ from composable.commands import cli
 
 @cli.command()
 @cli.model_option("model/composed.pth")
-@cli.path_option("-o", "--output", default="model/baseline.pth", text="Model file to write.")
-@cli.path_option("--stats", default="stats_baseline.csv", text="Losses per epoch, CSV.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="model/baseline.pth", text="Model file to write."
+)
+@cli.path_option(
+    "--stats", use=cli.WRITTEN, default="stats_baseline.csv", text="Losses per epoch, CSV."
+)
 @cli.training_options(epochs=4, lr=2e-3, early_stop=2, is_whole_model=True)
 def main(model: Path, output: Path, stats: Path, training: Any, **data: Any) -> dict[str, object]:
     """Fine-tune a model file as a whole; pruned weights stay zero."""

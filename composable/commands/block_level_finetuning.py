@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from composable.commands import cli
+from composable.commands.paths import Use
 from composable.errors import ConfigError
 
 log = logging.getLogger("composable")
@@ -18,12 +19,24 @@ OF_LEAST_SQUARES = (
 OF_GRADIENT = ("save_steps",)
 
 
+def _table(stats: Path) -> Path:
+    """Name the CSV of all variants."""
+    return stats.with_name(f"{stats.stem}_variants.csv")
+
+
 @cli.command()
 @cli.model_option("model/t5-small.pth")
 @cli.bundle_option("modules.npy")
-@cli.path_option("-o", "--output", default="modules_finetuned.npy", text="Bundle to write.")
-@cli.path_option("--stats", default="stats_block.csv", text="Losses per epoch, CSV.")
-@cli.path_option("--plot", text="Heat map of the errors, PNG.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="modules_finetuned.npy", text="Bundle to write."
+)
+@cli.path_option(
+    "--stats",
+    use=Use(writes=True, also=_table),
+    default="stats_block.csv",
+    text="Losses per epoch, CSV.",
+)
+@cli.path_option("--plot", use=cli.WRITTEN, text="Heat map of the errors, PNG.")
 @click.option(
     "--solver",
     type=click.Choice(["hybrid", "ls", "grad"]),
@@ -72,7 +85,7 @@ def main(
     from composable.variants import tuning
 
     _refuse(OF_LEAST_SQUARES if solver == "grad" else OF_GRADIENT, solver)
-    table = stats.with_name(f"{stats.stem}_variants.csv")
+    table = _table(stats)
     files.check_writable(output, stats, table, plot)
     result, report = tuning.tune_variants(model, bundles, output, stats, solver=solver, **options)
     report["table"] = str(table)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import math
 import os
@@ -18,7 +17,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from composable.commands import signals
+from composable import files
+from composable.commands import paths, signals
+from composable.commands.paths import BOTH, DATA, READ, WRITTEN, Use  # for the commands, too
+from composable.commands.terminal import Formatter, one_line, printable
 from composable.errors import ConfigError, UserError
 
 log = logging.getLogger("composable")
@@ -48,10 +50,11 @@ def command() -> Callable[[Function], click.Command]:
         def run(verbose: bool, quiet: bool, debug: bool, **options: Any) -> None:
             _set_up_logging(verbose, quiet)
             started = time.perf_counter()
+            paths.check(click.get_current_context(), options)
             report = function(**options)
             if report is not None and int(os.environ.get("RANK", "0")) == 0:
                 report["seconds"] = round(time.perf_counter() - started, 3)
-                click.echo(json.dumps(report, indent=1, ensure_ascii=False))
+                click.echo(printable(files.json_text(report)))
 
         declared = together(
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
@@ -107,11 +110,11 @@ class _Command(click.Command):
                 is_stopped = signals.were_behind(error, received)
                 message, code = signals.said(received) if is_stopped else (_message(error), 1)
                 if "--debug" in (sys.argv if args is None else args):
-                    traceback.print_exc()
+                    click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
                 sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
         if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
-            click.echo("Error: " + " ".join(message.split()), err=True)
+            click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
 
 
@@ -143,7 +146,9 @@ def _is_number(text: str) -> bool:
 def _set_up_logging(verbose: bool, quiet: bool) -> None:
     """Log to stderr; stdout is for the report alone."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(level)
     os.environ["COMPOSABLE_PROGRESS"] = "0" if quiet else "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
@@ -186,27 +191,39 @@ class Finite(click.FloatRange):
         return number
 
 
-def path_option(*flags: str, default: str | None = None, text: str) -> Any:
-    """Add an option that takes a path."""
-    return click.option(*flags, type=PATH, default=default and Path(default), help=text)
+def path_option(
+    *flags: str,
+    use: Use,
+    default: str | tuple[str, ...] | None = None,
+    text: str,
+    **settings: Any,
+) -> Any:
+    """Add an option that takes a path; `use` says whether it is read or written."""
+    settings = {"type": PATH, "default": default, "help": text, **settings}
+    return click.option(*flags, cls=paths.PathOption, use=use, **settings)
+
+
+def path_argument(name: str, use: Use, **settings: Any) -> Any:
+    """Add an argument that takes a path."""
+    return click.argument(name, cls=paths.PathArgument, use=use, type=PATH, **settings)
 
 
 def model_option(default: str, text: str = "Model file.") -> Any:
     """Add -m/--model."""
-    return path_option("-m", "--model", default=default, text=text)
+    return path_option("-m", "--model", use=READ, default=default, text=text)
 
 
 def bundle_option(default: str) -> Decorator:
     """Add -p/--pruned, which may be given more than once."""
     text = "Bundle of variants; several meet in one model."
     flags = ("-p", "--pruned", "bundles")
-    return click.option(*flags, type=PATH, multiple=True, default=(default,), help=text)
+    return path_option(*flags, use=READ, default=(default,), text=text, multiple=True)
 
 
 def parse_numbers(text: str, flag: str) -> list[int]:
     """Read numbers of layers, separated by commas; each once, ascending."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         raise ConfigError(f"{flag} {text}: expected numbers of layers from 0, such as 3,4,5.")
     return sorted({int(part) for part in parts})
 
@@ -221,15 +238,17 @@ def given_options() -> dict[str, str]:
 
 
 configuration_options = together(
-    path_option("-c", "--config", default="conf.json", text="File of configurations."),
+    path_option("-c", "--config", use=READ, default="conf.json", text="File of configurations."),
     click.option("-n", "--index", default=0, help="Which configuration, from 0."),
 )
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 #: What is read and where it runs.
 data_options = together(
-    click.option(
+    path_option(
         "--data",
-        help="Folder or file with the data of the model's task; for translation also "
+        use=DATA,
+        type=str,
+        text="Folder or file with the data of the model's task; for translation also "
         '"embedded" or "multi30k".  [default: what the model file says; for translation else '
         "multi30k]",
     ),
@@ -273,12 +292,15 @@ UNTIL_ENOUGH = "until every stack has 65,536 tokens, or patches of images"
 calibration_options = together(
     path_option(
         "--calibration",
+        use=BOTH,
         default="calibration.npy",
         text="Statistics of the inputs; read if it exists, else measured and written.",
     ),
-    click.option(
+    path_option(
         "--calibration-data",
-        help="As --data: whose training samples are measured.  [default: as for --data]",
+        use=DATA,
+        type=str,
+        text="As --data: whose training samples are measured.  [default: as for --data]",
     ),
     click.option(
         "--calibration-samples",
@@ -351,6 +373,7 @@ def training_options(
         click.option("--resume/--no-resume", default=True, help="Continue an interrupted run."),
         path_option(
             "--checkpoint-dir",
+            use=WRITTEN,
             default="checkpoints",
             text="Where an unfinished run keeps its checkpoints.",
         ),

@@ -9,7 +9,9 @@ from composable.commands import cli
 @cli.model_option("model/t5-small.pth")
 @cli.bundle_option("modules.npy")
 @cli.configuration_options
-@cli.path_option("-o", "--output", default="model/composed.pth", text="Model file to write.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="model/composed.pth", text="Model file to write."
+)
 def main(
     model: Path, bundles: tuple[Path, ...], config: Path, index: int, output: Path
 ) -> dict[str, object]:

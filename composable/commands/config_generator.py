@@ -121,6 +121,7 @@ def sized_configurations(
     allocation = allocation or best_allocation(found)
     if found and scores:
         found.require_model(dense.fingerprint, scores)
+        dense.require_reading(scores, found.reading)
         if allocation == "uniform" and not (found.origin and found.origin.texts):
             raise ConfigError(
                 f"--scores {scores}: were measured on no texts, and --allocate uniform looks at "
@@ -166,7 +167,9 @@ def _rates(kind: str, text: str) -> Any:
 
 @cli.command()
 @cli.model_option("model/t5-small.pth", "The dense model.")
-@cli.path_option("-o", "--output", default="conf.json", text="Configurations to write.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="conf.json", text="Configurations to write."
+)
 @_rates(
     "attention",
     "Fraction of heads to remove, one rate per configuration.  [default: 0.25 0.5 0.25]",
@@ -200,7 +203,7 @@ def _rates(kind: str, text: str) -> Any:
     "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
     "--iterative found; deepest: the last, but never the very last, without scores.",
 )
-@cli.path_option("--scores", text="Scores that rank_importance.py wrote.")
+@cli.path_option("--scores", use=cli.READ, text="Scores that rank_importance.py wrote.")
 @cli.choice_options
 @click.option("--protect", default="", help="Layers that must stay, e.g. 0,29.")
 @click.option(

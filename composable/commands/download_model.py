@@ -7,17 +7,22 @@ from typing import Any
 import click
 
 from composable.commands import cli
+from composable.commands.paths import Use
 
 
 @cli.command()
-@click.option(
+@cli.path_option(
     "-m",
     "--model",
     "source",
+    use=Use(reads=True, inside=r".*(?<!\.pth)"),
+    type=str,
     default="google-t5/t5-small",
-    help='Hub id (owner/name), local Hugging Face folder, .gguf file, or "embedded".',
+    text='Hub id (owner/name), local Hugging Face folder, .gguf file, or "embedded".',
 )
-@cli.path_option("-o", "--output", default="model/t5-small.pth", text="Model file to write.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="model/t5-small.pth", text="Model file to write."
+)
 @click.option("--revision", help="Branch, tag or commit of a hub id.  [default: its main branch]")
 @click.option(
     "--prefix",
@@ -37,6 +42,11 @@ from composable.commands import cli
     help="Of the weights in the file.",
 )
 @click.option("--seed", type=int, default=42, help="Of a fresh head.")
+@click.option(
+    "--ignore-unused",
+    is_flag=True,
+    help="Go on where the model does not use all of the weights; the file keeps their names.",
+)
 def main(
     source: str, output: Path, revision: str | None, prefix: str | None, **options: Any
 ) -> dict[str, object]:
@@ -44,7 +54,8 @@ def main(
 
     The hub's own cache is used, so a second run needs no network. Only safetensors and GGUF weights
     are read: pickled ones (.bin) can run code. With --task a checkpoint that lacks the head of the
-    task gets a fresh one, to be trained by baseline_finetuning.py.
+    task gets a fresh one, to be trained by baseline_finetuning.py. An adapter beside the weights is
+    merged into them. Weights that the model does not use are refused, but for other tasks' heads.
     """
     from composable import files
     from composable.models import hub

@@ -14,7 +14,7 @@ OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshol
 
 @cli.command()
 @cli.model_option("model/finetuned.pth", "Model file, dense or composed.")
-@cli.path_option("-o", "--output", text="Write the report here, too.")
+@cli.path_option("-o", "--output", use=cli.WRITTEN, text="Write the report here, too.")
 @click.option(
     "--split", type=click.Choice(["valid", "test"]), default="test", help="Which split is measured."
 )
@@ -28,6 +28,7 @@ OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshol
     "--output-predictions",
     "--output-translations",
     "predictions",
+    use=cli.WRITTEN,
     text="Write the model's answer to each sample here, one a line, in the order of the data: a "
     "translation, class, number, answer, or loss of a window.",
 )

@@ -12,8 +12,12 @@ from composable.commands import cli
 @cli.model_option("model/t5-small.pth")
 @cli.bundle_option("modules_finetuned.npy")
 @cli.configuration_options
-@cli.path_option("-o", "--output", default="model/finetuned.pth", text="Model file to write.")
-@cli.path_option("--stats", default="stats_model.csv", text="Losses per epoch, CSV.")
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="model/finetuned.pth", text="Model file to write."
+)
+@cli.path_option(
+    "--stats", use=cli.WRITTEN, default="stats_model.csv", text="Losses per epoch, CSV."
+)
 @click.option(
     "--heal",
     "how",

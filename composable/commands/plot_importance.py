@@ -5,17 +5,23 @@ from pathlib import Path
 import click
 
 from composable.commands import cli
+from composable.commands.paths import Use
 
 
 @cli.command()
-@click.argument("scores", type=cli.PATH, default=Path("scores.npz"))
-@cli.path_option("-o", "--output", text="PNG to write.  [default: SCORES.png]")
+@cli.path_argument("scores", cli.READ, default=Path("scores.npz"))
+@cli.path_option(
+    "-o",
+    "--output",
+    use=Use(writes=True, default=lambda options: options["scores"].with_suffix(".png")),
+    text="PNG to write.  [default: SCORES.png]",
+)
 @cli.choice_options
 @click.option("--raw", is_flag=True, help="Colours of the distances, not of each row's range.")
 @click.option("--title", help="Over the picture.  [default: the model's name]")
 def main(
     scores: Path,
-    output: Path | None,
+    output: Path,
     stack: str | None,
     distance: str | None,
     reference_offset: bool,
@@ -28,7 +34,6 @@ def main(
     from composable.formats import scores_file
     from composable.reports import importance_plot
 
-    output = output or scores.with_suffix(".png")
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
     found = scores_file.load(scores)

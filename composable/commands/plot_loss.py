@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
-import click
-
 from composable.commands import cli
+from composable.commands.paths import Use
 
 
 @cli.command()
-@click.argument("csvs", nargs=-1, type=cli.PATH, metavar="[CSV]...")
-@cli.path_option("-o", "--output", default="loss.png", text="Picture to write, a PNG.")
+@cli.path_argument(
+    "csvs",
+    Use(reads=True, default=lambda _: (Path("stats_model.csv"),)),
+    nargs=-1,
+    metavar="[CSV]...",
+)
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="loss.png", text="Picture to write, a PNG."
+)
 def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
     """Draw validation (solid) and training loss (dashed) over epochs, one colour per CSV.
 
@@ -22,8 +28,7 @@ def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
 
     if output.suffix.lower() != ".png":
         raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
-    paths = csvs or (Path("stats_model.csv"),)
-    curves = stats_file.read_all(paths)
+    curves = stats_file.read_all(csvs)
     files.check_writable(output)
     files.write_bytes(output, loss_plot.loss_png(curves))
     return {
@@ -35,6 +40,6 @@ def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
                 "first_validation_loss": curve.validation[0],
                 "best_validation_loss": min(curve.validation),
             }
-            for path, curve in zip(paths, curves, strict=True)
+            for path, curve in zip(csvs, curves, strict=True)
         ],
     }

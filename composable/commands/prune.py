@@ -18,9 +18,13 @@ MATTERS = {
 
 @cli.command()
 @cli.model_option("model/t5-small.pth")
-@cli.path_option("-c", "--config", default="conf_prune.json", text="Which variants must exist.")
-@cli.path_option("-o", "--output", default="modules.npy", text="Bundle to write.")
-@cli.path_option("-p", "--test-model", text="Also compose a model of first variants.")
+@cli.path_option(
+    "-c", "--config", use=cli.READ, default="conf_prune.json", text="Which variants must exist."
+)
+@cli.path_option("-o", "--output", use=cli.WRITTEN, default="modules.npy", text="Bundle to write.")
+@cli.path_option(
+    "-p", "--test-model", use=cli.WRITTEN, text="Also compose a model of first variants."
+)
 @click.option(
     "--mask",
     type=click.Choice(["l1", "wanda", "wanda_matrix", "obs", "sparsegpt", "alps"]),
@@ -41,6 +45,7 @@ MATTERS = {
 @cli.gqa_option
 @cli.path_option(
     "--scores",
+    use=cli.READ,
     text="Scores that rank_importance.py wrote: the heads and neurons of the highest importance "
     "stay at plain rates that no other option decides (method ranked).",
 )
@@ -86,7 +91,7 @@ def main(
     needs, facts, inputs, states = pruning.needs(dense, scheme, preferred), {}, None, None
     texts: tuple[Any, ...] = ()
     whole_groups = gqa == bundle.WHOLE_GROUPS
-    importance, measured = _importance(scores, dense.fingerprint, needs, gqa)
+    importance, measured = _importance(scores, dense, needs, gqa)
     _refuse_unused(needs)
     measured |= {"seed": seed} if "seed" in needs else {}
     if "inputs" in needs:
@@ -102,6 +107,7 @@ def main(
         # made before anything is written
         test = compose.compose(dense, compose.that_fit(dense, variants))
     origin = {"preferred": list(preferred), "source": dense.info["source"], **measured}
+    origin["reading"] = dense.reading
     bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
     report: dict[str, object] = {
         "wrote": str(output),
@@ -160,7 +166,7 @@ def _calibrate(dense: Any, options: dict[str, Any]) -> Any:
 
 
 def _importance(
-    scores: Path | None, fingerprint: str, needs: Any, gqa: str
+    scores: Path | None, dense: Any, needs: Any, gqa: str
 ) -> tuple[Any, dict[str, Any]]:
     """Read a file of scores: a function from a module to its importance, and what to remember."""
     import torch
@@ -176,7 +182,8 @@ def _importance(
             "scheme, or it has none; leave it out."
         )
     found = scores_file.load(scores)
-    found.require_model(fingerprint, scores)
+    found.require_model(dense.fingerprint, scores)
+    dense.require_reading(scores, found.reading)
     origin = found.origin
     if origin and origin.options.get("gqa", gqa) != gqa:
         raise UserError(

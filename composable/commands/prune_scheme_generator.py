@@ -8,8 +8,12 @@ from composable.formats import config
 
 
 @cli.command()
-@cli.path_option("-i", "--input", "source", default="conf.json", text="Configurations to read.")
-@cli.path_option("-o", "--output", default="conf_prune.json", text="Scheme to write.")
+@cli.path_option(
+    "-i", "--input", "source", use=cli.READ, default="conf.json", text="Configurations to read."
+)
+@cli.path_option(
+    "-o", "--output", use=cli.WRITTEN, default="conf_prune.json", text="Scheme to write."
+)
 def main(source: Path, output: Path) -> dict[str, object]:
     """Write conf_prune.json: every variant that the configurations need, each once.
 

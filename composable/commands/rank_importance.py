@@ -34,9 +34,11 @@ OF_BLOCKS = ("threshold", "reference_offset")
     "relative_magnitude, relative_residual, euclidean_last, linear_approximation_last (both also "
     "token:I), linear_fit; several are measured in one pass.",
 )
-@click.option(
+@cli.path_option(
     "--calibration-data",
-    help="File with a text a line, or .jsonl (--key); or a folder with the data of the model's "
+    use=cli.DATA,
+    type=str,
+    text="File with a text a line, or .jsonl (--key); or a folder with the data of the model's "
     "task, as --data of the other scripts, whose training split is read.  [default: what the "
     "model file says]",
 )
@@ -53,7 +55,7 @@ OF_BLOCKS = ("threshold", "reference_offset")
     type=cli.COUNT,
     help="Samples of a batch.  [default: as many as are 2,048 tokens]",
 )
-@cli.path_option("-o", "--output", default="scores.npz", text="File to write.")
+@cli.path_option("-o", "--output", use=cli.WRITTEN, default="scores.npz", text="File to write.")
 @click.option("--threshold", type=float, help="List blocks up to this score only.")
 @cli.offset_option
 @click.option(
@@ -78,6 +80,7 @@ OF_BLOCKS = ("threshold", "reference_offset")
 )
 @cli.path_option(
     "--calibration",
+    use=cli.BOTH,
     default="calibration.npy",
     text="Of the method stat: statistics of the inputs, which prune.py shares; read if it exists, "
     "else measured and written.",

@@ -6,6 +6,8 @@ import click
 
 from composable import files
 from composable.commands import cli
+from composable.commands.paths import Use
+from composable.commands.terminal import printable
 from composable.reports import summary
 
 
@@ -13,21 +15,24 @@ from composable.reports import summary
 @cli.path_option(
     "-d",
     "--directory",
+    use=Use(reads=True, inside=r"(eval_[^/]*|conf|json/.*)\.json"),
     default="out",
     text="Holds eval_dense.json and eval_{pruned,block,model}_K.json of each configuration K.",
 )
 @cli.path_option(
-    "-o", "--output", text="Markdown file to write.  [default: report.md in the directory]"
+    "-o",
+    "--output",
+    use=Use(writes=True, default=lambda options: options["directory"] / "report.md"),
+    text="Markdown file to write.  [default: report.md in the directory]",
 )
-@cli.path_option("--plot", text="Picture of the losses to name.")
-def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, object]:
+@cli.path_option("--plot", use=cli.READ, text="Picture of the losses to name.")
+def main(directory: Path, output: Path, plot: Path | None) -> dict[str, object]:
     """Put the evaluations of a pipeline run into one table, on stderr and as Markdown.
 
     Every row is one configuration: the main score of its task (BLEU, accuracy, perplexity, ...)
     when composed of modules as pruned, after module-level and after model-level fine-tuning, and
     what the model costs in the end.
     """
-    output = output or directory / "report.md"
     files.check_writable(output)
     dense = summary.read_evaluation(directory / "eval_dense.json", None)
     indices = summary.configurations(directory)
@@ -41,7 +46,7 @@ def main(directory: Path, output: Path | None, plot: Path | None) -> dict[str, o
     about = summary.notes(dense, summary.seconds_of(directory, "block"), plot)
     text = f"{summary.table(rows, stages, dense)}\n{about}"
     files.write_text(output, text)
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
     return {
         "wrote": str(output),
         "configurations": indices,

@@ -124,9 +124,14 @@ class Family:
         core: child of an attention that computes all but o; "" where the attention does so itself.
         counters: (attribute of the attention's core, what it counts) pairs to correct after heads
             went: "heads", "width" (heads times head size) or "per_group" (query heads of a group).
+        sizes: (what, config key) pairs of what is one number for all layers: "neurons" of an ffn,
+            "heads" of an attention, its key/value heads ("groups"), the width of a head
+            ("head_size"). Without "heads" the config cannot say that heads are gone.
+        head_table: path, in an attention, of a table that all of its stack read, with a column for
+            each head; "" where there is none.
         default_prefix: text that checkpoints of this family expect before a source sentence.
         image_tokens: config -> tokens that an image has; None for text.
-        image_processor: class of transformers that prepares images as this program does.
+        image_processor: class of transformers that prepares images where a checkpoint names none.
         prepare: turns a model of transformers, as it was built, into one with four linears in every
             attention; where they are fused in the library.
         restore: undoes `prepare`, and gives every layer what the library would compute of its
@@ -153,6 +158,8 @@ class Family:
     cross_attention: str = "(?!)"
     core: str = ""
     counters: tuple[tuple[str, str], ...] = ()
+    sizes: tuple[tuple[str, str], ...] = ()
+    head_table: str = ""
     default_prefix: str = ""
     image_tokens: Callable[[Any], int] | None = None
     image_processor: str = ""

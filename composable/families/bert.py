@@ -19,6 +19,7 @@ BERT = Family(
     ffn="",
     ffn_parts=(("up", "intermediate.dense"), ("down", "output.dense")),
     activation="intermediate.intermediate_act_fn",
+    sizes=(("neurons", "intermediate_size"),),
 )
 
 DISTILBERT = Family(
@@ -31,4 +32,5 @@ DISTILBERT = Family(
     ffn="ffn",
     ffn_parts=(("up", "lin1"), ("down", "lin2")),
     activation="activation",
+    sizes=(("neurons", "hidden_dim"),),
 )

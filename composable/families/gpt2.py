@@ -33,6 +33,7 @@ GPT2 = Family(
     ffn="mlp",
     ffn_parts=(("up", "c_fc"), ("down", "c_proj")),
     activation="act",
+    sizes=(("neurons", "n_inner"),),
     prepare=_prepare,
     restore=_restore,
 )

@@ -13,4 +13,10 @@ LLAMA = Family(
     ffn="mlp",
     ffn_parts=(("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")),
     activation="act_fn",
+    sizes=(
+        ("neurons", "intermediate_size"),
+        ("heads", "num_attention_heads"),
+        ("groups", "num_key_value_heads"),
+        ("head_size", "head_dim"),
+    ),
 )

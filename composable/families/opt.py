@@ -13,4 +13,5 @@ OPT = Family(
     ffn="",
     ffn_parts=(("up", "fc1"), ("down", "fc2")),
     activation="activation_fn",
+    sizes=(("neurons", "ffn_dim"),),
 )

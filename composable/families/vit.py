@@ -25,6 +25,11 @@ VIT = Family(
     ffn="mlp",
     ffn_parts=(("up", "fc1"), ("down", "fc2")),
     activation="activation_fn",
+    sizes=(
+        ("neurons", "intermediate_size"),
+        ("heads", "num_attention_heads"),
+        ("head_size", "head_dim"),
+    ),
     image_tokens=_image_tokens,
     image_processor="ViTImageProcessor",
 )

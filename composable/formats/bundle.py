@@ -285,6 +285,7 @@ def _rules(record: Record) -> dict[str, bool]:
         or (are_counts(units) and sorted(set(units)) == units),
         f"gqa is {PER_GROUP} or {WHOLE_GROUPS}": record.gqa in (None, PER_GROUP, WHOLE_GROUPS),
         "shapes are sizes": all(are_counts(tensor.shape) for tensor in stored),
+        "shapes have at most 8 sizes": all(len(tensor.shape) <= 8 for tensor in stored),
         "kept values are counted": are_counts(tensor.kept or 0 for tensor in stored),
         "tensors are sorted by name": names == sorted(set(names)),
         "stats are finite": all(map(container.is_finite, record.stats.values())),
@@ -331,12 +332,12 @@ class Reader:
             if (found := np.count_nonzero(mask)) != tensor.kept:
                 raise FormatError(f"{found} mask bits are set, there are {tensor.kept} values")
             variant.masks[tensor.name] = torch.from_numpy(mask)
-            full = np.zeros(mask.size, np.float32)
+            full = np.zeros(mask.size, "<f4")
             full[np.flatnonzero(mask)] = values  # six times as fast as by a random mask
             values = full
-        else:
-            values = values.astype(np.float32)  # a copy: the file must not change with it
-        variant.tensors[tensor.name] = torch.from_numpy(values.reshape(tensor.shape))
+        variant.tensors[tensor.name] = torch.from_numpy(
+            values.astype(np.float32, copy=False).reshape(tensor.shape)
+        )
 
 
 def open_bundle(path: Path, fingerprint: str | None = None) -> Reader:

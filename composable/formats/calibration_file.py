@@ -237,7 +237,7 @@ class Calibration:
         item, places = self.header.inputs[index], [self._layout[f"{index}/{name}"]]
         try:
             values = container.read_numbers(self._data, places, item.sha256[name], "<f8")
-            return values[0].astype(np.float64)
+            return values[0].astype(np.float64, copy=False)
         except FormatError as error:
             what = f'tensor "{index}/{name}", of "{item.linears[0]}", is damaged ({error})'
             raise FormatError(f"{self.path}: {what}; {REMEDY}.") from error

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,9 @@ POLICIES = ("block", "singles", "deepest", "iterative")
 METRICS = ("macs", "parameters", "layer-parameters")
 #: Ways to divide a size among the modules, see `ranking.sizes.Allocator`.
 ALLOCATIONS = ("uniform", "stat")
+MOST_LAYERS = 10_000  # that all blocks of one configuration have together
+LONGEST_NAME = 1000  # characters of the path of a module
+_NUMBER = re.compile("0|[1-9][0-9]{0,3}")  # of a layer, from 0
 
 
 @dataclass(frozen=True)
@@ -317,6 +321,10 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
                 f"write one key for each, {keys}."
             )
         configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods, name)
+    blocks = {name: entry for name, entry in configuration.items() if entry.through is not None}
+    if (count := sum(len(covered(*one)) for one in blocks.items())) > MOST_LAYERS:
+        problem = f"its blocks are {count} layers, at most {MOST_LAYERS} were expected"
+        raise ConfigError(f"{where}: {problem}; check the numbers of the layers.")
     return configuration
 
 
@@ -396,7 +404,7 @@ def _with_parts(whole: Entry, parts: Mapping[str, Entry], where: str) -> Entry:
 
 
 def _check_name(name: str, where: str) -> None:
-    if not name or not name.isprintable():
+    if not name or not name.isprintable() or len(name) > LONGEST_NAME:
         raise ConfigError(f"{where}: {_shown(name)} is not the path of a module.")
 
 
@@ -451,7 +459,7 @@ def check_linear(entry: Entry, place: str) -> None:
 def _block(entry: Entry, value: dict[str, Any], where: str, name: str) -> Entry:
     """Read the rest of an entry with "through": the block ends in the list it begins in."""
     through = value["through"]
-    if not isinstance(through, str) or not through.rpartition(".")[2].isdecimal():
+    if not isinstance(through, str) or not _NUMBER.fullmatch(through.rpartition(".")[2]):
         raise ConfigError(f'{where}: "through" is {_shown(through)}; write the path of a layer.')
     if entry.rate != 1 or entry.method is None or "parts" in value:
         raise ConfigError(
@@ -459,7 +467,7 @@ def _block(entry: Entry, value: dict[str, Any], where: str, name: str) -> Entry:
             '"method" that does so.'
         )
     (path, _, first), (other, _, last) = (it.rpartition(".") for it in (name or through, through))
-    if path != other or not first.isdecimal() or int(last) < int(first):
+    if path != other or not _NUMBER.fullmatch(first) or int(last) < int(first):
         raise ConfigError(
             f'{where}: a block from "{name}" through "{through}"; expected a layer and itself or '
             "a later one of the same stack."

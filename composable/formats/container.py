@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from composable.errors import FormatError, MismatchError
-from composable.files import parse_json
+from composable.files import open_input, parse_json
 
 T = TypeVar("T")
 ARRAY_HEADER = 128  # bytes of numpy's version 1.0 header for any 1-D uint8 array
@@ -95,25 +95,53 @@ def array_header(size: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
 
 
-def open_payload(path: Path, noun: str) -> tuple[bytes, np.ndarray]:
-    """Map a .npy file, whose array header must be ours to the byte; `noun` says what is expected.
+class Data:
+    """The data of an open file: parts of it are copied from the disk when they are asked for.
+
+    A copy cannot change once its digest has been compared, as a view of the file could; and a file
+    that is renamed over this one is not seen.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size = file, start, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Copy bytes, uint8; FormatError where the file has become shorter."""
+        found = np.empty(end - begin, np.uint8)
+        self._file.seek(self._start + begin)
+        if self._file.readinto(found.data) != len(found):  # type: ignore[attr-defined]
+            raise FormatError("the file was cut off while it was read")
+        return found
+
+
+def open_payload(path: Path, noun: str) -> tuple[bytes, Data]:
+    """Open a .npy file, whose array header must be ours to the byte; `noun` says what is expected.
 
     Returns:
-        Its header, and its data as a uint8 array that is read from the disk where it is touched.
+        Its header, and its data, for which the file stays open.
 
     Raises:
         FormatError: another file, truncated or extended.
+        OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
+    file = open_input(path)
+    try:
         start = file.read(ARRAY_HEADER)
         size = file.seek(0, 2)
-    if size <= ARRAY_HEADER or start != array_header(size - ARRAY_HEADER):
-        raise FormatError(_why_no_array(start, size, noun))
-    payload = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    length = int.from_bytes(payload[:8].tobytes(), "little")
-    if len(payload) < 8 or length > min(len(payload) - 8, HEADER_LIMIT):
-        raise FormatError(f"damaged (header length {length})")
-    return payload[8 : 8 + length].tobytes(), payload[8 + length :]
+        if size <= ARRAY_HEADER or start != array_header(size - ARRAY_HEADER):
+            raise FormatError(_why_no_array(start, size, noun))
+        left = size - ARRAY_HEADER - 8
+        length = int.from_bytes(Data(file, ARRAY_HEADER, 8).read(0, min(8, left + 8)), "little")
+        if left < 0 or length > min(left, HEADER_LIMIT):
+            raise FormatError(f"damaged (header length {length})")
+        header = Data(file, ARRAY_HEADER + 8, length).read(0, length).tobytes()
+    except BaseException:
+        file.close()
+        raise
+    return header, Data(file, size - left + length, left - length)
 
 
 def _why_no_array(start: bytes, size: int, noun: str) -> str:
@@ -265,13 +293,13 @@ def sha256(*arrays: np.ndarray) -> str:
 
 
 def read_numbers(
-    data: np.ndarray, places: Iterable[Mapping[str, Any]], digest: str, dtype: str
+    data: Data, places: Iterable[Mapping[str, Any]], digest: str, dtype: str
 ) -> list[np.ndarray]:
-    """View tensors that have one digest: the first as numbers of `dtype`, others as bytes.
+    """Copy tensors that have one digest: the first as numbers of `dtype`, others as bytes.
 
     FormatError tells of damaged bytes, and of numbers that are not finite.
     """
-    first, *others = (data[slice(*place["data_offsets"])] for place in places)
+    first, *others = (data.read(*place["data_offsets"]) for place in places)
     if sha256(first, *others) != digest:
         raise FormatError("its SHA-256 differs from the header's")
     if not np.isfinite(first.view(dtype)).all():

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import logging
+import lzma
+import math
 import re
 import zipfile
 import zlib
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from composable import files
 from composable.errors import ConfigError, FormatError, UserError
 from composable.families.base import KINDS
 from composable.files import atomic_write, canonical_json
@@ -27,8 +30,10 @@ from composable.formats.container import (
     is_finite,
     record,
 )  # fmt: skip
+from composable.formats.sealed_file import check_sizes
 
 log = logging.getLogger("composable")
+MOST_COMPRESSED = 1 << 26  # bytes that archives of other programs, which compress, may become
 FORMAT = Format(
     "composable.scores",
     "2",
@@ -220,6 +225,11 @@ class Scores:
         if self.origin is not None:
             FORMAT.check_model(path, self.origin.fingerprint, fingerprint)
 
+    @property
+    def reading(self) -> Any:
+        """What the model made of the texts, see `Checkpoint.reading`; None where it is not said."""
+        return self.origin.options.get("reading") if self.origin else None
+
     def blocks(self, stack: str | None = None, distance: str | None = None) -> BlockDistances:
         """Return a stack's distances of blocks: of its only one, by the first, where None.
 
@@ -309,18 +319,32 @@ def load(path: Path) -> Scores:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """Read every array of an .npz; the checksums of the archive are compared."""
+    content = io.BytesIO(files.read_bytes(path))
+    check_sizes(content, most=MOST_COMPRESSED)
     try:
-        with zipfile.ZipFile(path) as archive:
-            contents = {name: io.BytesIO(archive.read(name)) for name in archive.namelist()}
-        return {
-            name.removesuffix(".npy"): np.lib.format.read_array(content, allow_pickle=False)
-            for name, content in contents.items()
-        }
+        with zipfile.ZipFile(content) as archive:
+            return {
+                name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()
+            }
     except (
-        *(ValueError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError),
-        *(zipfile.BadZipFile, zlib.error),
+        *(ValueError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError, TypeError),
+        *(NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     ) as error:
         raise FormatError(f"no readable .npz: {error}") from error
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    """Read an .npy, whose size has to be that which its shape promises."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an .npy of another version than 1.0")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or dtype.kind not in "biufU" or not dtype.itemsize:
+        raise ValueError(f"an array of {dtype!s:.40}, which is not read")
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"an array of shape {shape!s:.60} in {len(content)} bytes")
+    values = np.frombuffer(content, dtype, offset=file.tell())
+    return values.reshape(shape, order="F" if is_fortran else "C")
 
 
 def _of_another_program(arrays: Arrays) -> Scores:
@@ -498,7 +522,10 @@ class _Tables:
 
     def _known(self, *names: Any) -> None:
         for name in names:
-            _check(name in list(self.modules), f"{name!r:.60} is no module of its header")
+            _check(
+                type(name) is str and name in self.modules,
+                f"{name!r:.60} is no module of its header",
+            )
 
     def _array(self, name: str) -> NDArray[Any]:
         self.named.append(name)

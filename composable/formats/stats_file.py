@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from composable.errors import FormatError
+from composable.files import read_bytes
 
 COLUMNS = (
     "epoch",
@@ -55,7 +56,8 @@ def read_all(paths: Sequence[Path]) -> list[Curve]:
 def _read_rows(path: Path) -> list[list[str]]:
     """Return the rows below the header, which is checked."""
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True))
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        rows = list(csv.reader(lines, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"not a CSV file in UTF-8 ({error}); give a stats CSV"
         raise FormatError(f"{path}: {problem}.") from error

@@ -4,24 +4,24 @@ import hashlib
 import io
 import json
 import pickle
-import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from composable import families, files
-from composable.errors import FormatError, MismatchError, UserError
+from composable.errors import FormatError, MismatchError, UserError, said_by, shortened
 from composable.families import Family
 from composable.formats.container import unpack_mask
+from composable.formats.sealed_file import check_sizes, open_sealed, sealed
+from composable.models import tokenizer_files
 from composable.models.structure import Structure, from_json, to_json
 from composable.models.surgery import apply_structure
 
@@ -29,7 +29,8 @@ transformers.utils.logging.disable_progress_bar()  # its bars say nothing that o
 
 
 FORMAT, VERSION = "composable.model", 4
-SEAL = b"sha256:"
+#: What decides, beside the tokenizer, how a model reads: keys of a checkpoint's info.
+READING = ("prefix", "max_length", "image_processor")
 # values that say where a config was read, not what the model is
 _VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
@@ -45,8 +46,10 @@ class Checkpoint:
         structure: how its shapes differ from the dense model's.
         masks: parameter name -> boolean tensor, True where the weight stays.
         fingerprint: of the dense model that this one was made of.
+        tokenizer_files: those of the tokenizer as they were read, name -> bytes; it remembers how
+            it was used last, and would write that down. None: what the tokenizer writes.
         info: source, revision, task, prefix, data, dense_parameters, history, and what the task
-            needs to know of the model: languages, labels, max_length, image.
+            needs to know of the model: languages, labels, max_length, image_processor.
     """
 
     model: PreTrainedModel
@@ -56,6 +59,7 @@ class Checkpoint:
     masks: dict[str, Tensor] = field(default_factory=dict)
     fingerprint: str = ""
     info: dict[str, Any] = field(default_factory=dict)
+    tokenizer_files: Mapping[str, Tensor] | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -66,6 +70,39 @@ class Checkpoint:
     def family(self) -> Family:
         """The model's family."""
         return families.of(self.model)
+
+    @property
+    def stored_tokenizer(self) -> Mapping[str, Tensor]:
+        """Its tokenizer's files as a model file has them."""
+        if self.tokenizer_files is None:
+            return tokenizer_files.files_of(self.tokenizer)
+        return self.tokenizer_files
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the model makes of texts and images before it sees them; JSON.
+
+        Results that follow from data are kept with it: with the same weights (`fingerprint`) and
+        another tokenizer, prefix or size they are of no use.
+        """
+        files_of = sorted(self.stored_tokenizer.items())
+        digests = {name: hashlib.sha256(_bytes_of(tensor)).hexdigest() for name, tensor in files_of}
+        said = {key: self.info.get(key) or None for key in READING}
+        return {"tokenizer": files.digest_of(digests), **said}
+
+    def require_reading(self, path: Path, reading: Any) -> None:
+        """Compare the `reading` with that of a file, which is None where it has none.
+
+        Raises:
+            MismatchError: they differ.
+        """
+        ours, theirs = self.reading, reading if isinstance(reading, dict) else {}
+        other = [key for key in ours if ours[key] != theirs.get(key)]
+        if reading is not None and other:
+            raise MismatchError(
+                f"{path}: made with another {' and another '.join(other)} than that of this model; "
+                "make it again, or name the model file that it was made with."
+            )
 
     def require_dense(self, path: Path, purpose: str) -> None:
         """Refuse a composed model where only a dense one makes sense.
@@ -126,7 +163,7 @@ def load(path: Path) -> Checkpoint:
     """Read a model file and check every byte of it.
 
     Returns:
-        The model in eval mode; its weights are mapped from the file, not copied.
+        The model in eval mode, made of the bytes that were checked, which were read once.
 
     Raises:
         FormatError: not a model file of this project, or damaged.
@@ -137,10 +174,11 @@ def load(path: Path) -> Checkpoint:
         return _rebuild(stored)
     except UserError as error:
         raise FormatError(f"{path}: {str(error).rstrip('.')}.") from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and tokenizers have errors of many kinds
         raise FormatError(
-            f"{path}: its parts do not fit together "
-            f"({type(error).__name__}: {first_line(error)}); make it again."
+            f"{path}: its parts do not fit together ({shortened(said_by(error))}); make it again."
         ) from error
 
 
@@ -148,9 +186,12 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     """Make the model of what a file holds."""
     config = files.parse_json(stored["config"])
     structure = from_json(files.parse_json(stored["structure"]))
-    model = _build(config, structure)
-    model.load_state_dict(stored["state_dict"], strict=True, assign=True)
-    _tie_shared(model)
+    state: dict[str, Tensor] = stored["state_dict"]
+    with torch.device("meta"):  # costs nothing, whatever sizes the config has
+        _check_shapes(build(config, structure, len(state)), state)
+    model = build(config, structure, len(state))
+    model.load_state_dict(state, strict=True, assign=True)
+    tie_shared(model)
     model.eval()
     generation = files.parse_json(stored["generation_config"])
     if generation is not None:
@@ -162,13 +203,36 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     }
     return Checkpoint(
         model=model,
-        tokenizer=_load_tokenizer(stored["tokenizer"]),
+        tokenizer=tokenizer_files.load(stored["tokenizer"]),
         config=config,
         structure=structure,
         masks=masks,
         fingerprint=stored["fingerprint"],
-        info=files.parse_json(stored["info"]),
+        info=_info(files.parse_json(stored["info"])),
+        tokenizer_files={name: tensor.clone() for name, tensor in stored["tokenizer"].items()},
     )
+
+
+def _info(value: Any) -> dict[str, Any]:
+    """Check the keys of `info` that are known; others may come later."""
+    found = value if isinstance(value, dict) else {}
+    for key, hints in _INFO.items():
+        met = found.get(key)
+        is_bounded = type(met) is not int or 0 < met < 2**53
+        if type(met) not in hints or not is_bounded:
+            raise FormatError(f"its info has {key} {met!r:.40}, see docs/formats.md; make it again")
+    return found
+
+
+_INFO: dict[str, tuple[type, ...]] = {
+    "source": (str,),
+    "task": (str,),
+    "history": (list,),
+    "prefix": (str, type(None)),
+    "data": (str, type(None)),
+    "dense_parameters": (int, type(None)),
+    "max_length": (int, type(None)),
+}
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -193,7 +257,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "structure": files.canonical_json(to_json(checkpoint.structure)),
         "info": files.canonical_json(checkpoint.info),
         "fingerprint": checkpoint.fingerprint,
-        "tokenizer": _tokenizer_files(checkpoint.tokenizer),
+        "tokenizer": dict(checkpoint.stored_tokenizer),
         "masks": {
             name: torch.from_numpy(np.packbits(mask.cpu().numpy()))
             for name, mask in sorted(checkpoint.masks.items())
@@ -216,61 +280,22 @@ def _generation(model: PreTrainedModel) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if key not in _VOLATILE}
 
 
-def sealed(archive: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
-    """Add the seal to a zip archive without comment.
-
-    Returns:
-        Pieces of the file: the archive with the length of a comment in its last two bytes, and as
-        the comment "sha256:" and the SHA-256 (hex) of all bytes before the digits.
-    """
-    start = struct.pack("<H", len(SEAL) + 64) + SEAL
-    total = hashlib.sha256(archive[:-2])
-    total.update(start)
-    return archive[:-2], start, total.hexdigest().encode()
-
-
-def _check_seal(path: Path) -> None:
-    """Compare every byte of a file with the SHA-256 at its end.
-
-    Raises:
-        FormatError: no model file, or not as it was written.
-    """
-    with open(path, "rb") as file:
-        start = file.read(4)
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 64 - len(SEAL)))
-        end = file.read()
-        file.seek(0)
-        if start != b"PK\x03\x04":
-            raise FormatError(
-                f"{path}: not a model file of this tool (starts with {start!r}); {_MADE_BY}"
-            )
-        if not end.startswith(SEAL):
-            raise FormatError(
-                f"{path}: its {size} bytes do not end as a model file does: it was cut off, or "
-                "something was appended, or it holds pickled Python objects, which are never "
-                f"executed; {_MADE_BY}"
-            )
-        total, left = hashlib.sha256(), size - 64
-        while left:
-            piece = file.read(min(left, 1 << 20))
-            total.update(piece)
-            left -= len(piece)
-    if total.hexdigest().encode() != end[len(SEAL) :]:
-        raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
-
-
 def _read(path: Path) -> dict[str, Any]:
     """Load the stored dict without executing anything."""
-    _check_seal(path)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with open_sealed(path, _MADE_BY) as file:
+            _check_archive(path, file)
+            stored = torch.load(file, map_location="cpu", weights_only=True)
+    except (UserError, OSError):
+        raise
     except pickle.UnpicklingError as error:
         raise FormatError(
             f"{path}: holds pickled Python objects, which are never executed; {_MADE_BY}"
         ) from error
     except Exception as error:
-        raise FormatError(f"{path}: unreadable ({first_line(error)}); make it again.") from error
+        raise FormatError(
+            f"{path}: unreadable ({shortened(said_by(error))}); make it again."
+        ) from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise FormatError(f"{path}: not a model file of this tool; {_MADE_BY}")
     if stored.get("version") != VERSION:
@@ -278,9 +303,39 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path}: version {stored.get('version')} of the format, this program reads {VERSION}; "
             "make it again with download_model.py or compose_model.py."
         )
+    _check_stored(path, stored)
     return stored
 
 
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    try:
+        check_sizes(file)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}; make it again.") from error
+
+
+def _check_stored(path: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse other keys or types than `save` writes, and tensors that show few bytes as many."""
+    found = {key: type(value) for key, value in stored.items()}
+    for key, dtypes in _TENSORS.items():
+        group = stored.get(key)
+        is_sound = isinstance(group, dict) and all(
+            type(name) is str and isinstance(each, Tensor) and each.dtype in dtypes
+            and each.is_contiguous() and each.device.type == "cpu"
+            for name, each in group.items()
+        )  # fmt: skip
+        if not is_sound:
+            raise FormatError(f"{path}: its {key} is not what docs/formats.md says; make it again.")
+    if found != dict.fromkeys(_TEXTS, str) | {"version": int} | dict.fromkeys(_TENSORS, dict):
+        raise FormatError(f"{path}: has not the keys of docs/formats.md; make it again.")
+
+
+_TEXTS = ("format", "config", "generation_config", "structure", "info", "fingerprint")
+_TENSORS = {
+    "tokenizer": (torch.uint8,),
+    "masks": (torch.uint8,),
+    "state_dict": (torch.float32, torch.bfloat16),
+}
 _MADE_BY = "a file made by download_model.py or compose_model.py was expected."
 
 
@@ -291,21 +346,56 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
-def _build(config: dict[str, Any], structure: Structure) -> PreTrainedModel:
-    """Make the model without weights: the dense shapes, then the structure."""
+#: More layers or classes than any model has.
+_MOST = {"layer": 10_000, "layers": 10_000, "labels": 1_000_000}
+
+
+def build(
+    config: Mapping[str, Any], structure: Structure, tensors: int | None = None
+) -> PreTrainedModel:
+    """Make a model without weights: the dense shapes, then the structure.
+
+    Args:
+        config: of the dense model.
+        structure: how the model's shapes differ from it.
+        tensors: how many a file has, of which every layer needs one at least; None: any number.
+
+    Raises:
+        FormatError: there is no such architecture, or the config asks for too much.
+    """
+    for key, value in config.items():
+        most = _MOST.get(key.rpartition("_")[2], value)
+        if isinstance(value, int) and value > most:
+            raise FormatError(f"its config has {key} {value}, at most {most} were expected.")
     architecture = getattr(transformers, str(config["architectures"][0]), None)
     if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
         raise FormatError(f"unknown architecture {config['architectures'][0]!r}.")
     family = families.by_model_type(config["model_type"])
+    settings = AutoConfig.for_model(**config)
+    for count in (count for stack in family.layers for count in stack.counts):
+        layers = getattr(settings, count, 0)
+        if tensors is not None and layers > tensors + len(structure):
+            raise FormatError(f"its config has {layers} layers, its {tensors} tensors are fewer.")
     with init_empty_weights(include_buffers=False):  # buffers are computed, not stored
-        model = architecture(AutoConfig.for_model(**config))
+        model = architecture(settings)
     if family.prepare is not None:
         family.prepare(model)
     apply_structure(model, family, structure)
     return model
 
 
-def _tie_shared(model: PreTrainedModel) -> None:
+def _check_shapes(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not those of a model on the meta device."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(expected.keys() | state.keys()):
+        met = f"shape {tuple(state[name].shape)}" if name in state else "no weights"
+        wanted = f"shape {tuple(expected[name])}" if name in expected else "none"
+        if met != wanted:
+            problem = f'"{name}" has {met}, its config and structure ask for {wanted}'
+            raise FormatError(f"its parts do not fit together: {problem}; make it again.")
+
+
+def tie_shared(model: PreTrainedModel) -> None:
     """Make one parameter of the names that share their storage in the file, and of no others.
 
     load_state_dict(assign=True) leaves them separate: an optimizer would step each. Not
@@ -321,41 +411,3 @@ def _tie_shared(model: PreTrainedModel) -> None:
     for target, source in list(model.all_tied_weights_keys.items()):
         if model.get_parameter(target) is not model.get_parameter(source):
             model.all_tied_weights_keys.pop(target)  # as from_pretrained does
-
-
-def _tokenizer_files(tokenizer: Any) -> dict[str, Tensor]:
-    """Return the tokenizer's files as byte tensors."""
-    if tokenizer is None:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        _forget_origin(Path(folder) / "tokenizer_config.json")
-        return {
-            file.name: torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
-            for file in sorted(Path(folder).iterdir())
-            if file.is_file()
-        }
-
-
-def _forget_origin(path: Path) -> None:
-    """Drop the values that say where a tokenizer was read: equal tokenizers, equal bytes."""
-    if path.exists():
-        values = files.read_json(path)
-        for key in ("is_local", "local_files_only", "name_or_path"):
-            values.pop(key, None)
-        files.write_json(path, values)
-
-
-def _load_tokenizer(stored: Mapping[str, Tensor]) -> Any:
-    """Make the tokenizer; None for models that have none."""
-    if stored == {}:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in stored.items():
-            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; its class where there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

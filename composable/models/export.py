@@ -1,70 +1,61 @@
 """Models as plain transformers folders, as far as transformers can build them."""
 
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from composable import families, files
-from composable.errors import MismatchError
+from composable.models import plain
 from composable.models.checkpoint import Checkpoint
-from composable.models.structure import ACTIONS, removed_layers
+from composable.models.structure import removed_layers
 from composable.models.surgery import layer_paths
 
-log = logging.getLogger("composable")
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        model: of transformers' own classes.
+        removed: names of the layers that are gone, in the dense model.
+        padded: how many attentions and ffns were filled up with zeros.
+    """
+
+    model: PreTrainedModel
+    removed: list[str]
+    padded: int
 
 
-def write(checkpoint: Checkpoint, path: Path, folder: Path) -> list[str]:
+def write(checkpoint: Checkpoint, path: Path, folder: Path, pad: bool = False) -> Exported:
     """Write a model as a folder.
 
     Args:
-        checkpoint: its model is spent: it gets the layout that the library has.
+        checkpoint: its model is spent: the one that is written takes its tensors.
         path: where it was read, for messages.
         folder: to be made.
-
-    Returns:
-        Names of the layers that are gone, in the dense model.
+        pad: whether attentions and ffns may be filled up with zeros, see `plain.build`.
 
     Raises:
         MismatchError: it has shapes or modules that transformers cannot build.
         UserError: there is something in the folder.
+        OSError: it cannot be written.
     """
-    structure, model = checkpoint.structure, checkpoint.model
-    removed = removed_layers(structure, checkpoint.family)
-    for edit in structure:
-        if edit.module not in removed:
-            raise MismatchError(
-                f'{path}: "{edit.module}" ({ACTIONS[edit.action].result}) has a shape that '
-                "transformers cannot build; models that have lost nothing but whole layers and "
-                "single weights can be exported."
-            )
+    model, padded = plain.build(checkpoint, path, pad)
+    removed = removed_layers(checkpoint.structure, checkpoint.family)
     for stack, layers in layer_paths(model, checkpoint.family).items():
         gone = [int(name[len(layers) + 1 :]) for name in removed if name.startswith(f"{layers}.")]
         if gone:
             left: Any = model.get_submodule(layers)
             record(model.config, stack, gone, len(left) + len(gone))
-    save(model, folder, checkpoint.tokenizer, _preprocessor(checkpoint))
-    return removed
-
-
-def _preprocessor(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Make the file that says how images are prepared, as transformers does; {} for texts."""
-    image = checkpoint.info.get("image")
-    if image is None:
-        return {}
-    height, width = image["size"]
-    content = {
-        "image_processor_type": checkpoint.family.image_processor,
-        "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": image.get("resample", 2),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": image["mean"],
-        "image_std": image["std"],
-    }
-    return {"preprocessor_config.json": content}
+    if names := checkpoint.info.get("labels"):  # which a training may have given
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
+    image = checkpoint.info.get("image_processor")
+    extra = {} if image is None else {IMAGE_PROCESSOR_NAME: image}
+    save(model, folder, checkpoint.tokenizer, extra)
+    return Exported(model, removed, padded)
 
 
 #: Key of a config under which a cut is recorded.
@@ -101,17 +92,30 @@ def save(
 ) -> None:
     """Write a plain transformers folder, whole or not at all; AutoModel reads it.
 
-    The folder may exist if it is empty; `extra` has further JSON files, name -> content.
+    The folder may exist if it is empty; `extra` has further JSON files, name -> content. Settings
+    of `generate` are written as they are, also those that its present way does not use (chat models
+    come with a `temperature` and without `do_sample`), which transformers refuses to write.
 
     Raises:
         UserError: there is something in the folder.
         OSError: it cannot be written.
     """
-    with files.atomic_folder(Path(folder)) as inner:
+    with files.atomic_folder(Path(folder)) as inner, files.os_errors(folder):
         family = families.of(model)
         if family.restore is not None:
             family.restore(model)
-        model.save_pretrained(inner)
+        is_plain = getattr(model, "hf_quantizer", None) is None
+        if is_plain and hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # of the .gguf file it came from
+        generation: Any = getattr(model, "generation_config", None)
+        if isinstance(generation, GenerationConfig):
+            model.generation_config = GenerationConfig()
+        try:
+            model.save_pretrained(inner)
+        finally:
+            model.generation_config = generation
+        if (inner / GENERATION_CONFIG_NAME).exists():
+            generation.to_json_file(inner / GENERATION_CONFIG_NAME)
         if tokenizer is not None:
             tokenizer.save_pretrained(inner)
         for name, content in (extra or {}).items():

@@ -1,5 +1,6 @@
 """Where a pretrained model is: on the Hugging Face hub, in a local folder, a .gguf file."""
 
+import glob
 import json
 import logging
 import sys
@@ -7,24 +8,35 @@ from pathlib import Path
 
 import huggingface_hub.utils
 from huggingface_hub import constants, errors
-from safetensors import SafetensorError, safe_open
 
 from composable import files, progress
 from composable.errors import FormatError, UserError
+from composable.models import adapters
+from composable.models.stored_weights import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    read_headers,
+    shards,
+    weight_files,
+)
 from composable.progress import log
 
 EMBEDDED = "embedded"
-WEIGHTS = "model.safetensors"
 GGUF = ".gguf"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 # Weights in formats that run code on loading (.bin, .pt, .h5) and other copies of them stay out.
+# The shards of large models are called as the index says.
 WANTED = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
     WEIGHTS,
     WEIGHTS_INDEX,
-    "model-*-of-*.safetensors",
+    adapters.CONFIG,
+    adapters.WEIGHTS,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -66,9 +78,12 @@ def resolve_model(source: str, revision: str | None = None) -> tuple[Path, str |
             return local, None
         _check_folder(local, f"give a folder with config.json and {WEIGHTS}.")
         return local, None
+    if source and local.is_symlink():
+        raise UserError(f"{source}: a link that leads nowhere; give a folder or a .gguf file.")
     _check_hub_id(source)
     folder = _download(source, revision)
-    _check_folder(folder, f"if it should be whole, delete {folder} and run this again.", source)
+    kept = folder.parent.parent  # with what its links lead to
+    _check_folder(folder, f"if it should be whole, delete {kept} and run this again.", source)
     return folder, folder.name
 
 
@@ -101,6 +116,11 @@ def _download(source: str, revision: str | None) -> Path:
             raise UserError(_interruption(source, error)) from error
         error.filename = error.filename or constants.HF_HUB_CACHE
         raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{source}: what answered is no hub ({type(error).__name__}: {error}); a proxy or a "
+            "login page may be in between: open the hub's page in a browser, then try again."
+        ) from error
 
 
 def _snapshot(source: str, revision: str | None) -> Path:
@@ -110,7 +130,9 @@ def _snapshot(source: str, revision: str | None) -> Path:
     there or all retries have failed.
     """
     fetch = huggingface_hub.snapshot_download
-    commit = Path(fetch(source, revision=revision, allow_patterns=["config.json"])).name
+    first = ["config.json", WEIGHTS_INDEX]
+    folder = Path(fetch(source, revision=revision, allow_patterns=first))
+    commit = folder.name
     try:
         info = huggingface_hub.HfApi().model_info(source, revision=revision or "main")
     except (errors.HTTPError, ConnectionError):
@@ -118,6 +140,8 @@ def _snapshot(source: str, revision: str | None) -> Path:
     else:
         names = [file.rfilename for file in info.siblings or []]
     patterns = list(WANTED)
+    if (folder / WEIGHTS_INDEX).is_file():
+        patterns += map(glob.escape, shards(folder / WEIGHTS_INDEX))
     for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns):
         huggingface_hub.hf_hub_download(source, name, revision=commit)
     return Path(fetch(source, revision=commit, allow_patterns=patterns, local_files_only=True))
@@ -166,12 +190,26 @@ def _check_folder(folder: Path, remedy: str, source: str | None = None) -> None:
     name = source or str(folder)
     if folder.is_file():
         raise FormatError(f"{name}: a file, a model folder was expected; {remedy}")
-    if not (folder / "config.json").is_file():
+    _check_kinds(folder, remedy)
+    base = adapters.base_of(folder)
+    if not (base / "config.json").is_file():
         raise FormatError(f"{name}: no config.json, so not a pretrained model; {remedy}")
-    for path in sorted(folder.glob("*.json")):
+    if base != folder:
+        _check_kinds(base, remedy)
+    for path in sorted({*base.glob("*.json"), *folder.glob("*.json")}):
         _check_json(path, remedy)
-    for path in _weight_files(folder, name):
-        _check_weights(path, remedy)
+    read_headers(weight_files(base, name if base == folder else str(base)), remedy)
+
+
+def _check_kinds(folder: Path, remedy: str) -> None:
+    """Refuse pipes and devices, the reading of which would wait for ever, and links to nothing."""
+    if not folder.is_dir():
+        raise FormatError(f"{folder}: a pipe or device, a model was expected; {remedy}")
+    for path in sorted(folder.iterdir()):
+        if not path.exists() and path.suffix in (".json", ".safetensors"):
+            raise FormatError(f"{path}: a link that leads nowhere; {remedy}")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FormatError(f"{path}: a pipe or device, a file was expected; {remedy}")
 
 
 def _check_json(path: Path, remedy: str) -> None:
@@ -181,33 +219,3 @@ def _check_json(path: Path, remedy: str) -> None:
         raise FormatError(f"{path}: damaged, not JSON ({error}); {remedy}") from error
     if path.name == "config.json" and not isinstance(value, dict):
         raise FormatError(f"{path}: not a model's configuration, an object was expected; {remedy}")
-
-
-def _weight_files(folder: Path, name: str) -> list[Path]:
-    """List the safetensors files of a model, sharded or not."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / WEIGHTS_INDEX).is_file():
-        raise FormatError(
-            f"{name}: no {WEIGHTS}; pickled weights (.bin) can run code and are never opened; "
-            "take a revision or a copy of the model with safetensors weights."
-        )
-    index = json.loads((folder / WEIGHTS_INDEX).read_bytes())
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not shards or not isinstance(shards, dict):
-        raise FormatError(f"{folder / WEIGHTS_INDEX}: no weight_map; fetch the model again.")
-    # Only names, never paths that lead out of the folder.
-    return [folder / Path(str(shard)).name for shard in sorted(set(map(str, shards.values())))]
-
-
-def _check_weights(path: Path, remedy: str) -> None:
-    """Open the header, which also compares the file's size with what the header declares."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            is_empty = not file.keys()
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: a part of the weights is missing; {remedy}") from error
-    except SafetensorError as error:
-        raise FormatError(f"{path}: damaged or cut off ({error}); {remedy}") from error
-    if is_empty:
-        raise FormatError(f"{path}: holds no weights; {remedy}")

@@ -1,24 +1,35 @@
 """Import of pretrained models: Hugging Face folders and GGUF files, with or without a task head."""
 
+import json
 import logging
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
-from composable import families, files, tasks
-from composable.errors import UserError
+from composable import families, tasks
+from composable.errors import FormatError, UserError, one_line
 from composable.families import Family
-from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of, first_line
+from composable.models import (
+    adapters,
+    config_checks,
+    gguf_files,
+    stored_weights,
+    tokenizer_files,
+)
+from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
+from composable.models.stored_weights import listed
 from composable.tasks.base import Task
+from composable.tasks.images import Preparation, default_settings
 
 log = logging.getLogger("composable")
-#: What images are normalised with where a folder does not say it.
-MEAN = STD = 0.5
-BILINEAR = 2  # Pillow's number of it
+#: Files one of which every tokenizer has.
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model")
 
 
 def import_model(
@@ -31,12 +42,13 @@ def import_model(
     max_length: int | None = None,
     dtype: str = "float32",
     seed: int = 42,
+    ignore_unused: bool = False,
 ) -> Checkpoint:
     """Make a dense checkpoint of a local pretrained model.
 
     Args:
-        source: a Hugging Face folder (config.json, safetensors weights, tokenizer files), or a
-            .gguf file.
+        source: a Hugging Face folder (config.json, safetensors weights, tokenizer files), which may
+            hold an adapter that is then merged, or a .gguf file.
         name: what the user called it, kept in the file.
         revision: commit of the hub, kept in the file.
         prefix: text before every source sentence; by default what the folder's config says for
@@ -47,31 +59,36 @@ def import_model(
         max_length: tokens of a text at most; of a language model, the window.
         dtype: of the weights.
         seed: of a fresh head.
+        ignore_unused: go on where the model does not use all of the weights; their names are kept
+            in the file.
 
     Raises:
-        UserError: the architecture or the task is not supported, weights are missing or not finite.
+        UserError: the architecture or the task is not supported; weights are missing, not used,
+            quantised or not finite; config, weights and tokenizer do not fit together.
     """
-    folder, gguf = (source.parent, source.name) if source.suffix == ".gguf" else (source, None)
-    # a folder may bring code along, which is never run
-    reading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if gguf:
-        reading["gguf_file"] = gguf
-    config = _config(folder, reading)
-    family = families.by_model_type(config.model_type)
-    chosen = _task(config, source, task, bool(gguf))
-    _check(source, config, family, chosen)
+    found = _open(source)
+    family = families.by_model_type(found.config.model_type)
+    chosen = _task(found, task)
+    _check(source, found.config, family, chosen)
     if max_length and not chosen.has_length:
         raise UserError(f"max_length {max_length}: not for {chosen.name}; leave it out.")
     torch.manual_seed(seed)
     outputs, may_add = chosen.outputs(labels), task is not None or labels is not None
-    weights = {**reading, "dtype": getattr(torch, dtype)}
+    weights = {**found.reading, "dtype": getattr(torch, dtype)}
     weights |= {} if outputs is None else {"num_labels": outputs}
-    model = _load(folder, chosen, may_add, weights)
+    model, unused = _model(found, chosen, may_add, weights)
+    if unused and not ignore_unused:
+        raise UserError(
+            f"{source}: the model that its config describes does not use {listed(unused)}, so it "
+            "may compute something else than it was trained for; correct the config, or give "
+            "ignore_unused."
+        )
     if family.prepare is not None:
         family.prepare(model)
     is_image = family.image_tokens is not None
-    tokenizer = None if is_image else _tokenizer(folder, reading)
+    tokenizer = None if is_image else _tokenizer(found, model)
     checkpoint = Checkpoint(model, tokenizer, config_dict(model))
+    checkpoint.tokenizer_files = tokenizer_files.files_of(tokenizer)
     checkpoint.info = {
         "source": name,
         "revision": revision,
@@ -80,43 +97,74 @@ def import_model(
         "data": "embedded" if name == "embedded" else None,
         "dense_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "history": [],
+        **({"unused": unused} if unused else {}),
         **({"max_length": max_length} if max_length else {}),
-        **({"image": _image(folder, model.config)} if is_image else {}),
+        **({"image_processor": _image_processor(found, model.config, family)} if is_image else {}),
         **chosen.knows(model.config),
     }
     if model.config.is_encoder_decoder:
-        checkpoint.info["prefix"] = _prefix(config, family) if prefix is None else prefix
+        checkpoint.info["prefix"] = _prefix(found.config, family) if prefix is None else prefix
     elif prefix:
         raise UserError(f"prefix {prefix!r}: a {chosen.name} model has none; leave it out.")
     checkpoint.fingerprint = fingerprint_of(checkpoint.config, model.state_dict())
     return checkpoint
 
 
-def _config(folder: Path, reading: dict[str, Any]) -> Any:
-    stored = folder / "config.json"
-    if "gguf_file" not in reading and stored.is_file():  # transformers may not know it either
-        kind = files.read_json(stored)
-        if isinstance(kind, dict) and isinstance(kind.get("model_type"), str):
-            families.by_model_type(kind["model_type"])
-    try:
-        return AutoConfig.from_pretrained(folder, **reading)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        what = reading.get("gguf_file", "config.json")
-        raise UserError(f"{folder}: no readable {what} ({first_line(error)}).") from error
+@dataclass
+class _Found:
+    """What is known of a pretrained model before it is built.
+
+    Attributes:
+        source: its folder, or .gguf file.
+        base: the folder of its config and weights; another one where `source` is an adapter alone.
+        reading: arguments of `from_pretrained`.
+        config: of transformers.
+        stored: name of every tensor -> what it is; empty for a .gguf file.
+        reader: of a .gguf file, else None.
+    """
+
+    source: Path
+    base: Path
+    reading: dict[str, Any]
+    config: Any
+    stored: dict[str, stored_weights.Stored]
+    reader: Any = None
 
 
-def _task(config: Any, source: Path, name: str | None, is_gguf: bool) -> Task:
+def _open(source: Path) -> _Found:
+    """Read config and names of the weights, and refuse what cannot be built."""
+    # a folder may bring code along, which is never run
+    reading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if source.suffix == ".gguf":
+        base, reader = source.parent, gguf_files.read(source)
+        reading["gguf_file"] = source.name
+        with one_line(f"{source}: no model can be built of what it says"):
+            config = AutoConfig.from_pretrained(base, **reading)
+        return _Found(source, base, reading, config, {}, reader)
+    base = adapters.base_of(source)
+    path = base / "config.json"
+    config_checks.read_config(path)
+    with one_line(f"{path}: no model can be built of it"):
+        config = AutoConfig.from_pretrained(base, **reading)
+    files_of_it = stored_weights.weight_files(base, str(base))
+    stored = stored_weights.read_headers(files_of_it, "fetch it again.")
+    stored_weights.check_dtypes(base, stored)
+    return _Found(source, base, reading, config, stored)
+
+
+def _task(found: _Found, name: str | None) -> Task:
     """Find the task that was asked for, or that a checkpoint's architecture is made for."""
     if name is not None:
         return tasks.by_name(name)
-    architecture = (config.architectures or ["ForCausalLM" if is_gguf else "none"])[0]
-    found = tasks.of_architecture(architecture, config.num_labels)
-    if found is None:
+    config, source = found.config, found.source
+    architecture = (config.architectures or ["ForCausalLM" if found.reader else "none"])[0]
+    task = tasks.of_architecture(architecture, config.num_labels)
+    if task is None:
         raise UserError(
             f"{source}: its architecture {architecture} has no head for a task; give the task and, "
             f"for classes, the number of labels (tasks: {', '.join(tasks.names())})."
         )
-    return found
+    return task
 
 
 def _check(source: Path, config: Any, family: Family, task: Task) -> None:
@@ -134,11 +182,43 @@ def _check(source: Path, config: Any, family: Family, task: Task) -> None:
         )
 
 
-def _load(folder: Path, task: Task, may_add: bool, reading: dict[str, Any]) -> PreTrainedModel:
-    """Load the weights, all of them finite, every one from the folder.
+def _model(
+    found: _Found, task: Task, may_add: bool, reading: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """Load a model with its adapter, if there is one, and check all of its weights.
+
+    Returns:
+        The model in eval mode, and the names of weights and settings that it does not use.
+    """
+    counts = (len(found.stored), sum(math.prod(one.shape) for one in found.stored.values()))
+    counts = gguf_files.counts(found.reader) if found.reader else counts
+    auto_class = getattr(transformers, task.auto_class)
+    config_checks.check_size(found.source, auto_class, found.config, *counts)
+    with adapters.set_aside(found.base) as plain:
+        model, unexpected = _load(plain, task, may_add, reading)
+    if found.reader:
+        unused = gguf_files.unused(found.source, found.reader, model)
+    else:
+        unused, heads = stored_weights.unused(model, unexpected, found.stored)
+        if heads:
+            log.info("%s: not used, of heads for other tasks: %s", found.base, listed(heads))
+    model = adapters.merge(model, found.source)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{found.source}: {name} holds NaN or infinity; a sound checkpoint is needed."
+            )
+    return model.eval(), unused
+
+
+def _load(
+    folder: Path, task: Task, may_add: bool, reading: dict[str, Any]
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load the weights, every one from the folder; return the names of those without a place, too.
 
     With `may_add` a head that is missing, or of another size, is replaced by a fresh one.
     """
+    place = folder / reading.get("gguf_file", "")
     model, report = _read(folder, task, reading)
     if prefix := _other_prefix(model, report):  # some heads call what they share by another name
         renamed = {rf"^{prefix}\.": f"{model.base_model_prefix}."}
@@ -149,44 +229,38 @@ def _load(folder: Path, task: Task, may_add: bool, reading: dict[str, Any]) -> P
     for name, (stored, wanted) in sorted(other.items()):
         if name not in fresh:
             raise UserError(
-                f"{folder}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
+                f"{place}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
                 f"{'; another task or labels replace it' if _is_head(name, model) else ''}."
             )
     lost = [name for name in missing if name not in fresh]
     if lost:
-        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise UserError(
-            f"{folder}: the weights lack {', '.join(lost[:3])}{more}"
+            f"{place}: the weights lack {listed(lost)}"
             f"{'; name the task' if _is_head(lost[0], model) else ''}."
         )
+    _refuse_other_head(place, task, model, set(missing))
     if fresh:
-        log.info("%s: a fresh head for %s: %s", folder, task.name, ", ".join(fresh))
+        log.info("%s: a fresh head for %s: %s", place, task.name, ", ".join(fresh))
     if not task.fits(model.config.num_labels):
         raise UserError(
-            f"{folder}: {task.name} is not done with {model.config.num_labels} outputs; give "
+            f"{place}: {task.name} is not done with {model.config.num_labels} outputs; give "
             "the number of labels, or another task."
         )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise UserError(
-                f"{folder}: {name} holds NaN or infinity; a sound checkpoint is needed."
-            )
-    return model.eval()  # type: ignore[no-any-return]
+    return model, set(report["unexpected_keys"])
 
 
 def _read(folder: Path, task: Task, reading: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     said = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its table of what is missing: we say it
     try:
-        model, report = getattr(transformers, task.auto_class).from_pretrained(
-            folder,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported, too
-            **reading,
-        )
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(f"{folder}: weights cannot be loaded ({first_line(error)}).") from error
+        with one_line(f"{folder}: weights cannot be loaded"):
+            model, report = getattr(transformers, task.auto_class).from_pretrained(
+                folder,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, too
+                **reading,
+            )
     finally:
         transformers.utils.logging.set_verbosity(said)
     return model, report
@@ -202,57 +276,84 @@ def _other_prefix(model: Any, report: dict[str, Any]) -> str | None:
     return None
 
 
+def _refuse_other_head(place: Path, task: Task, model: Any, missing: set[str]) -> None:
+    """Refuse a head of the right shape that the checkpoint's architecture has for another task."""
+    architecture = (model.config.architectures or [""])[0]
+    shared = {id(parameter) for parameter in model.base_model.parameters()}
+    heads = [name for name, parameter in model.named_parameters() if id(parameter) not in shared]
+    found = [name for name in heads if name not in missing]
+    if architecture and not architecture.endswith(task.heads) and found:
+        raise UserError(
+            f"{place}: {found[0]} is the head of a {architecture}, not one for {task.name}; give "
+            "another task or number of labels, or take this head out of the weights."
+        )
+
+
 def _is_head(name: str, model: Any) -> bool:
     """Tell whether a parameter lies outside of what all heads share; a pooler counts as head."""
     trunk = {id(parameter) for parameter in model.base_model.parameters()}
     return id(model.get_parameter(name)) not in trunk or ".pooler." in f".{name}"
 
 
-def _tokenizer(folder: Path, reading: dict[str, Any]) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(folder, **reading)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise UserError(f"{folder}: no readable tokenizer ({first_line(error)}).") from error
-
-
-def _image(folder: Path, config: Any) -> dict[str, Any]:
-    """Say how images are prepared: size, mean and standard deviation of every channel."""
-    path = folder / "preprocessor_config.json"
-    stored = files.read_json(path) if path.is_file() else {}
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: holds no JSON object; leave it out, or give that of the model.")
-    differs = {
-        "cropped": bool(stored.get("do_center_crop") and stored.get("crop_size")),
-        "not resized bilinearly": stored.get("resample", BILINEAR) != BILINEAR,
-        "not scaled to 0..1": not stored.get("do_rescale", True),
-    }
-    if any(differs.values()):
-        said = " and ".join(what for what, is_so in differs.items() if is_so)
-        log.warning("%s: its images are %s; here they are resized as a whole.", path, said)
-    size, normalizes = config.image_size, stored.get("do_normalize", True)
-    return {
-        "size": [size, size] if isinstance(size, int) else list(size),
-        "mean": _channels(path, stored, "image_mean", MEAN if normalizes else 0.0, config),
-        "std": _channels(path, stored, "image_std", STD if normalizes else 1.0, config),
-    }
-
-
-def _channels(
-    path: Path, stored: dict[str, Any], key: str, default: float, config: Any
-) -> list[float]:
-    """Read a number for each channel."""
-    value = stored.get(key, default) if stored.get("do_normalize", True) else default
-    listed = value if isinstance(value, list) else [value] * config.num_channels
-    are_numbers = all(isinstance(one, int | float) for one in listed)
-    if not are_numbers or len(listed) != config.num_channels:
+def _tokenizer(found: _Found, model: Any) -> Any:
+    """Read the tokenizer, the adapter's own before that of its model, and compare it with both."""
+    has_own = any((found.source / name).is_file() for name in TOKENIZERS)
+    folder = found.source if has_own else found.base
+    with one_line(f"{folder}: no readable tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **found.reading)
+        ids = tokenizer.get_vocab().values()
+        last = gguf_files.tokens(found.reader) - 1 if found.reader else max(ids)
+    rows = model.get_input_embeddings().num_embeddings
+    if last >= rows:
         raise UserError(
-            f"{path}: {key} is {value!r}; {config.num_channels} numbers were expected, as the "
-            "model has channels."
+            f"{folder}: the tokenizer has ids up to {last}, the model embeds {rows} tokens; the "
+            "tokenizer that belongs to these weights is needed."
         )
-    return [float(one) for one in listed]
+    if model.config.is_encoder_decoder:
+        start = getattr(model.config, "decoder_start_token_id", None)
+        for what, token in (
+            ("the config has no decoder_start_token_id", start),
+            ("the config has no pad_token_id", model.config.pad_token_id),
+            ("the tokenizer has no pad token", tokenizer.pad_token_id),
+            ("the tokenizer has no end token (eos)", tokenizer.eos_token_id),
+        ):
+            if not isinstance(token, int) or not 0 <= token < rows:
+                raise UserError(
+                    f"{folder}: {what}, or not one below {rows}, which a translation needs; add "
+                    "what the model was trained with."
+                )
+    return tokenizer
+
+
+def _image_processor(found: _Found, config: Any, family: Family) -> dict[str, Any]:
+    """Return the settings of transformers' image processor for a folder, and try them."""
+    folder = found.base
+    names = (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+    name = next((name for name in names if (folder / name).is_file()), None)
+    if name is None:
+        settings = default_settings(config, family)
+        log.info("%s: no %s; images are prepared by %s", folder, names[0], settings)
+    else:
+        settings = _stored_processor(folder, name)
+    try:
+        return Preparation(settings, config).settings
+    except FormatError as error:
+        raise UserError(f"{folder / (name or '')}: {error}") from error
+
+
+def _stored_processor(folder: Path, name: str) -> dict[str, Any]:
+    with one_line(f"{folder / name}: is no image processor that transformers can build"):
+        found = AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+        return json.loads(found.to_json_string())  # type: ignore[no-any-return]
 
 
 def _prefix(config: Any, family: Family) -> str:
     """Source prefix that the checkpoint was trained with."""
-    found = getattr(config, "task_specific_params", None) or {}
-    return str(found.get("translation_en_to_de", {}).get("prefix", family.default_prefix))
+    found = (getattr(config, "task_specific_params", None) or {}).get("translation_en_to_de")
+    found = found if isinstance(found, dict) else {}
+    if others := sorted(found.keys() - {"prefix"}):
+        log.info("of the config's task_specific_params not taken: %s", ", ".join(others))
+    said = found.get("prefix")
+    return said if isinstance(said, str) else family.default_prefix

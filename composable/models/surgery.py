@@ -160,16 +160,39 @@ def keep_units(holder: nn.Module, module: Module, kept: list[int]) -> None:
         ShapeError: an id does not exist, the ids are not ascending, or the key/value heads that
             stay keep unequally many query heads.
     """
-    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < module.units):
-        what = "heads" if module.kind == "attention" else "neurons"
-        raise ShapeError(
-            f'"{module.name}" has {what} 0 to {module.units - 1}; kept {what} {kept} were asked '
-            "for, expected ascending ids among them."
-        )
+    check_units(module, kept)
     for child, ids in unit_rows(module, kept).items():
         linear: Any = holder.get_submodule(child)
         side = "columns" if child == module.output else "rows"
         put(holder, child, slice_linear(linear, **{side: ids}))
+
+
+def check_units(module: Module, kept: list[int]) -> None:
+    """Raise ShapeError where `kept` are no ascending ids of units that a module has."""
+    if kept != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < module.units):
+        what = "heads" if module.kind == "attention" else "neurons"
+        raise ShapeError(
+            f'"{module.name}" has {what} 0 to {module.units - 1}; kept {what} {kept!s:.60} were '
+            "asked for, expected ascending ids among them."
+        )
+
+
+def own_shapes(
+    holder: nn.Module, module: Module, kept: list[int] | None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what `own_tensors` returns; ShapeError as of `keep_units`."""
+    found = {name: tuple(weight.shape) for name, weight in own_parameters(holder, module).items()}
+    if kept is None:
+        return found
+    check_units(module, kept)
+    for child, ids in unit_rows(module, kept).items():
+        rows, columns = found[f"{child}.weight"]
+        if child == module.output:
+            found[f"{child}.weight"] = (rows, len(ids))
+        else:
+            found[f"{child}.weight"] = (len(ids), columns)
+            found |= {name: (len(ids),) for name in (f"{child}.bias",) if name in found}
+    return found
 
 
 def own_tensors(

@@ -21,6 +21,10 @@ class NoOptions:
     """Of a ranker that has none."""
 
 
+#: Options without influence on what is measured.
+FREE = ("calibration", "memory_budget")
+
+
 @dataclass(frozen=True)
 class Ranker:
     """A way of measuring importance.
@@ -45,7 +49,10 @@ class Ranker:
 def rank(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Scores:
     """Measure a model, and say what was measured and how; for the arguments see `Ranker`."""
     found = ranker.measure(dense, texts, options)
-    return dataclasses.replace(found, origin=origin_of(ranker, dense, texts, options))
+    origin = origin_of(ranker, dense, texts, options)
+    if texts is not None:
+        origin = dataclasses.replace(origin, options={**origin.options, "reading": dense.reading})
+    return dataclasses.replace(found, origin=origin)
 
 
 def origin_of(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Origin:
@@ -61,7 +68,7 @@ def origin_of(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: A
     ]
     return Origin(
         method=ranker.name,
-        options=dataclasses.asdict(options),
+        options={k: v for k, v in dataclasses.asdict(options).items() if k not in FREE},
         model=dense.info.get("source", ""),
         fingerprint=dense.fingerprint,
         modules=modules,

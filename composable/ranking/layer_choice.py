@@ -194,6 +194,7 @@ def configurations(
     found = scores_file.load(scores) if scores else None
     if found and scores:
         found.require_model(dense.fingerprint, scores)
+        dense.require_reading(scores, found.reading)
     check_protected(protect, len(names))
     choice = Choice(policy, found, name, distance, protect, reference_offset)
     chosen = [

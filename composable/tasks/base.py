@@ -1,12 +1,14 @@
 """What a task is: data, a loss and a metric; and Score, a number with its signature."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from composable.errors import UserError
+from composable.tasks.labels import are_numbers, class_names
+from composable.tasks.splits import short_name
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Task(ABC):
 
     def knows(self, config: Any) -> dict[str, Any]:
         """Return what a checkpoint's info says for this task, of a model with this config."""
+        return {}
+
+    def learned(self, checkpoint: Any, corpus: Any) -> dict[str, Any]:
+        """Return what a checkpoint's info says beside after a training on this corpus."""
         return {}
 
     @abstractmethod
@@ -159,10 +165,21 @@ class Classification(Task):
         """Return how many classes a head gets."""
         return labels
 
+    #: (corpus, checkpoint) -> class -> output of the model, and how they were brought together.
+    outputs_of: ClassVar[Callable[..., tuple[dict[str, int], str]]]
+
     def knows(self, config: Any) -> dict[str, Any]:
-        """Return the names of the classes; "0", "1", ... where the config has none of its own."""
-        names = (str(config.id2label[i]) for i in range(config.num_labels))
-        return {"labels": [name.removeprefix("LABEL_") for name in names]}
+        """Return the names of the classes; nothing where the config has but numbers for them."""
+        names = [str(config.id2label[i]) for i in range(config.num_labels)]
+        return {} if are_numbers(names) else {"labels": names}
+
+    def learned(self, checkpoint: Any, corpus: Any) -> dict[str, Any]:
+        """Return the names of the classes that the outputs stand for from now on."""
+        names = class_names(checkpoint)
+        if are_numbers(names):
+            for label, number in self.outputs_of(corpus, checkpoint)[0].items():
+                names[number] = label
+        return {"labels": names}
 
 
 def signature(corpus: Any, count: int, **settings: Any) -> str:
@@ -176,7 +193,7 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
     import composable
 
     said = {
-        "data": Path(corpus.name).resolve().name,
+        "data": short_name(corpus.name),
         "file": corpus.file,
         "split": corpus.split,
         "count": count,
@@ -185,6 +202,21 @@ def signature(corpus: Any, count: int, **settings: Any) -> str:
         **{it.__name__: it.__version__ for it in (composable, torch, transformers)},
     }
     return "|".join(f"{key}:{value}" for key, value in said.items())
+
+
+def measured(scores: dict[str, Score], loss: float) -> dict[str, Any]:
+    """Return scores, by their keys, and loss as reports hold them.
+
+    Raises:
+        UserError: one of them is NaN or infinite.
+    """
+    for name, value in {"loss": loss, **{it.name: it.value for it in scores.values()}}.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"the model's {name} is {value}, a finite number was expected; its weights give no "
+                "usable outputs in this dtype."
+            )
+    return {key: score.to_json() for key, score in scores.items()} | {"loss": round(loss, 6)}
 
 
 def report(
@@ -201,13 +233,12 @@ def report(
         more: what else the task says.
     """
     return {
-        **{key: score.to_json() for key, score in scores.items()},
-        "loss": round(loss, 6),
+        **measured(scores, loss),
         "samples": count,
         **more,
         "samples_per_second": round(count / seconds, 2),
         "data": {
-            "name": corpus.name,
+            "name": short_name(corpus.name),
             "split": corpus.split,
             "file": corpus.file,
             "count": count,

@@ -4,27 +4,31 @@ from typing import Any
 
 import torch
 
+from composable import files
 from composable.errors import MismatchError
 from composable.tasks import images, scores
 from composable.tasks.base import Classification, Score, report, signature
 from composable.tasks.images import Images, Pixels, Preparation
+from composable.tasks.labels import class_ids, class_names
 from composable.tasks.samples import measure
-from composable.tasks.text_classification import class_ids, class_names, classify
+from composable.tasks.text_classification import classify
 
 
-def outputs_of(corpus: Images, names: list[str]) -> tuple[dict[int, int], str]:
+def outputs_of(corpus: Images, checkpoint: Any) -> tuple[dict[str, int], str]:
     """Return class -> output of a model, and how: by "name", "order" or "number" (`class_ids`)."""
+    names = class_names(checkpoint)
     if corpus.classes:
+        one = {corpus.classes[n]: it for n, it in zip(corpus.labels, corpus.pictures, strict=True)}
         # folders by number or code, in their order, are what image models are trained on
-        ids, how = class_ids([*corpus.classes], corpus.classes, names, trusts_order=True)
-        return {number: ids[name] for number, name in enumerate(corpus.classes)}, how
+        order: Any = {"trusts_order": True, "where": lambda label: str(one[label])}
+        return class_ids(one, corpus.classes, names, **order)
     least, most = min(corpus.labels), max(corpus.labels)
     if least < 0 or most >= len(names):
         raise MismatchError(
             f"{corpus.name}: labels from {least} to {most}, the model has {len(names)} classes; "
             f"numbers from 0 to {len(names) - 1} were expected."
         )
-    return {number: number for number in range(len(names))}, "number"
+    return {str(number): number for number in range(len(names))}, "number"
 
 
 class ImageClassification(Classification):
@@ -38,13 +42,14 @@ class ImageClassification(Classification):
     read = staticmethod(images.read)
     run = staticmethod(classify)
     collator = staticmethod(lambda checkpoint: images.stack)
+    outputs_of = staticmethod(outputs_of)
 
     def dataset(self, corpus: Images, checkpoint: Any, is_sorted: bool = False) -> Pixels:
         """Prepare the images as the model file says; all are of one length."""
-        ids, _ = outputs_of(corpus, class_names(checkpoint))
-        preparation = Preparation.of(checkpoint.info.get("image"), checkpoint.model.config)
-        labels = [ids[label] for label in corpus.labels]
-        return Pixels(corpus, labels, preparation, self.length(checkpoint))
+        ids, _ = outputs_of(corpus, checkpoint)
+        classes = corpus.classes
+        labels = [ids[classes[label] if classes else str(label)] for label in corpus.labels]
+        return Pixels(corpus, labels, Preparation.of(checkpoint), self.length(checkpoint))
 
     def length(self, checkpoint: Any) -> int:
         """Return the tokens of an image."""
@@ -64,14 +69,14 @@ class ImageClassification(Classification):
         data = self.dataset(corpus, checkpoint)
         found = measure(checkpoint, data, self.collator(checkpoint), classify, settings)
         logits = torch.stack([row[0] for row in found.rows])
-        preparation = data.preparation
+        prepared_by = data.preparation.settings
         said = signature(
             corpus,
             len(data),
-            size="x".join(map(str, preparation.size)),
-            mean=",".join(f"{value:g}" for value in preparation.mean),
-            std=",".join(f"{value:g}" for value in preparation.std),
-            classes_by=outputs_of(corpus, names)[1],
+            size="x".join(map(str, data.preparation.size)),
+            image_processor=prepared_by["image_processor_type"],
+            image_settings=files.digest_of(prepared_by)[:12],
+            classes_by=outputs_of(corpus, checkpoint)[1],
             dtype=settings["dtype"],
         )
         found_scores = {f"top{k}": _score(logits, data.labels, k, said) for k in (1, 5)}

@@ -1,10 +1,12 @@
 """Labelled images: folders with a folder for each class, .npz files; as a model wants them."""
 
 import hashlib
+import json
+import math
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from composable import files
 from composable.errors import FormatError, UserError
+from composable.families import Family
 from composable.tasks import splits
+from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
@@ -24,8 +28,16 @@ WANTED = (
     "each class, or an .npz file with train_images, train_labels, valid_images, valid_labels, "
     "test_images, test_labels"
 )
-#: What numpy raises where a file is no .npz, or a damaged one.
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+#: Bytes of prepared images that a split keeps in memory.
+KEPT_BYTES = 256 << 20
+#: Most bytes that are read of an array: 4 GiB.
+MOST_BYTES = 2**32
+#: What zipfile and numpy raise where a file is no .npz, or a damaged one.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
+    ArithmeticError,
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,8 @@ class Images(Corpus):
         pictures: paths of files; or an array (images, height, width) or (images, height, width,
             channels), uint8 from 0 to 255 or floats from 0 to 1.
         labels: number of the class of each.
-        classes: names of the classes in the order of their numbers; () where they have none.
+        classes: names of the classes of all splits, ordered (`labels.ordered`); () where they have
+            none.
     """
 
     pictures: Any
@@ -49,17 +62,22 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
     name = data or default
     if name and Path(name).is_file():
         return _read_arrays(Path(name), split, limit)
-    name, places = splits.locate(data, default, split, splits.NAMES, splits.folder_of, WANTED)
-    return _read_folder(name, split, places[0], limit)
+    name, found = splits.files_of(data, default, splits.NAMES, splits.folder_of, WANTED)
+    place, every = splits.places(name, split, found, WANTED)[0], filter(None, found.values())
+    return _read_folder(name, split, place, every, limit)
 
 
-def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Images:
-    """List the files of each class; classes are numbered in the order of their names."""
-    classes = sorted(each.name for each in place.path.iterdir() if each.is_dir())
+def _read_folder(
+    name: str, split: str, place: Source, every: Iterable[Path], limit: int | None
+) -> Images:
+    """List the files of each class; `every` are the folders of all splits."""
+    classes = ordered(
+        {each.name for folder in every for each in splits.inside(folder) if each.is_dir()}
+    )
     groups = []
     for number, each in enumerate(classes):
-        inside = sorted((place.path / each).iterdir())
-        paths = [path for path in inside if path.suffix.lower() in ENDINGS]
+        found = splits.inside(place.path / each) if (place.path / each).is_dir() else []
+        paths = [it for it in found if it.suffix.lower() in ENDINGS and it.is_file()]
         groups.append([(path, number) for path in splits.share_of(paths, place.share)])
     chosen = splits.interleave(groups, limit)
     if not chosen:
@@ -68,24 +86,30 @@ def _read_folder(name: str, split: str, place: Source, limit: int | None) -> Ima
     for path, _ in chosen:
         relative = path.relative_to(place.path).as_posix()
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
-        total.update(path.read_bytes())
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                total.update(piece)
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
-    return Images(name, split, place.label, total.hexdigest(), paths, labels, tuple(classes))
+    return Images(name, split, place.label, total.hexdigest(), paths, labels, classes)
 
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as archive:
+            inside = {*archive.namelist()}
             found = {
-                each: next((Path(name) for name in names if f"{name}_images" in archive), None)
+                each: next((Path(it) for it in names if f"{it}_images.npy" in inside), None)
                 for each, names in splits.NAMES.items()
             }
             places = splits.sources(split, found)
             if not places:
                 raise UserError(f"{path}: no {split} split; expected {WANTED}.")
-            stem = places[0].path.name
-            pictures, labels = archive[f"{stem}_images"], archive[f"{stem}_labels"]
-    except (*_UNREADABLE, KeyError) as error:
+            stem, share = places[0].path.name, places[0].share
+            # of a share a tenth or more of the samples are wanted
+            rows = limit and (limit if share == "all" else limit * splits.HELD_OUT)
+            pictures = _first_rows(archive, f"{stem}_images", rows)
+            labels = _first_rows(archive, f"{stem}_labels", rows)
+    except _UNREADABLE as error:
         raise FormatError(f"{path}: not such an .npz file ({error}); expected {WANTED}.") from error
     _check(path, stem, pictures, labels)
     chosen = splits.share_of(range(len(pictures)), places[0].share)[:limit]
@@ -96,8 +120,30 @@ def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     total = hashlib.sha256(files.canonical_json(shape).encode())
     total.update(np.ascontiguousarray(pictures).tobytes())
     total.update(numbers.astype("<i8").tobytes())
-    file = f"{path.name}:{places[0].label}"
+    file = f"{splits.followed(path).name}:{places[0].label}"
     return Images(str(path), split, file, total.hexdigest(), pictures, numbers.tolist(), ())
+
+
+def _first_rows(archive: zipfile.ZipFile, name: str, rows: int | None) -> NDArray[Any]:
+    """Read the first rows of an array of an .npz file, None: all, without trusting its header.
+
+    A ValueError where it is no such array, or more than `MOST_BYTES` would be read.
+    """
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read_header: Any = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, is_fortran, dtype = read_header(file)
+        if dtype.hasobject or not shape or min(shape) < 0:
+            raise ValueError(f"{name} holds no rows of numbers")
+        count = shape[0] if rows is None or is_fortran else min(shape[0], rows)
+        size = math.prod((count, *shape[1:])) * dtype.itemsize
+        if size > MOST_BYTES:
+            raise ValueError(f"{name} has {size:,} bytes, more than {MOST_BYTES:,}, which are read")
+        content = file.read(size)
+    if len(content) != size:
+        raise ValueError(f"{name} has {len(content):,} bytes, {size:,} were expected")
+    found = np.frombuffer(content, dtype)
+    return found.reshape((count, *shape[1:]), order="F" if is_fortran else "C")
 
 
 def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -122,31 +168,46 @@ def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) 
         )
 
 
-@dataclass(frozen=True)
 class Preparation:
-    """How a model wants its images.
+    """How a model wants its images: by an image processor of transformers, on Pillow.
+
+    The results do not depend on whether torchvision is installed, which transformers would prefer.
 
     Attributes:
-        size: height and width.
-        mean: of each channel, on the scale from 0 to 1.
-        std: of each channel; (pixel - mean) / std is what the model sees.
+        settings: of the processor, with all defaults, as in a preprocessor_config.json.
+        size: height and width of what the model sees.
         channels: 1 (grey) or 3 (red, green, blue).
     """
 
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channels: int
+    def __init__(self, settings: Mapping[str, Any], config: Any):
+        """Make the processor, and try it.
+
+        Args:
+            settings: of an image processor.
+            config: of the model.
+
+        Raises:
+            FormatError: there is no such processor, or its images are not what the model takes.
+        """
+        self._processor = _processor(settings)
+        self.settings: dict[str, Any] = json.loads(self._processor.to_json_string())
+        self.channels = int(getattr(config, "num_channels", 3))
+        side = config.image_size
+        self.size = (side, side) if isinstance(side, int) else tuple(side)
+        # of another shape than the model takes, so that it has to be cropped or resized
+        self.tensor(np.zeros((2 * self.size[0], self.size[1], self.channels), dtype=np.uint8))
 
     @classmethod
-    def of(cls, info: Mapping[str, Any] | None, config: Any) -> "Preparation":
-        """Take what the model file says; without it the config's size, 0.5 and 0.5."""
-        said = info or {}
-        channels = int(getattr(config, "num_channels", 3))
-        size: Any = said.get("size") or getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        mean, std = (tuple(said.get(key) or [0.5] * channels) for key in ("mean", "std"))
-        return cls((height, width), mean, std, channels)
+    def of(cls, checkpoint: Any) -> "Preparation":
+        """Take what a model file says; without it `default_settings`."""
+        info, config = checkpoint.info, checkpoint.model.config
+        if "image" in info:
+            raise FormatError(
+                "the model file says in an older form how images are prepared; make it again with "
+                "download_model.py."
+            )
+        said = info.get("image_processor")
+        return cls(default_settings(config, checkpoint.family) if said is None else said, config)
 
     def tensor(self, picture: Any) -> Tensor:
         """Turn one of the pictures of `Images` into (channels, height, width), float32.
@@ -154,48 +215,88 @@ class Preparation:
         Raises:
             FormatError: the file is no image, or of colours where the model takes none.
         """
-        pixels = self._open(picture) if isinstance(picture, Path) else self._resized(picture)
-        scaled = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-        mean, std = (torch.tensor(side)[:, None, None] for side in (self.mean, self.std))
-        return (scaled - mean) / std
-
-    def _open(self, path: Path) -> NDArray[np.float32]:
-        from PIL import Image, UnidentifiedImageError
-
+        pixels = _open(picture, self.channels) if isinstance(picture, Path) else picture
         try:
-            with Image.open(path) as image:
-                if image.mode[0] in "IF":  # convert would cut off what is above 255
-                    raise FormatError(
-                        f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
-                        "it to 8 bits a channel."
-                    )
-                mode = "L" if self.channels == 1 else "RGB"
-                return self._resized(np.asarray(image.convert(mode)))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
+            made = self._processor(self._layers(pixels), input_data_format="channels_last")
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise FormatError(f"{self._name()} cannot prepare images ({error}).") from error
+        prepared = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
+        if prepared.shape != (self.channels, *self.size):
+            raise FormatError(
+                f"{self._name()} makes {_sides(prepared.shape)} of images of "
+                f"{_sides(pixels.shape[:2])} pixels, the model takes "
+                f"{_sides((self.channels, *self.size))}; mend size, crop_size or do_resize."
+            )
+        return torch.from_numpy(prepared)
 
-    def _resized(self, picture: NDArray[Any]) -> NDArray[np.float32]:
-        """Resize bilinearly, with Pillow's filter, and scale: (height, width, channels), 0 to 1."""
-        from PIL import Image
-
+    def _layers(self, picture: NDArray[Any]) -> NDArray[np.uint8]:
+        """Give a picture all its channels: (height, width, channels), 0 to 255."""
         layers = picture if picture.ndim == 3 else picture[..., None]
         if layers.shape[2] > self.channels:
             raise FormatError(
                 f"the images have {layers.shape[2]} channels, the model takes {self.channels}; "
                 "convert them."
             )
-        if layers.shape[:2] != self.size:
-            # Pillow knows no other floats
-            mode = np.uint8 if layers.dtype == np.uint8 else np.float32
-            drawn = (Image.fromarray(layers[..., i].astype(mode)) for i in range(layers.shape[2]))
-            size, way = self.size[::-1], Image.Resampling.BILINEAR
-            layers = np.stack([np.asarray(one.resize(size, way)) for one in drawn], axis=-1)
-        scaled = layers.astype(np.float32) / (255 if layers.dtype == np.uint8 else 1)
-        return np.broadcast_to(scaled, (*self.size, self.channels))
+        if layers.dtype != np.uint8:  # Pillow knows no other pixels
+            layers = np.round(layers * 255).astype(np.uint8)
+        return np.broadcast_to(layers, (*layers.shape[:2], self.channels))
+
+    def _name(self) -> str:
+        return f"the image processor {self.settings['image_processor_type']}"
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def default_settings(config: Any, family: Family) -> dict[str, Any]:
+    """Say how images are prepared where nothing says it: mean and standard deviation are 0.5."""
+    side, channels = config.image_size, int(getattr(config, "num_channels", 3))
+    height, width = (side, side) if isinstance(side, int) else side
+    return {
+        "image_processor_type": family.image_processor,
+        "size": {"height": height, "width": width},
+        "image_mean": [0.5] * channels,
+        "image_std": [0.5] * channels,
+    }
+
+
+def _processor(settings: Mapping[str, Any]) -> Any:
+    """Make the image processor that settings name."""
+    import transformers
+    from transformers.image_processing_backends import PilBackend
+
+    kind = settings.get("image_processor_type") if isinstance(settings, Mapping) else None
+    found = getattr(transformers, f"{kind}Pil", None)
+    if not (isinstance(found, type) and issubclass(found, PilBackend)):
+        raise FormatError(
+            f"image_processor_type {kind!r} is no image processor of transformers "
+            f"{transformers.__version__} that works on Pillow."
+        )
+    try:
+        return found.from_dict(dict(settings))
+    except (LookupError, TypeError, ValueError) as error:
+        raise FormatError(f"{kind}: cannot be made of its settings ({error}).") from error
+
+
+def _open(path: Path, channels: int) -> NDArray[np.uint8]:
+    """Read a file: (height, width) or (height, width, 3)."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # convert would cut off what is above 255
+                raise FormatError(
+                    f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
+                    "it to 8 bits a channel."
+                )
+            return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read as an image ({error}).") from error
 
 
 class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
-    """Images as a model wants them, read one by one when they are asked for.
+    """Images as a model wants them, prepared when they are asked for first.
 
     Attributes:
         identity: SHA-256 of what the pixels follow from: files or arrays, their preparation, and
@@ -207,15 +308,20 @@ class Pixels(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, images: Images, labels: list[int], preparation: Preparation, tokens: int):
         self.pictures, self.labels, self.preparation = images.pictures, labels, preparation
-        self.identity = files.digest_of([images.sha256, asdict(preparation), labels])
+        self.identity = files.digest_of([images.sha256, preparation.settings, labels])
         self.lengths = [tokens] * len(labels)
         self.sizes = [(tokens, tokens)] * len(labels)
+        self._prepared: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = self.preparation.tensor(self.pictures[index])
+        pixels = self._prepared.get(index)
+        if pixels is None:
+            pixels = self.preparation.tensor(self.pictures[index])
+            if pixels.nbytes * len(self._prepared) < KEPT_BYTES:
+                self._prepared[index] = pixels
         return {"pixel_values": pixels, "labels": self.labels[index]}
 
 

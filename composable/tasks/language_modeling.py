@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from composable.errors import FormatError, UserError
-from composable.tasks import scores, splits
+from composable.tasks import scores, splits, text_files
 from composable.tasks.base import Score, Task, report, signature
 from composable.tasks.losses import sample_losses, training_functions
 from composable.tasks.samples import (
     Samples,
-    finite,
     measure,
     pad_texts,
     pad_token,
@@ -57,22 +58,20 @@ def read_stream(data: str | None, default: str | None, split: str, limit: int | 
     """
     find = functools.partial(splits.first_of, endings=ENDINGS)
     name, (place, *_) = splits.locate(data, default, split, NAMES, find, WANTED)
-    text = _share(splits.read_text(place.path), place, limit)
+    text = _share(text_files.lines(place.path), place, limit)
     if not text.strip():
         raise FormatError(f"{place.path}: no text for {split}; at least a line was expected.")
     file, digest = place.path.name + _PARTS[place.share], hashlib.sha256(text.encode())
     return Stream(name, split, file, digest.hexdigest(), text)
 
 
-def _share(text: str, place: Source, limit: int | None) -> str:
+def _share(lines: Iterator[str], place: Source, limit: int | None) -> str:
     """Take the first 90 % of the lines, or the rest; and of those the first few."""
-    if place.share == "all" and limit is None:
-        return text
-    lines = [f"{line}\n" for line in text.split("\n")]
-    lines[-1] = lines[-1].removesuffix("\n")
-    cut = (len(lines) - (not lines[-1])) * 9 // 10
-    part = {"all": slice(None), "train": slice(cut), "valid": slice(cut, None)}[place.share]
-    return "".join(lines[part][:limit])
+    if place.share != "all":
+        every = list(lines)
+        cut = len(every) * 9 // 10
+        lines = iter(every[:cut] if place.share == "train" else every[cut:])
+    return "".join(itertools.islice(lines, limit))
 
 
 def pad_windows(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
@@ -139,7 +138,7 @@ class LanguageModeling(Task):
         settings = settings | {"batch_tokens": _batch_tokens(checkpoint, settings)}
         found = measure(checkpoint, data, self.collator(checkpoint), sample_losses, settings)
         totals, counts = (torch.stack(side).double() for side in zip(*found.rows, strict=True))
-        predicted, loss = int(counts.sum()), finite(float(totals.sum() / counts.sum()))
+        predicted, loss = int(counts.sum()), float(totals.sum() / counts.sum())
         tokens, size = data.tokens, len(corpus.text.encode())
         said = signature(
             corpus,

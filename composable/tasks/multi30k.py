@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import urllib.error
 import urllib.request
@@ -13,8 +14,11 @@ from tqdm import tqdm
 
 from composable import files, progress
 from composable.errors import FormatError, UserError
+from composable.tasks.text_files import opened
 
 TIMEOUT_SECONDS = 30
+#: More than any of the files has, packed or not.
+MOST_BYTES = 2**24
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 
 # file name -> (lines, SHA-256 of the decompressed bytes)
@@ -67,15 +71,23 @@ def fetch_multi30k(folder: Path) -> None:
 
 def _is_there(folder: Path, name: str) -> bool:
     """Tell whether a file of Multi30K is in `folder`, plain or gzipped, and right."""
-    checks = {folder / name: fault, folder / f"{name}.gz": _fault_of_gzip}
-    return any(
-        path.is_file() and check(name, path.read_bytes()) is None for path, check in checks.items()
-    )
+    paths = (folder / name, folder / f"{name}.gz")
+    return any(path.is_file() and fault_of_file(name, path) is None for path in paths)
+
+
+def fault_of_file(name: str, path: Path) -> str | None:
+    """As `fault`, of a file, decompressed where its name ends in .gz."""
+    try:
+        with opened(path) as file:
+            return fault(name, file.read(MOST_BYTES + 1))
+    except FormatError as error:
+        return str(error)
 
 
 def _fault_of_gzip(name: str, content: bytes) -> str | None:
     try:
-        return fault(name, gzip.decompress(content))
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            return fault(name, file.read(MOST_BYTES + 1))
     except (OSError, EOFError, zlib.error) as error:
         return f"not a whole gzip file ({error})"
 
@@ -87,7 +99,9 @@ def _fetch(name: str) -> bytes:
     way_out = 'use the data "embedded", or a folder with a copy of Multi30K.'
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            content: bytes = response.read()
+            content: bytes = response.read(MOST_BYTES + 1)
+            if response.length and len(content) <= MOST_BYTES:  # which only a read of all notices
+                raise http.client.IncompleteRead(content, response.length)
     except urllib.error.HTTPError as error:
         raise UserError(f"Multi30K: {url} answered {error.code}; {way_out}") from error
     except http.client.HTTPException as error:

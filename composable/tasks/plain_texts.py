@@ -1,6 +1,7 @@
 """Plain texts, one sample a line: text files, and JSON lines with the text under a key."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,17 @@ from typing import Any
 from torch import Tensor
 
 from composable import families
-from composable.errors import FormatError, UserError
-from composable.tasks.samples import Samples, most_tokens, pad_texts, pad_token, with_positions
-from composable.tasks.splits import Corpus, json_lines, read_text
+from composable.errors import FormatError
+from composable.tasks.samples import (
+    Samples,
+    check_tokens,
+    most_tokens,
+    pad_texts,
+    pad_token,
+    with_positions,
+)
+from composable.tasks.splits import Corpus
+from composable.tasks.text_files import json_lines, lines
 
 #: Tokens of a text at most, if nothing else is said.
 LONGEST = 1024
@@ -36,8 +45,7 @@ def dataset(corpus: PlainTexts, checkpoint: Any) -> Samples:
     """Tokenise texts, with the special tokens of the tokenizer; each must have a token."""
     longest = most_tokens(checkpoint, LONGEST)
     found = checkpoint.tokenizer(corpus.texts, truncation=True, max_length=longest, verbose=False)
-    if not all(found["input_ids"]):
-        raise UserError("a text of the calibration set has no token; leave empty ones out.")
+    check_tokens(found["input_ids"], f"{corpus.name or 'calibration set'}: text {{}}".format)
     return Samples([{"input_ids": ids} for ids in found["input_ids"]])
 
 
@@ -73,18 +81,18 @@ def read_texts(path: Path, key: str = "text", limit: int | None = None) -> Plain
 
     Args:
         path: a text a line, or .jsonl with an object a line; also .gz. Empty ones are left out.
+            No more is read than `limit` needs.
         key: of the text in an object.
         limit: the first so many texts.
 
     Raises:
         FormatError: no such file, or no text in it.
     """
-    content = read_text(path)
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        found = [_text_of(path, i, record, key) for i, _, record in json_lines(path, content)]
+        found = (_text_of(path, number, record, key) for number, record in json_lines(path))
     else:
-        found = [line.strip() for line in content.split("\n")]
-    texts = [text for text in found if text.strip()][:limit]
+        found = (line.strip() for line in lines(path))
+    texts = list(itertools.islice((text for text in found if text.strip()), limit))
     if not texts:
         raise FormatError(f"{path}: no text in it; at least one line was expected.")
     return PlainTexts.of(texts, str(path), path.name)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from composable import files
-from composable.errors import UserError
+from composable.errors import FormatError
 from composable.linalg import kernels
 from composable.progress import shows_progress
 
@@ -91,6 +91,20 @@ def has_token_types(checkpoint: Any) -> bool:
     )
 
 
+def check_tokens(rows: Sequence[Sequence[int]], place: Callable[[int], str]) -> None:
+    """Refuse samples without a token, of which a model can say nothing.
+
+    Args:
+        rows: token ids of every sample.
+        place: says for the message where a sample is, which it gets the number of, from 1.
+    """
+    for number, ids in enumerate(rows, 1):
+        if not len(ids):
+            raise FormatError(
+                f"{place(number)}: the text has no token for this model's tokenizer; take it out."
+            )
+
+
 def labelled_samples(
     checkpoint: Any, corpus: Any, labels: Sequence[float], longest: int, is_sorted: bool
 ) -> Samples:
@@ -109,6 +123,7 @@ def labelled_samples(
         return_attention_mask=False,
         return_token_type_ids=len(names) > 1,
     )
+    check_tokens(found["input_ids"], lambda number: corpus.place(number - 1))
     items: list[dict[str, Any]] = [
         {name: np.array(found[name][i], dtype=np.int32) for name in names} | {"labels": label}
         for i, label in enumerate(labels)
@@ -228,18 +243,8 @@ class Measured:
     seconds: float
 
     def mean(self, index: int) -> float:
-        """Mean of one of the tensors over all samples; a `UserError` where it is not finite."""
-        return finite(float(torch.stack([row[index] for row in self.rows]).double().mean()))
-
-
-def finite(loss: float) -> float:
-    """Return a loss as it is; a `UserError` where it is NaN or infinite."""
-    if not np.isfinite(loss):
-        raise UserError(
-            f"the model's loss is {loss}, a finite number was expected; its weights give no "
-            "usable outputs in this dtype."
-        )
-    return loss
+        """Mean of one of the tensors over all samples."""
+        return float(torch.stack([row[index] for row in self.rows]).double().mean())
 
 
 def measure(

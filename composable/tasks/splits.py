@@ -1,15 +1,12 @@
 """Which file of a folder holds which split, and what stands in where a split is missing."""
 
-import gzip
 import itertools
-import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from composable.errors import FormatError, NoDataError, UserError
+from composable.errors import NoDataError, UserError
 
 Sample = TypeVar("Sample")
 #: What the file or folder of a split may be called, the first that exists is read.
@@ -36,6 +33,18 @@ class Corpus:
     sha256: str
 
 
+def short_name(name: str) -> str:
+    """Last part of the path that a corpus came from, the same however it was spelled."""
+    return followed(Path(name)).name if name else ""
+
+
+def followed(path: Path) -> Path:
+    """Follow links, as long as the name of a file keeps its ending (not so in a hub's cache)."""
+    target = path.resolve()
+    is_kept = target.is_dir() or target.suffix == path.suffix
+    return target if is_kept else path.parent.resolve() / path.name
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a split comes from.
@@ -54,27 +63,40 @@ class Source:
         return self.path.name + _PARTS[self.share]
 
 
+Find = Callable[[Path, Sequence[str]], Path | None]
+
+
 def locate(
     data: str | None,
     default: str | None,
     split: str,
     names: Mapping[str, Sequence[str]],
-    find: Callable[[Path, Sequence[str]], Path | None],
+    find: Find,
     wanted: str,
 ) -> tuple[str, list[Source]]:
-    """Find the places a split can be read from.
+    """Find the places a split can be read from: `places` of `files_of`."""
+    name, found = files_of(data, default, names, find, wanted)
+    return name, places(name, split, found, wanted)
+
+
+def files_of(
+    data: str | None,
+    default: str | None,
+    names: Mapping[str, Sequence[str]],
+    find: Find,
+    wanted: str,
+) -> tuple[str, dict[str, Path | None]]:
+    """Find the files of all splits.
 
     Args:
         data: a folder, or a single file.
         default: what the model file asks for where the option is not given.
-        split: train, valid or test.
         names: split -> what its file or folder may be called.
         find: (folder, names) -> the first of them that is there, or None.
         wanted: what the task reads, for messages.
 
     Returns:
-        What was asked for, and the places, the best first; a place that turns out to have no
-        labels is passed over.
+        What was asked for; and split -> its file, or None. A single file is that of valid.
 
     Raises:
         NoDataError: nothing was asked for.
@@ -87,14 +109,24 @@ def locate(
             f"expected {wanted}."
         )
     path = Path(name)
-    if not path.exists():
-        raise UserError(f"data {name}: no such file or folder; expected {wanted}.")
+    if not (path.is_file() or path.is_dir()):
+        said = "is no ordinary file or folder" if path.exists() else "no such file or folder"
+        raise UserError(f"data {name}: {said}; expected {wanted}.")
     is_single = path.is_file() or (path / "state.json").is_file()
-    found = {"valid": path} if is_single else {each: find(path, names[each]) for each in names}
-    places = sources(split, found)
-    if not places:
+    if is_single:
+        return name, {"valid": followed(path)}
+    return name, {each: find(path, names[each]) for each in names}
+
+
+def places(name: str, split: str, found: Mapping[str, Path | None], wanted: str) -> list[Source]:
+    """Say where a split can be read, the best place first; the other arguments are of `files_of`.
+
+    A place that turns out to have no labels is passed over. A UserError where there is none.
+    """
+    found_places = sources(split, found)
+    if not found_places:
         raise UserError(f"data {name}: no {split} split; expected {wanted}.")
-    return name, places
+    return found_places
 
 
 def sources(split: str, found: Mapping[str, Path | None]) -> list[Source]:
@@ -114,12 +146,16 @@ def sources(split: str, found: Mapping[str, Path | None]) -> list[Source]:
     return [Source(only, split)] if only else []
 
 
-def share_of(samples: Sequence[Sample], share: str) -> list[Sample]:
-    """Return the share of the samples; every tenth, from the first, is held out for "valid"."""
-    if share == "all":
-        return list(samples)
-    is_wanted = share == "valid"
-    return [each for i, each in enumerate(samples) if (i % HELD_OUT == 0) == is_wanted]
+def share_of(samples: Iterable[Sample], share: str, limit: int | None = None) -> list[Sample]:
+    """Return the first samples of a share; no more are asked for than are returned.
+
+    Every tenth sample, from the first, is held out for "valid".
+    """
+    is_held = share == "valid"
+    chosen = (
+        each for i, each in enumerate(samples) if share == "all" or (i % HELD_OUT == 0) == is_held
+    )
+    return list(itertools.islice(chosen, limit))
 
 
 def interleave(groups: Sequence[Sequence[Sample]], limit: int | None) -> list[Sample]:
@@ -136,39 +172,16 @@ def first_of(folder: Path, names: Sequence[str], endings: Sequence[str]) -> Path
     return next((path for path in paths if path.is_file()), None)
 
 
+def inside(folder: Path) -> list[Path]:
+    """List a folder, sorted, without what file managers, notebooks and archives leave there."""
+    paths = sorted(folder.iterdir())
+    return [it for it in paths if not it.name.startswith((".", "__MACOSX"))]
+
+
 def folder_of(folder: Path, names: Sequence[str], classes: Sequence[str] = ()) -> Path | None:
     """Find the first folder that has folders: one for each class, or any where none is named."""
     for path in (folder / name for name in names if (folder / name).is_dir()):
-        inside = [path / each for each in classes] or path.iterdir()
-        if (all if classes else any)(each.is_dir() for each in inside):
+        found = [path / each for each in classes] or inside(path)
+        if (all if classes else any)(each.is_dir() for each in found):
             return path
     return None
-
-
-def json_lines(path: Path, text: str) -> Iterator[tuple[int, str, Any]]:
-    """Parse JSON lines: number from 1, line and value of each that is not empty."""
-    # not splitlines: a JSON string may hold line separators of Unicode
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise FormatError(f"{path}: line {number} is not JSON ({error}).") from error
-            yield number, line, value
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressed where its name ends in .gz; a FormatError where it cannot be."""
-    raw = path.read_bytes()
-    try:
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (EOFError, OSError, zlib.error) as error:
-        raise FormatError(f"{path}: cannot be read as text ({error}).") from error
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, plain or .gz, without a byte order mark; another is a FormatError."""
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: cannot be read as text ({error}).") from error

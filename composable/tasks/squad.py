@@ -1,7 +1,6 @@
 """Questions on contexts: SQuAD's JSON files, their tokens, and the spans that answer them."""
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from composable import files
 from composable.errors import FormatError
-from composable.tasks import splits
+from composable.tasks import splits, text_files
+from composable.tasks.samples import check_tokens
 from composable.tasks.splits import Corpus
 
 NAMES = {
@@ -85,7 +85,7 @@ def read(data: str | None, default: str | None, split: str, limit: int | None) -
 def _read(path: Path) -> tuple[list[list[Question]], bool]:
     """Return the questions of every paragraph, and whether the file is of version 2.0."""
     try:
-        content = json.loads(splits.read_text(path))
+        content = text_files.parse_json(text_files.read_text(path))
         paragraphs = [each for article in content["data"] for each in article["paragraphs"]]
         groups = [[_question(path, each, asked) for asked in each["qas"]] for each in paragraphs]
         return groups, any("is_impossible" in asked for each in paragraphs for asked in each["qas"])
@@ -99,8 +99,15 @@ def _read(path: Path) -> tuple[list[list[Question]], bool]:
 
 def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Question:
     context = paragraph["context"]
-    found = {} if asked.get("is_impossible") else asked["answers"]
-    answers = tuple((str(each["text"]), int(each["answer_start"])) for each in found)
+    found = [] if asked.get("is_impossible") else asked["answers"]
+    answers = tuple((each["text"], int(each["answer_start"])) for each in found)
+    question = asked["question"]
+    for text in (context, question, *(text for text, _ in answers)):
+        if not isinstance(text, str):
+            raise FormatError(
+                f"{path}: question {asked['id']}: {str(text)[:40]!r} stands where a text was "
+                "expected."
+            )
     for text, start in answers:
         if start < 0 or context[start : start + len(text)] != text:
             raise FormatError(
@@ -108,7 +115,7 @@ def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Q
                 f"{context[max(0, start) : start + len(text)]!r} at {start}, the answer is "
                 f"{text!r}; correct answer_start."
             )
-    return Question(str(asked["id"]), asked["question"].strip(), context, answers)
+    return Question(str(asked["id"]), question.strip(), context, answers)
 
 
 def windows(
@@ -145,6 +152,9 @@ def windows(
             return_token_type_ids=has_types,
         )
         rows = range(len(found["input_ids"]))
+        owners = [0, *found["overflow_to_sample_mapping"]]  # counted from 1
+        said = [f"question {questions[start + index].id}" for index in owners]
+        check_tokens(found["input_ids"], said.__getitem__)
         items += [_window(tokenizer, found, row, start, questions) for row in rows]
     return items
 

@@ -46,11 +46,10 @@ class TextSimilarity(Task):
     ) -> LabelledTexts:
         """Read a split, see `labelled_texts.read`; every label must be a number."""
         corpus = labelled_texts.read(data, default, split, limit, labelled_texts.SCORES)
-        for number, label in enumerate(corpus.labels, 1):
+        for index, label in enumerate(corpus.labels):
             if not _is_number(label):
                 raise FormatError(
-                    f"{corpus.name}: sample {number} of {corpus.file} has the score {label!r}; a "
-                    "number was expected."
+                    f"{corpus.place(index)}: the score is {label!r}; a finite number was expected."
                 )
         return corpus
 

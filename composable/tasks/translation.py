@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,11 @@ from torch import Tensor
 from composable import files
 from composable.errors import FormatError, UserError
 from composable.linalg import kernels
-from composable.tasks import metrics, multi30k
-from composable.tasks.base import Task
+from composable.tasks import metrics, multi30k, text_files
+from composable.tasks.base import Task, measured
 from composable.tasks.losses import sample_losses, training_functions
-from composable.tasks.samples import Samples, pad_texts, padded
-from composable.tasks.splits import first_of, read_bytes
+from composable.tasks.samples import Samples, check_tokens, pad_texts, padded
+from composable.tasks.splits import first_of, short_name
 from composable.tasks.translation_decode import translate
 
 #: Names a split may have as a file, the first that exists is read.
@@ -85,34 +86,31 @@ def read_corpus(folder: Path, split: str, limit: int | None = None) -> Corpus:
     if found is None:
         raise UserError(f"{folder}: no {' or '.join(f'{s}.en(.gz)' for s in SPLITS[split])}.")
     stem = found.name.removesuffix(".gz").removesuffix(".en")
-    source, target = _read_lines(folder, f"{stem}.en"), _read_lines(folder, f"{stem}.de")
-    if len(source) != len(target) or not source:
+    source, sources = _read_lines(folder, f"{stem}.en", limit)
+    target, targets = _read_lines(folder, f"{stem}.de", limit)
+    if sources != targets or not sources:
         raise FormatError(
-            f"{folder}: {stem}.en has {len(source)} lines and {stem}.de has {len(target)}; "
-            "equal numbers above 0 were expected."
+            f"{folder}: {stem}.en has {sources} lines and {stem}.de has {targets}; equal numbers "
+            "above 0 were expected."
         )
-    source, target = source[:limit], target[:limit]
     digest = hashlib.sha256("\n".join([*source, "", *target]).encode()).hexdigest()
     return Corpus(str(folder), split, source, target, digest)
 
 
-def _read_lines(folder: Path, name: str) -> list[str]:
+def _read_lines(folder: Path, name: str, limit: int | None) -> tuple[list[str], int]:
+    """Read the first lines of a file, without white space around them, and count all of them."""
     found = first_of(folder, [name], [""])
     if found is None:
         raise UserError(f"{folder / name}(.gz): no such file.")
-    raw = read_bytes(found)
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{found}: cannot be read as text ({error}).") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
     is_multi30k = name in multi30k.MULTI30K and first_of(folder, ["test_2016_flickr.en"], [""])
-    if is_multi30k and (fault := multi30k.fault(name, raw)):
+    if is_multi30k and (fault := multi30k.fault_of_file(name, found)):
         raise FormatError(
             f"{found}: not Multi30K's ({fault}); delete it and fetch it again, or rename "
             "test_2016_flickr to test if this is a corpus of your own."
         )
-    return [line.strip() for line in lines]
+    lines = (line.strip() for line in text_files.lines(found))
+    first = list(itertools.islice(lines, limit))
+    return first, len(first) + sum(1 for _ in lines)
 
 
 class Pairs(Samples):
@@ -127,6 +125,8 @@ class Pairs(Samples):
     def __init__(self, corpus: Corpus, tokenizer: Any, prefix: str, is_sorted: bool = False):
         source = tokenizer([prefix + text for text in corpus.source], **_TOKENS)["input_ids"]
         target = tokenizer(text_target=corpus.target, **_TOKENS)["input_ids"]
+        for rows, language in ((source, "source"), (target, "target")):
+            check_tokens(rows, f"{corpus.name}: {language}, line {{}}".format)
         items = [
             {"input_ids": ids, "labels": labels} for ids, labels in zip(source, target, strict=True)
         ]
@@ -228,14 +228,16 @@ class Translation(Task):
         reference = "".join(f"{line}\n" for line in corpus.target)  # as in a file
         with kernels.autocast(settings["device"], dtype):
             loss = cross_entropy(checkpoint, corpus, device=settings["device"])
+        scores = {
+            "bleu": metrics.sacrebleu_score(lines, corpus.target),
+            "bleu_thesis": metrics.thesis_bleu(lines, corpus.target),
+        }
         return lines, {
-            "bleu": metrics.sacrebleu_score(lines, corpus.target).to_json(),
-            "bleu_thesis": metrics.thesis_bleu(lines, corpus.target).to_json(),
-            "loss": round(loss, 6),
+            **measured(scores, loss),
             "sentences": len(lines),
             "sentences_per_second": round(len(lines) / seconds, 2),
             "data": {
-                "name": corpus.name,
+                "name": short_name(corpus.name),
                 "split": corpus.split,
                 "count": len(corpus.target),
                 "sha256": corpus.sha256,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from composable.linalg import kernels
 from composable.progress import shows_progress
-from composable.tasks.samples import BATCH_TOKENS, length_batches, pad_texts
+from composable.tasks.samples import BATCH_TOKENS, check_tokens, length_batches, pad_texts
 
 ENCODED_TOKENS = 1024
 MAX_LENGTH = 80
@@ -57,6 +57,7 @@ def translate(
     model.to(device)
     model.eval()
     rows: list[list[int]] = tokenizer(list(sentences))["input_ids"]
+    check_tokens(rows, "sentence {}".format)
     translations = [""] * len(rows)
     bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=not shows_progress())
     lengths = [len(row) for row in rows]

@@ -57,6 +57,7 @@ def tune_model(
         "structure": to_json(composed.structure),
         "heal": heal.identity(),
     }
+    composed.info |= task.learned(composed, corpora[0])
     composed.model.float()
     finish = prepare(composed, heal)
     learning = sum(p.numel() for p in composed.model.parameters() if p.requires_grad)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from composable import families, methods
-from composable.errors import ShapeError
 from composable.formats import bundle
 from composable.formats.bundle import Variant
 from composable.formats.config import covered, merge_parts, pick, read_configurations
@@ -14,6 +13,7 @@ from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
 from composable.models.structure import Edit, Structure, name_after_removal, ordered, removed_layers
 from composable.models.surgery import apply_masks, apply_structure
+from composable.variants.fitting import check_variants, load_variants
 
 
 def structure_of(variants: Iterable[Variant]) -> Structure:
@@ -52,6 +52,7 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
     """
     family, model = dense.family, dense.model
     holders = {module.name: module.holder for module in family.modules(model)}
+    check_variants(dense, variants)
     structure = structure_of(variants)
     removed = removed_layers(structure, family)
     apply_structure(model, family, structure)
@@ -62,12 +63,6 @@ def compose(dense: Checkpoint, variants: list[Variant]) -> Checkpoint:
         name = name_after_removal(holder, family, removed)
         for part, tensor in variant.tensors.items():
             target = f"{name}.{part}"
-            shape = tuple(parameters[target].shape) if target in parameters else "nothing"
-            if shape != tuple(tensor.shape):
-                raise ShapeError(
-                    f'variant of "{variant.module}" holds {part} of shape {tuple(tensor.shape)}, '
-                    f"the model has {shape} there; prune this model again."
-                )
             parameters[target].data = tensor.to(parameters[target].dtype, copy=True)
             if part in variant.masks:
                 masks[target] = variant.masks[part]
@@ -93,14 +88,22 @@ def compose_files(
     names = [method.name for method in methods.METHODS]
     wanted = pick(read_configurations(config, modules, names), index, config)
     merged = merge_parts(wanted, f"{config}[{index}]")
-    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
-    variants = [reader.load(record) for reader, record in bundle.choose(readers, merged, index)]
+    readers = open_bundles(dense, bundles)
+    variants = load_variants(dense, bundle.choose(readers, merged, index))
     composed = compose(dense, variants)
     composed.info["history"] = [
         *dense.info["history"],
         {"composed": {"configuration": index, "bundles": [path.name for path in bundles]}},
     ]
     return composed, variants
+
+
+def open_bundles(dense: Checkpoint, paths: Iterable[Path]) -> list[bundle.Reader]:
+    """Open bundles; a MismatchError where one was made for another model, or other texts of it."""
+    readers = [bundle.open_bundle(path, dense.fingerprint) for path in paths]
+    for reader in readers:
+        dense.require_reading(reader.path, reader.options.get("reading"))
+    return readers
 
 
 def that_fit(dense: Checkpoint, variants: Iterable[Variant]) -> list[Variant]:

@@ -14,9 +14,12 @@ from composable.errors import MismatchError
 from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
 from composable.models import checkpoint
+from composable.models.checkpoint import Checkpoint
 from composable.training import train
 from composable.training.finetune import corpora_of, with_defaults
 from composable.variants import gradient, least_squares
+from composable.variants.compose import open_bundles
+from composable.variants.fitting import load_variants
 from composable.variants.result import Result
 from composable.variants.unit_phase import Settings as Phase
 
@@ -53,8 +56,8 @@ def tune_variants(
     started = time.perf_counter()
     dense = checkpoint.load(model)
     dense.require_dense(model, "module-level fine-tuning")
-    readers = [bundle.open_bundle(path, dense.fingerprint) for path in bundles]
-    variants = _union(readers)
+    readers = open_bundles(dense, bundles)
+    variants = _union(dense, readers)
     dense.model.float()
     task = tasks.by_name(dense.info["task"])
     if solver == "grad":
@@ -131,11 +134,11 @@ def _warn(variants: list[Variant], kept: list[str | None], remedy: str) -> None:
         )
 
 
-def _union(readers: list[bundle.Reader]) -> list[Variant]:
+def _union(dense: Checkpoint, readers: list[bundle.Reader]) -> list[Variant]:
     """Load all variants; those made for one (module, entry) by two bundles must be equal."""
     found: dict[Any, tuple[Path, Variant]] = {}
     for reader in readers:
-        for variant in reader.load_all():
+        for variant in load_variants(dense, ((reader, record) for record in reader.records)):
             path, first = found.setdefault((variant.module, variant.entry), (reader.path, variant))
             if first.digest != variant.digest:
                 raise MismatchError(

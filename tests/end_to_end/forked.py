@@ -6,13 +6,18 @@ autograd does not survive a fork) and forks a child for every command; the child
 that is tested.
 """
 
+import errno
+import importlib
 import json
 import os
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +27,18 @@ from tests.paths import ROOT
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended: exit code (minus the signal's number if killed), stdout, stderr."""
+    """A process that ended.
+
+    Attributes:
+        code: exit code, minus the signal's number if killed.
+        out, err: stdout and stderr.
+        memory: bytes at its peak; 0 where not measured.
+    """
 
     code: int
     out: str
     err: str
+    memory: int = 0
 
     @property
     def report(self) -> dict[str, Any]:
@@ -55,11 +67,17 @@ class Server:
     """Runs scripts, one after another.
 
     Use as a context manager.
+
+    Args:
+        preload: modules that the scripts import late, imported once for all of them.
     """
+
+    def __init__(self, preload: tuple[str, ...] = ()):
+        self.preload = preload
 
     def __enter__(self) -> "Server":
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self.preload],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment(),
@@ -70,7 +88,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
 
     def run(
         self, script: str, *args: object, cwd: Path, file_limit: int | None = None, **fault: Any
@@ -82,12 +100,32 @@ class Server:
             args: its arguments.
             cwd: folder to run in.
             file_limit: bytes that one file may have.
-            fault: where and how the process gets into trouble, see `_arm`.
+            fault: where and how the process gets into trouble, see `_arm` and `_arm_write`.
         """
-        out, err = cwd / ".stdout", cwd / ".stderr"
+        limits = {"RLIMIT_FSIZE": file_limit} if file_limit else {}
+        return self.run_all([(script, *args)], cwd=cwd, limits=limits, **fault)
+
+    def run_all(
+        self,
+        scripts: Sequence[Sequence[object]],
+        cwd: Path,
+        limits: Mapping[str, int],
+        log: str = "",
+        **fault: Any,
+    ) -> Ended:
+        """Run scripts in one process, until one fails.
+
+        Args:
+            scripts: name and arguments of each.
+            cwd, fault: as of `run`.
+            limits: names of the module `resource` -> value; "wall" -> seconds until SIGALRM,
+                "memory" -> bytes of address space beside what the process has at its start.
+            log: start of the names of the files in `cwd` that hold stdout and stderr meanwhile.
+        """
+        out, err = cwd / f"{log}.stdout", cwd / f"{log}.stderr"
         command = {
-            "script": str(ROOT / script), "args": [str(arg) for arg in args], "cwd": str(cwd),
-            "out": str(out), "err": str(err), "file_limit": file_limit, "fault": fault,
+            "scripts": [[str(ROOT / name), *map(str, args)] for name, *args in scripts],
+            "cwd": str(cwd), "out": str(out), "err": str(err), "limits": limits, "fault": fault,
         }  # fmt: skip
         assert self.process.stdin
         assert self.process.stdout
@@ -95,10 +133,11 @@ class Server:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         assert answer, "the server died"
-        ended = Ended(os.waitstatus_to_exitcode(int(answer)), out.read_text(), err.read_text())
+        status, memory = map(int, answer.split())
+        said = [path.read_text(errors="replace") for path in (out, err)]
         out.unlink()
         err.unlink()
-        return ended
+        return Ended(os.waitstatus_to_exitcode(status), *said, memory)
 
 
 def _serve() -> None:
@@ -109,31 +148,42 @@ def _serve() -> None:
     import composable.variants.tuning
 
     assert composable.variants.tuning
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     for line in sys.stdin:
         command = json.loads(line)
         child = os.fork()
         if not child:
             _run(command)
-        print(os.waitpid(child, 0)[1], flush=True)  # noqa: T201
+        _, status, used = os.wait4(child, 0)
+        print(status, used.ru_maxrss * 1024, flush=True)  # noqa: T201
 
 
 def _run(command: dict[str, Any]) -> None:
-    """Be the script, and end."""
+    """Be the scripts, one after another, and end."""
     os.chdir(command["cwd"])
     for number, name in ((1, "out"), (2, "err")):
         target = os.open(command[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(target, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = [command["script"], *command["args"]]
-    if command["file_limit"]:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (command["file_limit"],) * 2)
     code = 1
     try:
+        for name, limit in command["limits"].items():
+            if name == "wall":
+                signal.alarm(limit)
+            elif name == "memory":
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                whole = pages * resource.getpagesize() + limit
+                resource.setrlimit(resource.RLIMIT_AS, (whole, whole))
+            else:
+                resource.setrlimit(getattr(resource, name), (limit, limit))
         _arm(**command["fault"])
-        runpy.run_path(command["script"], run_name="__main__")
-    except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else 0
+        for script, *args in command["scripts"]:
+            code = _call(script, args)
+            if code:
+                break
     except BaseException:  # noqa: BLE001
+        code = 1
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
         sys.stdout.flush()
@@ -141,7 +191,24 @@ def _run(command: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.SIGKILL) -> None:
+def _call(script: str, args: list[str]) -> int:
+    sys.argv = [script, *args]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 0
+    return 0
+
+
+def _arm(
+    call: str = "",
+    count: int = 1,
+    half: str = "",
+    signal_: int = signal.SIGKILL,
+    write: int = 0,
+    seconds: float = 0.0,
+    act: Sequence[str] = ("signal",),
+) -> None:
     """Send this process a signal when a function is called for the n-th time.
 
     Args:
@@ -153,7 +220,17 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
         count: n.
         half: file of a checkpoint that is left with a part of its bytes.
         signal_: what is sent.
+        write: before which change of a file below the working directory, counted from 1 ...
+        seconds: ... or after how long `act` happens.
+        act: `signal`; `full`, nothing can be written any more; `overwrite`, FROM, TO: the bytes
+            of one file are written into another that exists.
     """
+    if write:
+        sys.addaudithook(_AtWrite(write, act, signal_))
+    if seconds:
+        _after(seconds, act, signal_)
+    if not call:
+        return
     import transformers
 
     from composable import runs
@@ -162,7 +239,6 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
     from composable.training import checkpoints, trainer
 
     owner, name = {
-        "": (None, ""),
         "step": (transformers.Trainer, "training_step"),
         "optimizer": (transformers.Trainer, "_save_optimizer_and_scheduler"),
         "full": (transformers.Trainer, "_save_optimizer_and_scheduler"),
@@ -173,8 +249,6 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
         "output": (checkpoint, "save"),
         "bundle": (bundle, "write"),
     }[call]
-    if owner is None:
-        return
     if call == "full":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     real, calls = getattr(owner, name), [0]
@@ -192,6 +266,57 @@ def _arm(call: str = "", count: int = 1, half: str = "", signal_: int = signal.S
         return real(*args, **kwargs)
 
     setattr(owner, name, wrapped)
+
+
+class _AtWrite:
+    """An audit hook: it sees every change of a file that Python makes, before it is made."""
+
+    CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
+
+    def __init__(self, count: int, act: Sequence[str], signal_: int):
+        self.left, self.act, self.signal, self.folder = count, act, signal_, os.getcwd() + os.sep
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        is_write = event == "open" and isinstance(args[2], int) and args[2] & _WRITING
+        if not (is_write or event in self.CHANGES) or not isinstance(args[0], str | os.PathLike):
+            return
+        if not os.path.abspath(args[0]).startswith(self.folder):
+            return
+        self.left -= 1
+        if self.act[0] == "full":
+            if self.left == 0:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # stderr is a file too
+            if self.left <= 0 and (is_write or event == "os.mkdir"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(args[0]))
+        elif self.left == 0:
+            _do(self.act, self.signal, os.getpid())
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def _after(seconds: float, act: Sequence[str], signal_: int) -> None:
+    """Do it from a process of its own, which waits."""
+    victim = os.getpid()
+    if os.fork():
+        return
+    signal.alarm(0)
+    deadline = time.monotonic() + seconds
+    while os.getppid() == victim and time.monotonic() < deadline:
+        time.sleep(min(0.02, max(0.0, deadline - time.monotonic())))
+    if os.getppid() == victim:
+        _do(act, signal_, victim)
+    os._exit(0)
+
+
+def _do(act: Sequence[str], signal_: int, victim: int) -> None:
+    if act[0] == "overwrite":
+        with open(act[1], "rb") as source, open(act[2], "r+b") as target:
+            shutil.copyfileobj(source, target)
+            target.truncate()
+    else:
+        os.kill(victim, signal_)
 
 
 if __name__ == "__main__":

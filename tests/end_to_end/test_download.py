@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from composable.models import checkpoint
 from tests import tiny
@@ -198,7 +200,40 @@ def test_damaged_cache_is_refused(server: HubServer, tmp_path: Path, output: Pat
     weights = Path(resolve(tmp_path, server.url, ID)[0], "model.safetensors").resolve()
     weights.write_bytes(weights.read_bytes()[:-1])
     run = download(tmp_path, server.url, output, "-m", ID)
-    assert_refused(run, output, "model.safetensors: damaged or cut off", "delete", "run this again")
+    assert_refused(run, output, "model.safetensors: damaged or cut off", "run this again")
+    folder = run.stderr.split("delete ")[1].split(" and run")[0]
+    shutil.rmtree(folder)  # as the message says
+    whole = Path(resolve(tmp_path, server.url, ID)[0], "model.safetensors").read_bytes()
+    assert whole == (server.repositories[ID] / "model.safetensors").read_bytes()
+
+
+def test_a_login_page_is_no_hub(server: HubServer, tmp_path: Path, output: Path) -> None:
+    server.page = b"<html>Please log in</html>"
+    run = download(tmp_path, server.url, output, "-m", ID)
+    assert_refused(run, output, f"{ID}: what answered is no hub", "login page")
+
+
+def test_chat_templates_and_shards_of_any_name(pretrained: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pretrained, tmp_path / "repository")
+    shard = "weights [a].safetensors"
+    (folder / "model.safetensors").rename(folder / shard)
+    names = tiny.t5(seed=3).state_dict()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "unused.safetensors").write_bytes(b"of another format")
+    texts = {"chat_template.jinja": "one", "additional_chat_templates/rag.jinja": "two"}
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    with HubServer({"someone/chat": folder}) as running:
+        fetched, _ = resolve(tmp_path, running.url, "someone/chat")
+        assert {name: Path(fetched, name).read_text() for name in texts} == texts
+        assert Path(fetched, shard).read_bytes() == (folder / shard).read_bytes()
+        assert not Path(fetched, "unused.safetensors").exists()
+        offline = resolve(tmp_path, nobody(), "someone/chat")
+        assert offline == [fetched, running.commit("someone/chat")]
+    tokenizer = AutoTokenizer.from_pretrained(fetched)
+    assert tokenizer.chat_template == {"default": "one", "rag": "two"}
 
 
 def test_repository_with_pickled_weights_only(

@@ -220,7 +220,7 @@ def test_a_ranker_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.M
     assert report["samples"] > 2
     scores = scores_file.load(tmp_path / "scores.npz")
     assert scores.origin is not None
-    assert scores.origin.options == {"batch_size": 2}
+    assert scores.origin.options["batch_size"] == 2
     scheme(tmp_path, "--ffn", 0.5)
     found = variants(tmp_path, "--scores", "scores.npz")
     for variant in found.values():

@@ -80,7 +80,7 @@ def test_texts_are_cut_at_their_length() -> None:
         ([{"text": 3}], {}, 'no text under the key "text"'),
         ([3], {}, r"no text .* \(it has int\)"),
         (["a"], {"distances": ["nearness"]}, 'unknown distance "nearness"'),
-        (["a dog", ""], {}, "a text of the calibration set has no token"),
+        (["a dog", ""], {}, "calibration set: text 2: the text has no token"),
         (["a"], {"limit": -1}, "limit is -1; expected a number from 1"),
         (["a"], {"batch_size": 0}, "batch_size is 0; expected"),
         (["a"], {"max_length": 0}, "max_length is 0; expected"),

@@ -31,7 +31,13 @@ def test_one_path_for_two_outputs_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "{", "[" * 10**5])
+LOOSE = [
+    *('{"a": 1, "a": 2}', "[NaN]", "[Infinity]", "[1e999]", "{", "[" * 10**5, '["\\ud800"]'),
+    *("[" * 101 + "]" * 101, '{"a":' * 101 + "1" + "}" * 101, "1" * 5000),
+]
+
+
+@pytest.mark.parametrize("text", LOOSE)
 def test_loose_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
@@ -59,6 +65,13 @@ def test_links_are_followed_and_special_files_refused(tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
             write(tmp_path)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_reports_hold_finite_numbers(value: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a number of the report is not finite"):
+        files.write_json(tmp_path / "x.json", {"scores": [{"loss": value}]})
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_utf8(tmp_path: Path) -> None:
@@ -112,3 +125,27 @@ def test_what_cannot_be_written_is_noticed_before(tmp_path: Path) -> None:
         "folder",
         "loop",
     ]
+
+
+def test_json_may_be_a_hundred_deep(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100 + "]" * 100)
+    assert isinstance(files.read_json(tmp_path / "a.json"), list)
+
+
+def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_bytes(b"content")
+    assert files.read_bytes(tmp_path / "link") == b"content"
+    for path, problem in (
+        (tmp_path / "pipe", "is no ordinary file"),
+        (Path("/dev/zero"), "is no ordinary file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "circle", "Too many levels"),
+        (tmp_path / "absent", "No such file"),
+    ):
+        with pytest.raises(OSError, match=problem):
+            files.open_input(path)
+    with pytest.raises(FormatError, match="has 7 bytes, at most 6 were expected"):
+        files.read_bytes(tmp_path / "file", limit=6)

@@ -521,7 +521,9 @@ def test_another_length_of_windows_is_another_calibration(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "change", [{"size": [4, 8]}, {"mean": [0.4]}, {"std": [0.4]}, {}], ids=lambda it: str([*it])
+    "change",
+    [{"resample": 3}, {"image_mean": [0.4]}, {"image_std": [0.4]}, {"rescale_factor": 0.01}, {}],
+    ids=lambda it: str([*it]),
 )
 def test_images_prepared_in_another_way(tmp_path: Path, change: dict[str, Any]) -> None:
     dense, path, data = tiny.dense("vit"), tmp_path / "c.npy", tmp_path / "a.npz"
@@ -530,7 +532,7 @@ def test_images_prepared_in_another_way(tmp_path: Path, change: dict[str, Any]) 
     labels = {f"{split}_labels": np.arange(12) % 2 for split in ("train", "valid")}
     np.savez(data, **arrays, **labels)
     first = calibrated(dense, path, data, held_out=False)
-    dense.info["image"] = dense.info["image"] | change
+    dense.info["image_processor"] = dense.info["image_processor"] | change
     if change:
         with pytest.raises(MismatchError, match="measured on other texts"):
             calibrated(dense, path, data, held_out=False)

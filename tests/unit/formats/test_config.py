@@ -158,7 +158,7 @@ BAD_FILES = [
     ("[1", FormatError, "not a JSON file"),
     (f'[{{"{ATTENTION}": 0.1, "{ATTENTION}": 0.2}}]', FormatError, f'"{ATTENTION}" occurs twice'),
     (f'[{{"{ATTENTION}": NaN}}]', FormatError, "NaN"),
-    (f'[{{"{ATTENTION}": 1e999}}]', ConfigError, "rate Infinity is not a number"),
+    (f'[{{"{ATTENTION}": 1e999}}]', FormatError, "1e999 is not a number that JSON"),
     (f'[{{"{ATTENTION}": {{"rate": 0.5, "rate": 0.5}}}}]', FormatError, '"rate" occurs twice'),
     ([{}, {ATTENTION: 1.5}], ConfigError, f'conf.json[1]: "{ATTENTION}": rate 1.5 is not a number'),
     ({ATTENTION: 0.5}, ConfigError, "a list of configurations was expected"),
@@ -168,7 +168,26 @@ BAD_FILES = [
     ([{}, [ATTENTION]], ConfigError, "conf.json[1]: holds ["),
     ([{"": 0.5}], ConfigError, 'conf.json[0]: "" is not the path'),
     ([{"a\nb": 0.5}], ConfigError, '"a\\nb" is not the path'),
-    ('[{"\\ud800": 0.5}]', ConfigError, '"\\ud800" is not the path'),
+    ('[{"\\ud800": 0.5}]', FormatError, "surrogates not allowed"),
+    ([{"a" * 1001: 0.5}], ConfigError, "aaa... is not the path"),
+    *(
+        (
+            [{"encoder.block.0": {"rate": 1, "method": "m", "through": f"encoder.block.{last}"}}],
+            ConfigError,
+            "write the path of a layer",
+        )
+        for last in ("99999999999", "9" * 5000, "\u0663", "01")
+    ),
+    (
+        [
+            {
+                f"encoder.block.{i}": {"rate": 1, "method": "m", "through": "encoder.block.9999"}
+                for i in range(3)
+            }
+        ],
+        ConfigError,
+        "its blocks are 29997 layers, at most 10000 were expected",
+    ),
     (
         [{ATTENTION: with_o(0.5, 0.3)}],
         ConfigError,

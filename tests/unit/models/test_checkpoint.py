@@ -179,6 +179,16 @@ def test_the_fingerprint_sees_every_tensor_and_every_value() -> None:
     assert len(seen) == 1 + len(state) + len(made.config) + 4
 
 
+@pytest.mark.parametrize("template", ["{{ x }}", {"default": "{{ x }}", "tool_use": "{{ y }}"}])
+def test_chat_templates_come_along(template: Any, tmp_path: Path) -> None:
+    made = tiny.checkpoint()
+    made.tokenizer.chat_template = template
+    save(tmp_path / "m.pth", made)
+    again = load(tmp_path / "m.pth")
+    assert again.tokenizer.chat_template == template
+    assert again.reading != tiny.checkpoint().reading
+
+
 def test_the_fingerprint_is_what_the_documentation_says() -> None:
     made = tiny.checkpoint()
     state = made.model.state_dict()
@@ -269,6 +279,15 @@ def exchanged(path: Path, content: bytes) -> bytes:
     return target.read_bytes()
 
 
+def compressed(path: Path) -> bytes:
+    """The same archive with deflated entries, and a right seal."""
+    target = path.parent / "compressed.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for item in old.infolist():
+            new.writestr(item.filename, old.read(item) + bytes(10**6))
+    return sealed(target.read_bytes())
+
+
 Make = Callable[[Path, Path], bytes]
 REFUSED: dict[str, tuple[Make, str]] = {
     "empty": (lambda f, t: b"", "not a model file of this tool (starts with b'')"),
@@ -339,9 +358,37 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "its parts do not fit together",
     ),
     "no weights": (lambda f, t: rewritten(f, state_dict={}), "its parts do not fit together"),
-    "no tokenizer": (lambda f, t: rewritten(f, tokenizer=None), "its parts do not fit together"),
+    "no tokenizer": (lambda f, t: rewritten(f, tokenizer=None), "its tokenizer is not what docs"),
     "weights that are numbers": (
-        lambda f, t: rewritten(f, state_dict={"a": 1}), "its parts do not fit together"
+        lambda f, t: rewritten(f, state_dict={"a": 1}), "its state_dict is not what docs/formats.md"
+    ),
+    "a million layers": (
+        lambda f, t: rewritten(f, config=changed_json(f, "config", num_layers=10**9)),
+        "its config has num_layers 1000000000, at most 10000 were expected",
+    ),
+    "more layers than tensors": (
+        lambda f, t: rewritten(f, config=changed_json(f, "config", num_decoder_layers=5000)),
+        "its config has 5000 layers, its",
+    ),
+    "a vocabulary that fills the memory": (
+        lambda f, t: rewritten(f, config=changed_json(f, "config", vocab_size=2**50)),
+        "its config and structure ask for shape (1125899906842624, 32)",
+    ),
+    "one value as many": (
+        lambda f, t: rewritten(f, state_dict={"a": torch.ones(1).expand(2**40)}),
+        "its state_dict is not what docs/formats.md says",
+    ),
+    "a compressed archive": (
+        lambda f, t: compressed(f), "bytes that says it holds"
+    ),
+    "another key": (lambda f, t: rewritten(f, more="1"), "has not the keys of docs/formats.md"),
+    "no history": (
+        lambda f, t: rewritten(f, info=changed_json(f, "info", history=None)),
+        "its info has history None",
+    ),
+    "a tokenizer without sense": (
+        lambda f, t: rewritten(f, tokenizer={"tokenizer.json": torch.ones(9, dtype=torch.uint8)}),
+        "its parts do not fit together",
     ),
     "masks of unknown weights": (
         lambda f, t: rewritten(f, masks={"nobody.weight": torch.zeros(4, dtype=torch.uint8)}),

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_sharded_weights(model: Path) -> None:
     shard = "model-00001-of-00001.safetensors"
     (model / "model.safetensors").rename(model / shard)
     index = model / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"shared.weight": shard}}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"shared.weight": shard}}))
     assert hub.resolve_model(str(model), None) == (model, None)
     (model / shard).unlink()
     with pytest.raises(FormatError, match=f"{shard}: a part of the weights is missing"):
@@ -149,6 +150,37 @@ def test_neither_folder_nor_hub_id(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='give "embedded", a local folder or a hub id'):
         hub.resolve_model(name, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "merges.txt", "model.safetensors"]
+)
+def test_a_pipe_in_a_folder_is_not_waited_for(model: Path, name: str) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    with pytest.raises(FormatError, match=rf"{name}: a pipe or device, a file was expected"):
+        hub.resolve_model(str(model))
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.gguf"])
+def test_a_pipe_is_no_model(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FormatError, match=rf"{name}: a pipe or device, a model was expected"):
+        hub.resolve_model(str(tmp_path / name))
+
+
+def test_links_that_lead_nowhere(model: Path) -> None:
+    loop = model.with_name("loop")
+    loop.symlink_to(loop)
+    with pytest.raises(UserError, match="loop: a link that leads nowhere; give a folder or"):
+        hub.resolve_model(str(loop))
+    (model / "tokenizer.json").symlink_to(model / "tokenizer.json")
+    with pytest.raises(FormatError, match=r"tokenizer\.json: a link that leads nowhere;"):
+        hub.resolve_model(str(model))
+    (model / "tokenizer.json").unlink()
+    (model / "more").symlink_to(model)  # nothing reads these
+    (model / "pytorch_model.bin").symlink_to(model / "absent")
+    assert hub.resolve_model(str(model)) == (model, None)
 
 
 def test_revision_of_a_local_folder(model: Path) -> None:

@@ -5,13 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
-from transformers import BertModel
+import transformers
+from transformers import BertForTokenClassification, BertModel
 
 from composable.errors import UserError
-from composable.models import checkpoint
+from composable.models import checkpoint, export
 from composable.models.pretrained import import_model
+from composable.tasks.images import Preparation
 from tests import tiny
 
 
@@ -56,7 +60,7 @@ def test_a_fresh_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         made = import_model(folder, "bert", task="text_classification", labels=3)
     assert "a fresh head for text_classification: classifier.bias, classifier.weight" in caplog.text
     assert made.model.config.num_labels == 3
-    assert made.info["labels"] == ["0", "1", "2"]
+    assert "labels" not in made.info  # a training gives them
     again, other = (
         import_model(folder, "bert", task="text_classification", labels=3, seed=seed)
         for seed in (42, 7)
@@ -148,6 +152,16 @@ def test_a_head_of_another_size_is_not_replaced_unasked(tmp_path: Path) -> None:
         import_model(folder, "bert")
 
 
+def test_a_head_of_another_task_is_not_taken(tmp_path: Path) -> None:
+    """Classes of tokens are none of texts, though the heads have names and shapes in common."""
+    BertForTokenClassification(tiny.build("bert").config).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"classifier\.weight is the head of a BertForTokenClassif"):
+        import_model(tmp_path, "x", task="text_classification")
+    made = import_model(tmp_path, "x", task="text_classification", labels=5)
+    assert made.model.config.num_labels == 5
+
+
 @pytest.mark.parametrize("layout", ["llama_gqa", "qwen2", "qwen3", "mistral", "opt", "gpt2"])
 def test_language_models_get_a_head_for_questions(layout: str, tmp_path: Path) -> None:
     """Some of these classes call their trunk otherwise than those of language models."""
@@ -220,35 +234,90 @@ def test_bfloat16_weights_stay_so(tmp_path: Path) -> None:
         assert torch.equal(parameter, full.get_parameter(name)), name
 
 
-def test_how_images_are_prepared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def pictures_of(folder: Path) -> torch.Tensor:
+    """A picture as plain transformers prepares it for the model of a folder."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return processor(picture(), return_tensors="pt")["pixel_values"][0]
+
+
+def picture() -> Any:
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 19, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"image_processor_type": "ViTImageProcessor"},
+        {"feature_extractor_type": "ViTFeatureExtractor", "size": 8},
+        {"image_processor_type": "ViTImageProcessorFast", "resample": 3, "rescale_factor": 0.01},
+        {"image_processor_type": "DeiTImageProcessor", "size": 11, "crop_size": 8},
+        {"size": {"height": 9, "width": 12}, "do_center_crop": True, "crop_size": 8},
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 8},
+         "crop_size": 8, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]},
+        {"image_processor_type": "ViTImageProcessor", "do_normalize": False, "resample": 0},
+        {"do_rescale": False, "do_resize": False, "do_center_crop": True, "crop_size": 8},
+    ],
+    ids=lambda said: "-".join(said),
+)  # fmt: skip
+def test_images_are_prepared_by_transformers(said: dict[str, Any], tmp_path: Path) -> None:
+    """The same pixels, after a model file and back in a folder, too."""
+    said = {"size": {"height": 8, "width": 8}} | said
     folder = folder_of("deit", tmp_path / "hf")
-    assert import_model(folder, "x").info["image"] == {
-        "size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3,
-    }  # fmt: skip
-    said = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_center_crop": True,
-            "crop_size": 8}  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
-    found = import_model(folder, "x").info["image"]
-    assert (found["mean"], found["std"]) == (said["image_mean"], said["image_std"])
-    assert "its images are cropped; here they are resized as a whole" in caplog.text
-    said = {"do_normalize": False, "resample": 3, "image_mean": [0.1, 0.2, 0.3]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(said))
-    found = import_model(folder, "x").info["image"]
-    assert (found["mean"], found["std"]) == ([0.0] * 3, [1.0] * 3)
-    assert "its images are not resized bilinearly;" in caplog.text
+    expected = pictures_of(folder)
+    checkpoint.save(tmp_path / "m.pth", import_model(folder, "x"))
+    made = checkpoint.load(tmp_path / "m.pth")
+    picture().save(tmp_path / "x.png")
+    for shown in (np.asarray(picture()), np.asarray(picture()) / 255, tmp_path / "x.png"):
+        assert torch.equal(Preparation.of(made).tensor(shown), expected)
+    export.write(made, tmp_path / "m.pth", tmp_path / "back")
+    assert torch.equal(pictures_of(tmp_path / "back"), expected)
 
 
-@pytest.mark.parametrize("said", ['{"image_mean": null}', '{"image_std": [0.5]}', "[1]"])
-def test_a_strange_preprocessor(said: str, tmp_path: Path) -> None:
+def test_a_processor_within_another_file(tmp_path: Path) -> None:
+    folder = folder_of("deit", tmp_path / "hf")
+    inner = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.1, 0.2, 0.3]}
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": inner}))
+    assert import_model(folder, "x").info["image_processor"]["image_mean"] == [0.1, 0.2, 0.3]
+
+
+def test_a_folder_that_does_not_say_how_images_are_prepared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "composable")
+    found = import_model(folder_of("vit", tmp_path / "hf"), "x").info["image_processor"]
+    assert (found["size"], found["image_mean"]) == ({"height": 8, "width": 8}, [0.5])
+    assert "hf: no preprocessor_config.json; images are prepared by {" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"image_std": [0.5]}, "ViTImageProcessor cannot prepare images"),
+        ({"size": 9}, "makes 3x9x9 of images of 16x8 pixels, the model takes 3x8x8; mend size"),
+        ({"size": {"shortest_edge": 8}}, "makes 3x16x8 of images of 16x8 pixels"),
+        ({"size": {"depth": 8}}, "is no image processor that transformers can build"),
+        ({"resample": 99}, "cannot prepare images"),
+        ({"image_processor_type": "NoSuchProcessor"}, "is no image processor that transformers"),
+        ({"image_processor_type": "BertTokenizer"}, "is no image processor that transformers"),
+        ([1], "is no image processor that transformers can build"),
+    ],
+    ids=str,
+)
+def test_a_strange_image_processor(said: Any, message: str, tmp_path: Path) -> None:
     folder = folder_of("vit", tmp_path / "hf", num_channels=3)
-    (folder / "preprocessor_config.json").write_text(said)
-    with pytest.raises(UserError, match=r"preprocessor_config\.json: "):
+    if isinstance(said, dict):
+        said = {"image_processor_type": "ViTImageProcessor", "size": 8} | said
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=rf"preprocessor_config\.json: .*{message}") as caught:
         import_model(folder, "x")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"no readable x\.gguf"):
+    with pytest.raises(UserError, match=r"no readable \.gguf file \(GGUF magic"):
         import_model(tmp_path / "x.gguf", "x.gguf")
 
 

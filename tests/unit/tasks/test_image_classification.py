@@ -1,16 +1,20 @@
 """Images: folders and .npz, how they are prepared, classes to outputs, top-k."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import ViTConfig
 
 from composable.errors import FormatError, MismatchError, UserError
+from composable.families.vit import VIT
 from composable.tasks import images
 from composable.tasks.image_classification import IMAGE_CLASSIFICATION, outputs_of
 from composable.tasks.images import Images, Preparation
+from composable.tasks.splits import short_name
 from tests import tiny_tasks
 
 SETTINGS = {"device": "cpu", "dtype": "float32"}
@@ -47,8 +51,25 @@ def test_folders_and_arrays_hold_the_same(tmp_path: Path) -> None:
     assert found[0][0] == found[1][0]
     assert found[0][1]["top1"]["value"] == found[1][1]["top1"]["value"]
     assert "|classes_by:order|" in found[0][1]["top1"]["signature"]
-    assert "|size:8x8|mean:0.5,0.5,0.5|std:0.5,0.5,0.5|" in found[1][1]["top1"]["signature"]
+    said = "|size:8x8|image_processor:ViTImageProcessor|image_settings:"
+    assert said in found[1][1]["top1"]["signature"]
     assert "|classes_by:number|" in found[1][1]["top1"]["signature"]
+
+
+def test_a_file_is_named_the_same_however_its_path_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through links too, but for one to a hub's cache, where files have digests for names."""
+    pictures, labels = tiny_tasks.pictures(4)
+    path = save(tmp_path / "x.npz", test_images=pictures, test_labels=labels)
+    (tmp_path / "link.npz").symlink_to(path)
+    (tmp_path / "0a1b").write_bytes(path.read_bytes())
+    (tmp_path / "y.npz").symlink_to(tmp_path / "0a1b")
+    monkeypatch.chdir(tmp_path)
+    for spelled in ("x.npz", "./x.npz", str(path), "link.npz", f"../{tmp_path.name}/link.npz"):
+        found = images.read(spelled, None, "test", None)
+        assert (short_name(found), found.file) == ("x.npz", "x.npz:test")
+    assert short_name(images.read("y.npz", None, "test", None)) == "y.npz"
 
 
 def test_limit_and_held_out_images_are_of_all_classes(tmp_path: Path) -> None:
@@ -73,64 +94,102 @@ def test_arrays_without_a_split(tmp_path: Path) -> None:
         read(save(tmp_path / "y.npz", test_images=pictures, test_labels=labels), "train")
 
 
+def preparation(channels: int = 3, size: int = 2, **settings: Any) -> Preparation:
+    config = ViTConfig(image_size=size, num_channels=channels)
+    return Preparation(images.default_settings(config, VIT) | settings, config)
+
+
 def test_preparation_of_bytes_and_floats() -> None:
     """(pixel / 255 - mean) / std, channels first."""
-    made = Preparation((2, 2), (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), 3)
+    made = preparation(image_mean=[0.5, 0.25, 0.0], image_std=[0.5, 1.0, 2.0])
     pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3) * 20
     expected = (pixels / 255 - [0.5, 0.25, 0.0]) / [0.5, 1.0, 2.0]
     found = made.tensor(pixels)
     assert found.dtype == torch.float32
     assert found.permute(1, 2, 0).numpy() == pytest.approx(expected, abs=1e-6)
-    assert torch.allclose(made.tensor(pixels / 255), found, atol=1e-6)
+    assert torch.equal(made.tensor(pixels / 255), found)
+    black_and_white = (pixels > 100).astype(np.float32)  # as floats they could be bytes
+    assert torch.equal(made.tensor(black_and_white), made.tensor((pixels > 100) * np.uint8(255)))
 
 
 def test_grey_images_fill_all_channels() -> None:
-    made = Preparation((2, 2), (0.0,) * 3, (1.0,) * 3, 3)
+    made = preparation(do_normalize=False)
     found = made.tensor(np.full((2, 2), 51, dtype=np.uint8))
     assert torch.allclose(found, torch.full((3, 2, 2), 0.2))
     with pytest.raises(FormatError, match="the images have 3 channels, the model takes 1"):
-        Preparation((2, 2), (0.0,), (1.0,), 1).tensor(np.zeros((2, 2, 3), dtype=np.uint8))
-
-
-@pytest.mark.parametrize("size", [(4, 6), (16, 12)])
-def test_images_are_resized_as_by_pillow(size: tuple[int, int], tmp_path: Path) -> None:
-    pixels = tiny_tasks.pictures(1)[0][0]
-    Image.fromarray(pixels).save(tmp_path / "x.png")
-    made = Preparation(size, (0.0,) * 3, (1.0,) * 3, 3)
-    expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
-    for picture in (pixels, tmp_path / "x.png"):
-        found = made.tensor(picture).permute(1, 2, 0).numpy()
-        assert found.shape == (*size, 3)
-        assert found == pytest.approx(expected / 255, abs=1e-6)
-    floats = made.tensor(pixels / 255).permute(1, 2, 0).numpy()
-    assert floats == pytest.approx(expected / 255, abs=1 / 255)
+        preparation(channels=1).tensor(np.zeros((2, 2, 3), dtype=np.uint8))
 
 
 def test_grey_models_read_colour_files_as_grey(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2), (255, 255, 255)).save(tmp_path / "x.png")
-    made = Preparation((2, 2), (0.0,), (1.0,), 1)
+    made = preparation(channels=1, do_normalize=False)
     assert torch.equal(made.tensor(tmp_path / "x.png"), torch.ones(1, 2, 2))
 
 
 def test_what_the_model_file_says_counts() -> None:
-    config = tiny_tasks.checkpoint("image_classification").model.config
-    assert Preparation.of(None, config) == Preparation((8, 8), (0.5,) * 3, (0.5,) * 3, 3)
-    said = {"size": [4, 6], "mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}
-    assert Preparation.of(said, config) == Preparation((4, 6), (0.1, 0.2, 0.3), (1, 2, 3), 3)
+    made = tiny_tasks.checkpoint("image_classification")
+    assert Preparation.of(made).settings["image_mean"] == [0.5] * 3
+    made.info["image_processor"] = Preparation.of(made).settings | {"resample": 3}
+    assert Preparation.of(made).settings == made.info["image_processor"]
+    made.info["image"] = {"size": [8, 8], "mean": [0.5], "std": [0.5]}
+    with pytest.raises(FormatError, match="says in an older form how images are prepared; make it"):
+        Preparation.of(made)
+
+
+@pytest.mark.parametrize("said", [[], {}, {"image_processor_type": 1}, {"size": 8}])
+def test_settings_that_are_none(said: Any) -> None:
+    with pytest.raises(FormatError, match=r"is no image processor of transformers \S+ that works"):
+        Preparation(said, ViTConfig())
+
+
+def test_images_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, labels = tiny_tasks.pictures(4)
+    found = read(save(tmp_path / "x.npz", test_images=pictures, test_labels=labels))
+    data = IMAGE_CLASSIFICATION.dataset(found, tiny_tasks.checkpoint("image_classification"))
+    first = [data[i]["pixel_values"] for i in range(4)]
+    monkeypatch.setattr(Preparation, "tensor", None)
+    assert all(torch.equal(data[i]["pixel_values"], first[i]) for i in range(4))
 
 
 def corpus(classes: tuple[str, ...], labels: list[int]) -> Images:
     return Images("x", "test", "x", "0" * 64, np.zeros((len(labels), 8, 8)), labels, classes)
 
 
+def outputs(classes: tuple[str, ...], labels: list[int]) -> tuple[dict[str, int], str]:
+    made = tiny_tasks.checkpoint("image_classification")
+    made.info["labels"] = ["Dog", "Cat"]
+    return outputs_of(corpus(classes, labels), made)
+
+
 def test_classes_and_outputs() -> None:
-    assert outputs_of(corpus(("cat", "dog"), [0, 1]), ["Dog", "Cat"]) == ({0: 1, 1: 0}, "name")
-    assert outputs_of(corpus(("n01", "n02"), [1]), ["cat", "dog"]) == ({0: 0, 1: 1}, "order")
-    assert outputs_of(corpus((), [1]), ["cat", "dog"]) == ({0: 0, 1: 1}, "number")
-    with pytest.raises(MismatchError, match="the data has the classes a, b, c, the model cat, dog"):
-        outputs_of(corpus(("a", "b", "c"), [0]), ["cat", "dog"])
+    assert outputs(("cat", "dog"), [0, 1]) == ({"cat": 1, "dog": 0}, "name")
+    assert outputs(("n01", "n02"), [1]) == ({"n01": 0, "n02": 1}, "order")
+    assert outputs((), [1]) == ({"0": 0, "1": 1}, "number")
+    assert outputs(("bird", "cat"), [1]) == ({"cat": 1}, "name")  # no image of a bird
+    with pytest.raises(MismatchError, match='the class "a" is none of the model\'s, which are'):
+        outputs(("a", "b", "c"), [0])
     with pytest.raises(MismatchError, match="labels from 0 to 2, the model has 2 classes"):
-        outputs_of(corpus((), [0, 2]), ["cat", "dog"])
+        outputs((), [0, 2])
+
+
+def test_folders_of_numbers_are_in_their_order(tmp_path: Path) -> None:
+    """Whatever classes a split has, and whatever else lies among the folders."""
+    for split, numbers in {"train": range(1, 13), "test": (12, 2)}.items():
+        for number in numbers:
+            place = tmp_path / split / str(number)
+            place.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(place / "a.png")
+            for junk in ("._a.png", ".DS_Store", "Thumbs.db"):
+                (place / junk).write_bytes(b"x")
+            os.mkfifo(place / "pipe.png")
+        for junk in (".ipynb_checkpoints", "__MACOSX"):
+            (tmp_path / split / junk).mkdir()
+    made = tiny_tasks.checkpoint("image_classification", labels=12)
+    read = IMAGE_CLASSIFICATION.read(str(tmp_path), None, "test", None)
+    assert IMAGE_CLASSIFICATION.dataset(read, made).labels == [1, 11]
+    assert made.info | IMAGE_CLASSIFICATION.learned(made, read) == made.info | {
+        "labels": [str(number) for number in range(1, 13)]
+    }
 
 
 @pytest.mark.parametrize(("classes", "k"), [(2, 2), (7, 5)])
@@ -203,7 +262,7 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
     (tmp_path / "test" / "cat" / "x.png").write_bytes(b"no image")
     with pytest.raises(FormatError, match=r"x\.png: cannot be read as an image"):
-        Preparation((2, 2), (0.0,), (1.0,), 1).tensor(read(tmp_path).pictures[0])
+        preparation().tensor(read(tmp_path).pictures[0])
 
 
 def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from composable.errors import FormatError, UserError
-from composable.tasks import labelled_texts, splits, text_classification, text_similarity
+from composable.tasks import (
+    labelled_texts,
+    splits,
+    tables,
+    text_classification,
+    text_similarity,
+)
 from composable.tasks.labelled_texts import CLASSES, SCORES
 from composable.tasks.splits import Source
 from tests.paths import SHARED
@@ -88,7 +94,9 @@ def test_scores_of_stsb(tmp_path: Path) -> None:
     folder = write(tmp_path, dev__tsv=[head.replace(" ", " | "), line])
     corpus = read(folder, "test", layouts=SCORES)
     assert (corpus.texts, corpus.others, corpus.labels) == (["A man."], ["A boy."], ["3.800"])
-    with pytest.raises(FormatError, match="no columns of labelled texts; expected"):
+    with pytest.raises(
+        FormatError, match="no columns of labelled texts, or no labels in them; expected"
+    ):
         read(folder, "test")
 
 
@@ -255,7 +263,7 @@ def test_no_data_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "x.tsv.gz", "test")
     write(tmp_path, **{"x__txt": "x"})
     with pytest.raises(FormatError, match=r"unknown kind of table; expected \.tsv"):
-        labelled_texts.read_table(tmp_path / "x.txt")
+        tables.open_table(tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import gzip
 import itertools
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,6 +92,38 @@ def test_refused_with_one_line(content: str, message: str, tmp_path: Path) -> No
     with pytest.raises(FormatError, match=message) as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "answer"),
+    [(None, "who", "a"), (["a"], "who", "a"), ("a", None, "a"), ("a", 5, "a"), ("None", "w", None)],
+)
+def test_what_is_no_text_is_refused(context: Any, text: Any, answer: Any, tmp_path: Path) -> None:
+    asked = {"id": "q", "question": text, "answers": [{"text": answer, "answer_start": 0}]}
+    content = {"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"question q: .* stands where a text was expected"):
+        read(tmp_path)
+
+
+def test_an_empty_context_answers_nothing(tmp_path: Path) -> None:
+    """As long as the sample has a token, be it of the question or of the tokenizer."""
+    made = tiny_tasks.checkpoint("question_answering")
+    lines = [
+        {"context": "", "qas": [asked(1, "who ?", "")]},
+        {"context": "the dog", "qas": [asked(2, "", "the dog", "dog")]},
+    ]
+    corpus = read(write(tmp_path / "dev.json", *lines))
+    settings = {"device": "cpu", "dtype": "float32"}
+    for is_special in (True, False):
+        made.tokenizer = tiny_tasks.tokenizer(is_special)
+        answers, report = QUESTION_ANSWERING.evaluate(made, corpus, settings)
+        assert answers[0] == ""
+        assert answers[1] != ""
+        assert math.isfinite(report["loss"])
+    corpus = read(write(tmp_path / "dev.json", {**lines[0], "qas": [asked(3, " ", "")]}))
+    with pytest.raises(FormatError, match="question q3: the text has no token"):
+        QUESTION_ANSWERING.dataset(corpus, made)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

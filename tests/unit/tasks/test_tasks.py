@@ -1,6 +1,7 @@
 """What every task has to do: data to batches, losses against plain ones, training, scores."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from composable import tasks
 from composable.errors import UserError
-from composable.tasks import samples
+from composable.tasks import base, samples
 from composable.tasks.samples import BATCH_TOKENS, length_batches
 from composable.training import train
 from tests import tiny_tasks
@@ -254,6 +255,12 @@ def test_a_model_that_gives_no_numbers_is_refused(task: str, folders: dict[str, 
             parameter.fill_(torch.nan)
     with pytest.raises(UserError, match="the model's loss is nan, a finite number was expected"):
         evaluate(task, folders, made)
+
+
+@pytest.mark.parametrize(("value", "loss"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf)])
+def test_every_score_is_finite(value: float, loss: float) -> None:
+    with pytest.raises(UserError, match=f"the model's {'BLEU' if loss == 1 else 'loss'} is "):
+        base.measured({"bleu": base.Score("BLEU", value, "")}, loss)
 
 
 @pytest.mark.parametrize("task", tiny_tasks.TASKS)

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import normalizers
 
 from composable.errors import FormatError, MismatchError
-from composable.tasks.text_classification import TEXT_CLASSIFICATION, class_ids, class_names
+from composable.tasks.labels import class_ids, class_names, ordered
+from composable.tasks.text_classification import TEXT_CLASSIFICATION
 from composable.tasks.text_similarity import TEXT_SIMILARITY
 from tests import tiny_tasks
 
@@ -30,8 +32,8 @@ SETTINGS = {"device": "cpu", "dtype": "float32"}
 def test_labels_and_outputs(
     labels: str, classes: str, names: str, expected: tuple[int, ...], how: str
 ) -> None:
-    values = labels.split()
-    found, by = class_ids(values, tuple(classes.split()), names.split())
+    values, documented = labels.split(), tuple(classes.split())
+    found, by = class_ids(values, documented or ordered(values), names.split(), documented)
     assert (tuple(found[value] for value in values), by) == (expected, how)
 
 
@@ -46,10 +48,15 @@ def test_labels_and_outputs(
     ],
 )
 def test_labels_that_fit_no_output(labels: str, classes: str, names: str) -> None:
-    with pytest.raises(
-        MismatchError, match=r"the data has the classes .*, the model .* were expected"
-    ):
-        class_ids(labels.split(), tuple(classes.split()), names.split())
+    values, documented = labels.split(), tuple(classes.split())
+    known = documented or ordered(values)
+    message = (
+        r"the data has the classes .* in all its splits, the model .* \([23]\); the same names"
+        if names[0] == "0"
+        else r"the data: the class \".*\" is none of the model's, which are .* \(2\); correct it"
+    )
+    with pytest.raises(MismatchError, match=message):
+        class_ids(values, known, names.split(), documented)
 
 
 def test_names_of_outputs() -> None:
@@ -74,6 +81,17 @@ def test_pairs_have_token_types_and_are_cut(tmp_path: Path) -> None:
     assert first["token_type_ids"].tolist() == [0] * 4 + [1] * 8
     assert second["input_ids"].tolist() == [2, 4, 3, 1, 3]
     assert [first["labels"], second["labels"]] == [1, 0]
+
+
+def test_texts_without_a_token_are_refused(tmp_path: Path) -> None:
+    """A tokenizer may leave out what it does not know, and add nothing."""
+    made = tiny_tasks.checkpoint("text_classification")
+    path = write(tmp_path / "x.tsv", "text | label", "the man | 1", "\u200b | 0")
+    corpus = TEXT_CLASSIFICATION.read(path, None, "test", None)
+    made.tokenizer = tiny_tasks.tokenizer(pairs=False)
+    made.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(FormatError, match=r"row 3 of x\.tsv: the text has no token for this model"):
+        TEXT_CLASSIFICATION.dataset(corpus, made)
 
 
 def balance(made: Any, texts: list[str]) -> None:
@@ -160,10 +178,18 @@ def test_correlations_against_scipy(tmp_path: Path) -> None:
     assert report["loss"] == pytest.approx(sum(errors) / len(errors), rel=1e-4)
 
 
-@pytest.mark.parametrize("score", ["high", "nan", "inf", ""])
-def test_scores_must_be_numbers(score: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("high", r"row 3 of x\.tsv: the score is 'high'; a finite number"),
+        ("inf", r"row 3 of x\.tsv: the score is 'inf'; a finite number"),
+        ("nan", r"x\.tsv: row 3: the score is missing"),
+        ("", r"x\.tsv: row 3: the score is missing"),
+    ],
+)
+def test_scores_must_be_numbers(score: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.tsv", "text1 | text2 | score", "a | b | 1.5", f"a | b | {score}")
-    with pytest.raises(FormatError, match=rf"sample 2 of x\.tsv has the score '{score}'"):
+    with pytest.raises(FormatError, match=message):
         TEXT_SIMILARITY.read(path, None, "test", None)
 
 

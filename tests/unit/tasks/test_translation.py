@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from composable import tasks
 from composable.errors import FormatError, UserError
 from composable.tasks import translation
 from composable.training import train
 from composable.variants import gradient
-from tests import tiny
+from tests import tiny, tiny_tasks
 
 
 def folder_of(path: Path, **contents: bytes) -> Path:
@@ -68,6 +69,50 @@ def test_refused_with_one_line(
     with pytest.raises(error, match=message) as caught:
         translation.read_corpus(folder_of(tmp_path / "x", **contents), "test")
     assert "\n" not in str(caught.value)
+
+
+TEXT, OTHER = "Ein Hund läuft.\nZwei Katzen.\n", "a dog\ntwo cats\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode("utf-8-sig"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode("utf-8-sig"),
+        TEXT.removesuffix("\n").encode(),
+    ],
+)
+def test_marks_and_line_ends_are_no_text(content: bytes, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "x", test__de=content, test__en=OTHER.encode())
+    found = translation.read_corpus(folder, "test")
+    assert (found.source, found.target) == (OTHER.splitlines(), TEXT.splitlines())
+    plain = folder_of(tmp_path / "y", test__de=TEXT.encode(), test__en=OTHER.encode())
+    assert found.sha256 == translation.read_corpus(plain, "test").sha256
+
+
+def test_a_model_of_infinite_weights_has_no_score(tmp_path: Path) -> None:
+    """Its translations are words, and would have a BLEU."""
+    made = tiny.checkpoint()
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.fill_(torch.inf)
+    corpus = translation.read_corpus(tiny.corpus(tmp_path / "x", pairs=4), "test")
+    settings = {"device": "cpu", "dtype": "float32", "num_beams": 1, "batch_tokens": 99}
+    with pytest.raises(UserError, match="the model's loss is nan, a finite number was expected"):
+        translation.TRANSLATION.evaluate(made, corpus, settings | {"max_length": 4})
+
+
+def test_pairs_without_a_token_are_refused() -> None:
+    """A tokenizer that adds an end token gives an empty line one."""
+    corpus = translation.Corpus("x", "test", ["a dog", ""], ["ein Hund", "b"], "0")
+    made = tiny.checkpoint()
+    assert translation.Pairs(corpus, made.tokenizer, "").sizes[1][1] == 1
+    bare = tiny_tasks.tokenizer(pairs=False)
+    with pytest.raises(FormatError, match="x: source, line 2: the text has no token"):
+        translation.Pairs(corpus, bare, "")
+    with pytest.raises(FormatError, match="sentence 2: the text has no token"):
+        translation.translate(made.model, bare, corpus.source)
 
 
 def test_an_unknown_task_names_the_known_ones() -> None:

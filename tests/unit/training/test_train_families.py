@@ -115,7 +115,7 @@ def test_the_weights_are_those_of_the_best_epoch(
     [
         ("opt", {"max_length": 8}),
         ("bert", {"max_length": 5}),
-        ("vit", {"image": {"size": [8, 8], "mean": [0.4], "std": [0.5]}}),
+        ("vit", {"image_processor": tiny.dense("vit").info["image_processor"] | {"resample": 3}}),
     ],
 )
 def test_the_same_data_seen_in_another_way_is_another_run(

@@ -1,0 +1,143 @@
+"""What every path of a command line is for, and that no output is also an input."""
+
+import errno
+import itertools
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a command does with a path that it is given.
+
+    Attributes:
+        reads: the file, or files of the folder.
+        writes: the same; a calibration, which is read if it exists, is both.
+        inside: pattern of the files of a folder that are read, relative to it.
+        also: the path -> further ones that are written with it.
+        default: all options of the command -> the path, where none is given.
+    """
+
+    reads: bool = False
+    writes: bool = False
+    inside: str = ""
+    also: Callable[[Path], Path] | None = None
+    default: Callable[[Mapping[str, Any]], Any] | None = None
+
+
+READ, WRITTEN, BOTH = Use(reads=True), Use(writes=True), Use(reads=True, writes=True)
+#: Data are named after their splits, or as the package datasets saves them; models are not data.
+DATA = Use(
+    reads=True,
+    inside=r"(?i)((wiki\.|ptb\.)?(train|val|dev|test)|(state|dataset_info|dataset_dict)\.json|"
+    r".*\.arrow).*(?<!\.pth)(?<!\.npy)",
+)
+
+
+class PathOption(click.Option):
+    """An option whose value is a path, or several."""
+
+    def __init__(self, *args: Any, use: Use, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.use = use
+
+
+class PathArgument(click.Argument):
+    """The same without a flag."""
+
+    def __init__(self, *args: Any, use: Use, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.use = use
+
+
+@dataclass(frozen=True)
+class _Named:
+    """One path of a command line; `flag` is what the user calls it."""
+
+    flag: str
+    path: Path
+    use: Use
+
+    def __str__(self) -> str:
+        return f"{self.flag} {self.path}"
+
+
+def check(context: click.Context, options: dict[str, Any]) -> None:
+    """Fill in the paths that others stand for, and refuse what would destroy an input.
+
+    Args:
+        context: of the command.
+        options: name -> value; those that were not given get the default of their `Use`.
+
+    Raises:
+        click.UsageError: an output is an input, or a file of a folder that is read, or two outputs
+            are one file, whatever links lead there.
+        OSError: an input is a device, a pipe, or a circle of links.
+    """
+    found = list(_named(context.command, options))
+    for each in found:
+        _refuse_special(each)
+    for one, other in itertools.permutations(found, 2):
+        problem = _problem(one, other)
+        if problem:
+            raise click.UsageError(f"{other}: {problem}; name another file to write.", context)
+
+
+def _named(command: click.Command, options: dict[str, Any]) -> Iterator[_Named]:
+    for parameter in command.params:
+        if not isinstance(parameter, PathOption | PathArgument):
+            continue
+        name, use = str(parameter.name), parameter.use
+        if options.get(name) in (None, ()) and use.default is not None:
+            options[name] = use.default(options)
+        value = options.get(name)
+        is_option = isinstance(parameter, PathOption)
+        flag = parameter.opts[0] if is_option else str(parameter.metavar or name.upper())
+        for path in value if isinstance(value, tuple) else (value,) if value is not None else ():
+            yield _Named(flag, Path(path), use)
+            if use.also is not None:
+                yield _Named(flag, use.also(path), Use(writes=True))
+
+
+def _problem(one: _Named, other: _Named) -> str:
+    """Say why `other` must not be written, "" where it may."""
+    if not other.use.writes:
+        return ""
+    if _same(one.path, other.path):
+        return f"is the file of {one}" if one.use.reads else f"is written by {one}, too"
+    if one.use.inside and other.path.exists() and one.path.is_dir():
+        place, folder = Path(os.path.realpath(other.path)), os.path.realpath(one.path)
+        if place.is_relative_to(folder) and re.fullmatch(
+            one.use.inside, str(place.relative_to(folder))
+        ):
+            return f"is read as a part of {one}"
+    return ""
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file, also one that does not exist yet."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # hard links, and file systems that ignore case
+    except OSError:
+        return False
+
+
+def _refuse_special(named: _Named) -> None:
+    """Raise OSError for what can never be read: it might make a command wait for ever."""
+    try:
+        mode = os.stat(named.path).st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise
+        return
+    if named.use.reads and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(named.path))

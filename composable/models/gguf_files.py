@@ -1,0 +1,97 @@
+"""What is in a .gguf file, and what transformers does not read of it."""
+
+from pathlib import Path
+from typing import Any
+
+from composable.errors import UserError, one_line
+
+#: Numbers of a model that say nothing new, or not how it computes.
+_HARMLESS = ("vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count")
+
+
+def read(path: Path) -> Any:
+    """Read what a .gguf file says of itself.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A `gguf.GGUFReader`, which maps the weights.
+
+    Raises:
+        UserError: the package gguf is missing, or the file is damaged.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise UserError(
+            f"{path}: .gguf files need the package gguf; pip install -r requirements-gguf.txt."
+        ) from error
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        """The library's reader, which goes on past the end of a file for ever."""
+
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, *rest: Any, **more: Any) -> Any:
+            found = super()._get(offset, dtype, count, *rest, **more)
+            if len(found) != count:
+                raise ValueError(f"it ends before byte {int(offset)} and what was expected there")
+            return found
+
+    with one_line(f"{path}: no readable .gguf file"):
+        reader: Any = Reader(path)
+        key = f"{_text(reader, 'general.architecture')}.block_count"
+        layers = reader.fields[key].contents() if key in reader.fields else 0
+    if not isinstance(layers, int) or layers > len(reader.tensors):
+        raise UserError(
+            f"{path}: {key} is {layers!r}, and its weights are {len(reader.tensors)} tensors; a "
+            "whole file is needed."
+        )
+    return reader
+
+
+def unused(path: Path, reader: Any, model: Any) -> list[str]:
+    """Find what a model that was read from a .gguf file does not use of it.
+
+    Args:
+        path: of the file.
+        reader: of it.
+        model: of transformers, as it was loaded.
+
+    Returns:
+        Names of tensors and settings, sorted.
+    """
+    from transformers import modeling_gguf_pytorch_utils as reading
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+    with one_line(f"{path}: its names cannot be compared with those of the model"):
+        architecture = _text(reader, "general.architecture")
+        made = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)
+        known = reading.get_gguf_hf_weights_map(model, made(config=model.config.to_dict()))
+        tensors = [tensor.name for tensor in reader.tensors if tensor.name not in known]
+        settings: Any = GGUF_CONFIG_MAPPING.get(model.config.model_type, {})
+        prefix = f"{architecture}."
+        said = [name.removeprefix(prefix) for name in reader.fields if name.startswith(prefix)]
+        unknown = [name for name in said if name not in settings and name not in _HARMLESS]
+        left = [prefix + name for name in unknown if not _is_off(reader, prefix + name)]
+    return sorted([*tensors, *left])
+
+
+def _text(reader: Any, key: str) -> str:
+    return str(reader.fields[key].contents())
+
+
+def _is_off(reader: Any, key: str) -> bool:
+    """Tell whether a setting says that there is nothing of the kind."""
+    value: Any = reader.fields[key].contents()
+    return value in (0, "none", False)
+
+
+def counts(reader: Any) -> tuple[int, int]:
+    """Count the tensors, and the numbers in them."""
+    return len(reader.tensors), sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
+def tokens(reader: Any) -> int:
+    """Count the tokens of its tokenizer, to which transformers may add some that no text has."""
+    field = reader.fields.get("tokenizer.ggml.tokens")
+    return 0 if field is None else len(field.data)

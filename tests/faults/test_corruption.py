@@ -1,0 +1,29 @@
+"""Every file that is read, damaged by chance and crafted: never a traceback or another result."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.corruption import Corruption
+from tests.faults.kinds import KINDS
+from tests.faults.runner import Pool, Trial
+
+pytestmark = pytest.mark.faults
+COUNT = 250
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_damaged_file_is_refused_or_harmless(
+    name: str, home: Path, pool: Pool, book: list[Trial]
+) -> None:
+    kind = Corruption(KINDS[name], home, pool)
+    check([*kind.kept(), *kind.random(COUNT), *kind.crafted(COUNT)], book)
+
+
+def check(trials: list[Trial], book: list[Trial]) -> None:
+    """Note trials, and fail with those that ended badly, one of each way."""
+    book += trials
+    bad = {(trial.outcome, trial.said): trial for trial in trials if trial.is_bad}
+    count = sum(trial.is_bad for trial in trials)
+    lines = [f"{t.outcome}: {t.said:.300} {t.case!s:.300}" for t in list(bad.values())[:20]]
+    assert not bad, f"{count} of {len(trials)} ended badly, such as\n" + "\n".join(lines)

@@ -1,0 +1,195 @@
+"""No command overwrites what it reads: every pair of paths of every command, however spelled."""
+
+import importlib
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from composable.commands.paths import PathArgument, PathOption
+from composable.errors import UserError
+from tests.paths import ROOT
+
+COMMANDS = sorted(
+    path.stem
+    for path in (ROOT / "composable/commands").glob("*.py")
+    if path.stem not in ("__init__", "cli", "paths")
+)
+#: What an input or output may be called, as somebody who reads docs/commands.md would say.
+READS = {
+    "baseline_finetuning": "model data",
+    "block_level_finetuning": "model bundles data calibration calibration_data",
+    "compose_model": "model bundles config",
+    "config_generator": "model scores",
+    "download_model": "source",
+    "evaluate": "model data",
+    "export_model": "model",
+    "model_level_finetuning": "model bundles config data",
+    "plot_importance": "scores",
+    "plot_loss": "csvs",
+    "prune": "model config scores calibration calibration_data",
+    "prune_scheme_generator": "source",
+    "rank_importance": "model calibration calibration_data",
+    "report": "directory plot",
+}
+WRITES = {
+    "baseline_finetuning": "output stats checkpoint_dir",
+    "block_level_finetuning": "output stats plot calibration checkpoint_dir",
+    "compose_model": "output",
+    "config_generator": "output",
+    "download_model": "output",
+    "evaluate": "output predictions",
+    "export_model": "output",
+    "model_level_finetuning": "output stats checkpoint_dir",
+    "plot_importance": "output",
+    "plot_loss": "output",
+    "prune": "output test_model calibration",
+    "prune_scheme_generator": "output",
+    "rank_importance": "output calibration",
+    "report": "output",
+}
+
+
+def command(name: str) -> click.Command:
+    found: click.Command = importlib.import_module(f"composable.commands.{name}").main
+    return found
+
+
+def paths_of(name: str) -> dict[str, Any]:
+    known = (PathOption, PathArgument)
+    return {str(p.name): p for p in command(name).params if isinstance(p, known)}
+
+
+def run(name: str, given: dict[str, Path]) -> None:
+    """Call a command with paths alone; it must not begin to work."""
+    args: list[str] = []
+    for key, path in given.items():
+        parameter = paths_of(name)[key]
+        flags = parameter.opts[:1] if isinstance(parameter, PathOption) else []
+        args = [*args, *flags, str(path)] if flags else [str(path), *args]
+    command(name).main(args, prog_name=f"{name}.py", standalone_mode=False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_path_says_what_it_is_for(name: str) -> None:
+    found = paths_of(name)
+    assert {key for key, p in found.items() if p.use.reads} == set(READS[name].split())
+    assert {key for key, p in found.items() if p.use.writes} == set(WRITES[name].split())
+    others = [p.name for p in command(name).params if isinstance(p.type, click.Path)]
+    assert set(others) <= found.keys()
+
+
+SPELLINGS: dict[str, Callable[[Path, Path], Any]] = {
+    "the same": lambda file, other: None,
+    "a symbolic link": lambda file, other: other.symlink_to(file.name),
+    "a hard link": lambda file, other: os.link(file, other),
+    "through a folder": lambda file, other: None,
+    "a link that leads nowhere yet": lambda file, other: None,
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_is_no_other_path(
+    name: str, spelling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("absent.png")
+    reads, writes = READS[name].split(), WRITES[name].split()
+    tried = 0
+    for one, other in itertools.permutations(sorted({*reads, *writes}), 2):
+        if other not in writes:
+            continue
+        file = tmp_path / f"{tried}.png"
+        again = tmp_path / f"again{tried}.png"
+        if spelling == "a link that leads nowhere yet":
+            file, again = tmp_path / "link", tmp_path / "absent.png"
+        else:
+            file.write_bytes(b"content")
+            SPELLINGS[spelling](file, again)
+            if spelling == "the same":
+                again = file
+            if spelling == "through a folder":
+                again = Path("folder/..") / file.name
+        with pytest.raises(click.UsageError, match="name another file to write") as caught:
+            run(name, {one: file, other: again})
+        assert caught.value.exit_code == 2
+        assert "\n" not in str(caught.value)
+        if spelling != "a link that leads nowhere yet":
+            assert file.read_bytes() == b"content"
+        tried += 1
+    assert tried >= 1
+
+
+def test_outputs_that_are_named_after_others(tmp_path: Path) -> None:
+    """The table of variants, and pictures and reports without an option of their own."""
+    table = tmp_path / "s_variants.csv"
+    with pytest.raises(click.UsageError, match=r"--stats .*s_variants\.csv: is the file of -m"):
+        run("block_level_finetuning", {"model": table, "stats": tmp_path / "s.csv"})
+    with pytest.raises(click.UsageError, match=r"s_variants\.csv: is written by -o"):
+        run("block_level_finetuning", {"output": table, "stats": tmp_path / "s.csv"})
+    with pytest.raises(click.UsageError, match=r"-o .*x\.png: is the file of SCORES .*x\.png"):
+        run("plot_importance", {"scores": tmp_path / "x.png"})
+    with pytest.raises(click.UsageError, match=r"-o stats_model\.csv: is the file of \[CSV\]"):
+        run("plot_loss", {"output": Path("stats_model.csv")})
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "output", "files"),
+    [
+        ("baseline_finetuning", "data", "stats", "train.en val.de test_2016_flickr.en dev.tsv"),
+        ("block_level_finetuning", "data", "plot", "train/cat/0.png validation_matched.jsonl"),
+        ("prune", "calibration_data", "output", "wiki.train.tokens train-v2.0.json state.json"),
+        ("evaluate", "data", "predictions", "test/data-00000-of-00001.arrow ptb.test.txt"),
+        ("download_model", "source", "output", "config.json model.safetensors tokenizer.json"),
+        ("report", "directory", "output", "eval_dense.json conf.json json/block.json"),
+    ],
+)
+def test_no_output_is_a_file_of_a_folder_that_is_read(
+    name: str, source: str, output: str, files: str, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    for file in files.split():
+        path = tmp_path / "folder" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"content")
+        for folder in (tmp_path / "folder", tmp_path / "link"):
+            with pytest.raises(click.UsageError, match="is read as a part of"):
+                run(name, {source: folder, output: path})
+        assert path.read_bytes() == b"content"
+
+
+def test_folders_that_are_beside_a_model_or_data_are_not_in_them(tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "taken.json").write_text("older")
+    with pytest.raises(UserError, match=r"config\.json"):  # it began to work
+        run("download_model", {"source": tmp_path / "hf", "output": tmp_path / "taken.json"})
+
+
+def test_outputs_beside_data_stay_possible(tmp_path: Path) -> None:
+    """A folder of data may be the folder in which one works."""
+    (tmp_path / "train.tsv").write_text("text\tlabel\n")
+    for file in ("stats_baseline.csv", "test.pth", "conf.json", "report.md"):
+        (tmp_path / file).write_bytes(b"older")
+        given = {"data": tmp_path, "stats": tmp_path / file, "model": tmp_path / "absent"}
+        with pytest.raises(FileNotFoundError):  # the model: it began to work
+            run("baseline_finetuning", given)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_pipes_devices_and_circles_of_links(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    for key in READS[name].split():
+        for path, problem in (
+            (tmp_path / "pipe", "is no ordinary file"),
+            (Path("/dev/zero"), "is no ordinary file"),
+            (tmp_path / "circle", "Too many levels"),
+        ):
+            with pytest.raises(OSError, match=problem):
+                run(name, {key: path})
