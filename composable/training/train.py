@@ -186,7 +186,8 @@ def _train(trainer: Trainer, folder: runs.RunFolder, label: str) -> float | None
     latest = broadcast_object_list(found)[0]
     resumed = None
     if latest:
-        resumed = rounded_epoch(checkpoints.state_of(latest)["epoch"])
+        with checkpoints.reading(latest, checkpoints.STATE):
+            resumed = rounded_epoch(float(checkpoints.state_of(latest)["epoch"]))
         log.info("%s: continuing after epoch %g (%s)", label, resumed, latest)
     longest = max(map(max, trainer.train_dataset.sizes))  # type: ignore[union-attr]
     with kernels.for_cpu(model, options.device, longest, trains=True):

@@ -152,7 +152,13 @@ class Trainer(transformers.Trainer):
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint that `checkpoints.newest` has found whole."""
         self._resumed = checkpoint
-        self._unfinished = checkpoints.state_of(checkpoint)["stateful_callbacks"][OURS]
+        with self._reading(checkpoints.STATE):
+            kept = checkpoints.state_of(checkpoint)["stateful_callbacks"][OURS]
+            self._unfinished = {
+                "validation_is_due": bool(kept["validation_is_due"]),
+                "loss": float(kept["losses"][self.args.process_index]),
+                "logged_step": int(kept["logged_step"]),
+            }
         self._validation_is_due = self._unfinished["validation_is_due"]
         self.args.eval_on_start = self._validation_is_due
         self.train(resume_from_checkpoint=str(checkpoint))
@@ -257,7 +263,7 @@ class Trainer(transformers.Trainer):
             self.control.should_training_stop = True
             return
         if self._unfinished:
-            self._tr_loss += self._unfinished["losses"][self.args.process_index]
+            self._tr_loss += self._unfinished["loss"]
             self._globalstep_last_logged = self._unfinished["logged_step"]
         torch.empty((), dtype=torch.int64).random_()  # once an epoch, as a loader without workers
         super()._run_epoch(*args, **kwargs)

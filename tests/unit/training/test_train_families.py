@@ -1,15 +1,17 @@
 """Training of every family: the best epoch and an interrupted run have the right weights."""
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from composable import tasks
+from composable import runs, tasks
 from composable.errors import UserError
 from composable.models.checkpoint import Checkpoint
-from composable.training import train
+from composable.training import train, trainer
 from tests import tiny, tiny_tasks
 from tests.end_to_end.test_matrix import dense_of, tasks_of
 
@@ -58,6 +60,33 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         assert torch.equal(tensor, found[name]), name
 
 
+def test_when_checkpoints_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By steps, by the clock or after epochs alone: the weights are the same."""
+    saved: list[int] = []
+    save = train.Trainer._save_checkpoint
+
+    def note(self: Any, model: Any, trial: Any) -> None:
+        saved.append(self.state.global_step)
+        save(self, model, trial)
+
+    monkeypatch.setattr(train.Trainer, "_save_checkpoint", note)
+    states = []
+    for steps, pause, expected in (
+        (0, 0.0, [5]),
+        (None, 0.0, [1, 2, 3, 4, 5]),
+        (2, 600.0, [2, 4, 5]),
+    ):
+        monkeypatch.setattr(trainer, "PAUSE", pause)
+        monkeypatch.setattr(trainer, "SHARE", 0)
+        made, outcome = run("vit", tmp_path, "x", epochs=1, save_steps=steps)
+        outcome.clean_up()
+        assert saved == expected
+        saved.clear()
+        states.append(made.model.state_dict())
+    for name, tensor in states[0].items():
+        assert all(torch.equal(tensor, other[name]) for other in states[1:]), name
+
+
 @pytest.mark.parametrize("layout", tiny.ALL)
 def test_the_weights_are_those_of_the_best_epoch(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +126,36 @@ def test_the_same_data_seen_in_another_way_is_another_run(
         run(layout, tmp_path, "x", said, epochs=1)[1].resumed_from for said in ({}, info, {}, info)
     ]
     assert resumed == [None, None, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "optimizer.pt",
+        *(
+            pytest.param(name, marks=pytest.mark.nightly)
+            for name in ("scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json")
+        ),
+    ],
+)
+def test_no_checkpoint_runs_code(name: str, tmp_path: Path) -> None:
+    """A seal can be made by anyone; what is unpickled must not be able to do anything."""
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    run("vit", tmp_path, "x", epochs=1)
+    (folder,) = tmp_path.glob("x/*/checkpoint-*")
+    (folder / name).write_bytes(pickle.dumps(Hostile(), protocol=2))
+    (folder / runs.SEAL).unlink()
+    runs.seal(folder)
+    if name == "trainer_state.json":
+        assert run("vit", tmp_path, "x", epochs=1)[1].resumed_from is None
+    else:
+        with pytest.raises(UserError, match=rf"{folder}: a checkpoint does not fit the model"):
+            run("vit", tmp_path, "x", epochs=1)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(
