@@ -221,7 +221,7 @@ def test_saving_leaves_its_argument_alone(tmp_path: Path) -> None:
     assert load(tmp_path / "a.pth").fingerprint == made.fingerprint
     made.fingerprint = "f" * 64
     save(tmp_path / "b.pth", made)
-    with pytest.raises(FormatError, match=r"b\.pth: its fingerprint is ffffffffffff, its config"):
+    with pytest.raises(FormatError, match=r"b\.pth: its fingerprint is ffffffffffff, that of its"):
         load(tmp_path / "b.pth")
     (tmp_path / "b.pth").unlink()
     made.fingerprint = ""
