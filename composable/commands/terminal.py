@@ -6,7 +6,7 @@ import logging
 import re
 from pathlib import Path
 
-LONGEST_WORD, LONGEST_LINE = 240, 2000  # characters
+LONGEST_WORD, LONGEST_LINE = 240, 1000  # characters
 
 
 def printable(text: str) -> str:

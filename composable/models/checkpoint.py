@@ -201,6 +201,8 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
         name: torch.from_numpy(unpack_mask(packed.numpy(), shapes[name]))
         for name, packed in stored["masks"].items()
     }
+    if not structure and not masks:
+        _check_fingerprint(stored["fingerprint"], config, model)
     return Checkpoint(
         model=model,
         tokenizer=tokenizer_files.load(stored["tokenizer"]),
@@ -211,6 +213,15 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
         info=_info(files.parse_json(stored["info"])),
         tokenizer_files={name: tensor.clone() for name, tensor in stored["tokenizer"].items()},
     )
+
+
+def _check_fingerprint(fingerprint: str, config: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Refuse a dense model that is not the one it says it is."""
+    if (found := fingerprint_of(config, model.state_dict())) != fingerprint:
+        problem = (
+            f"its fingerprint is {fingerprint:.12}, that of its config and weights {found:.12}"
+        )
+        raise FormatError(f"{problem}; make it again")
 
 
 def _info(value: Any) -> dict[str, Any]:

@@ -225,11 +225,15 @@ def test_the_fingerprint_belongs_to_the_content(tmp_path: Path) -> None:
 
 def test_saving_leaves_its_argument_alone(tmp_path: Path) -> None:
     made = tiny.checkpoint()
-    made.fingerprint = "f" * 64
     before = dataclasses.replace(made, info=copy.deepcopy(made.info))
     save(tmp_path / "a.pth", made)
     assert made == before
-    assert load(tmp_path / "a.pth").fingerprint == "f" * 64
+    assert load(tmp_path / "a.pth").fingerprint == made.fingerprint
+    made.fingerprint = "f" * 64
+    save(tmp_path / "b.pth", made)
+    with pytest.raises(FormatError, match=r"b\.pth: its fingerprint is ffffffffffff, that of its"):
+        load(tmp_path / "b.pth")
+    (tmp_path / "b.pth").unlink()
     made.fingerprint = ""
     with pytest.raises(FormatError, match=r"b\.pth: not written: the model has no fingerprint"):
         save(tmp_path / "b.pth", made)
