@@ -68,7 +68,7 @@ def unused(path: Path, reader: Any, model: Any) -> list[str]:
         made = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)
         known = reading.get_gguf_hf_weights_map(model, made(config=model.config.to_dict()))
         tensors = [tensor.name for tensor in reader.tensors if tensor.name not in known]
-        settings = GGUF_CONFIG_MAPPING.get(model.config.model_type, {})
+        settings: Any = GGUF_CONFIG_MAPPING.get(model.config.model_type, {})
         prefix = f"{architecture}."
         said = [name.removeprefix(prefix) for name in reader.fields if name.startswith(prefix)]
         unknown = [name for name in said if name not in settings and name not in _HARMLESS]

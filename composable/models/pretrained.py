@@ -128,7 +128,7 @@ def _open(source: Path) -> _Found:
     """Read config and names of the weights, and refuse what cannot be built."""
     # a folder may bring code along, which is never run
     reading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if source.suffix == ".gguf":
+    if source.suffix == ".gguf" and not source.is_dir():
         base, reader = source.parent, gguf_files.read(source)
         reading["gguf_file"] = source.name
         with one_line(f"{source}: no model can be built of what it says"):
