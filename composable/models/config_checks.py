@@ -79,6 +79,8 @@ def read_config(path: Path) -> dict[str, Any]:
         name = said.get(key)
         if name is not None and not isinstance(getattr(torch, str(name), None), torch.dtype):
             raise _refusal(path, key, name, 'the name of a type such as "float32"')
+    if said.get("return_dict") not in (True, None):
+        raise _refusal(path, "return_dict", said["return_dict"], "true")
     _check_architectures(path, said.get("architectures"))
     _check_labels(path, said)
     _check_quantisation(path, said)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from composable import families, files, tasks
 from composable.errors import UserError, one_line
 from composable.families import Family
-from composable.models import adapters, config_checks, gguf_files, stored_weights
+from composable.models import adapters, config_checks, gguf_files, stored_weights, trial
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 from composable.models.stored_weights import listed
 from composable.tasks.base import Task
@@ -82,6 +82,7 @@ def import_model(
     is_image = family.image_tokens is not None
     tokenizer = None if is_image else _tokenizer(found, model)
     checkpoint = Checkpoint(model, tokenizer, config_dict(model))
+    trial.try_out(source, model, tokenizer, checkpoint.config)
     checkpoint.info = {
         "source": name,
         "revision": revision,
