@@ -64,7 +64,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the message names the key, its value and what was expected.
     """
-    said = files.read_json(path)
+    try:
+        said = files.read_json(path)
+    except OSError as error:
+        raise UserError(f"{path.parent}: no readable config.json ({error.strerror}).") from error
     if not isinstance(said, dict):
         raise FormatError(f"{path}: not a model's configuration, an object was expected.")
     kind = said.get("model_type")
