@@ -64,7 +64,10 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the message names the key, its value and what was expected.
     """
-    said = files.read_json(path)
+    try:
+        said = files.read_json(path)
+    except OSError as error:
+        raise UserError(f"{path.parent}: no readable config.json ({error.strerror}).") from error
     if not isinstance(said, dict):
         raise FormatError(f"{path}: not a model's configuration, an object was expected.")
     kind = said.get("model_type")
@@ -79,6 +82,8 @@ def read_config(path: Path) -> dict[str, Any]:
         name = said.get(key)
         if name is not None and not isinstance(getattr(torch, str(name), None), torch.dtype):
             raise _refusal(path, key, name, 'the name of a type such as "float32"')
+    if said.get("return_dict") not in (True, None):
+        raise _refusal(path, "return_dict", said["return_dict"], "true")
     _check_architectures(path, said.get("architectures"))
     _check_labels(path, said)
     _check_quantisation(path, said)

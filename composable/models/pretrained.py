@@ -21,6 +21,7 @@ from composable.models import (
     gguf_files,
     stored_weights,
     tokenizer_files,
+    trial,
 )
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 from composable.models.stored_weights import listed
@@ -88,7 +89,8 @@ def import_model(
     is_image = family.image_tokens is not None
     tokenizer = None if is_image else _tokenizer(found, model)
     checkpoint = Checkpoint(model, tokenizer, config_dict(model))
-    checkpoint.tokenizer_files = tokenizer_files.files_of(tokenizer)
+    checkpoint.tokenizer_files = tokenizer_files.files_of(tokenizer)  # as it was read
+    trial.try_out(source, model, tokenizer, checkpoint.config)
     checkpoint.info = {
         "source": name,
         "revision": revision,
@@ -135,7 +137,7 @@ def _open(source: Path) -> _Found:
     """Read config and names of the weights, and refuse what cannot be built."""
     # a folder may bring code along, which is never run
     reading: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if source.suffix == ".gguf":
+    if source.suffix == ".gguf" and not source.is_dir():
         base, reader = source.parent, gguf_files.read(source)
         reading["gguf_file"] = source.name
         with one_line(f"{source}: no model can be built of what it says"):

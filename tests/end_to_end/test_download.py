@@ -268,6 +268,25 @@ def test_local_folder_goes_before_the_hub(pretrained: Path, tmp_path: Path, outp
     assert report["fingerprint"] == checkpoint.load(output).fingerprint
 
 
+def test_weights_without_a_use(tmp_path: Path, output: Path) -> None:
+    tiny.build("llama", attention_bias=True).save_pretrained(tmp_path / "hf")
+    tiny.tokenizer().save_pretrained(tmp_path / "hf")
+    config = tmp_path / "hf" / "config.json"
+    config.write_text(
+        config.read_text().replace('"attention_bias": true', '"attention_bias": false')
+    )
+    refused = call("download_model.py", "-m", "hf", "-o", output, cwd=tmp_path)
+    assert refused.code == 1
+    assert (
+        "Error: hf: the model that its config describes does not use model.layers.0.self_attn."
+        in (refused.err)
+    )
+    assert not output.exists()
+    taken = call("download_model.py", "-m", "hf", "-o", output, "--ignore-unused", cwd=tmp_path)
+    assert taken.code == 0
+    assert len(checkpoint.load(output).info["unused"]) == 12
+
+
 def test_unwritable_output_is_found_before_the_download(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("kept")
     for output in (tmp_path / "taken" / "model.pth", tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from composable.errors import UserError, one_line
 from composable.models.pretrained import import_model
@@ -93,6 +94,9 @@ def refusal(folder: Path, **changes: Any) -> str:
         ("llama", "sliding_window", 8, "sliding_window is 8, which transformers"),
         ("llama", "is_causal", False, "is_causal is False, which transformers"),
         ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5, which transformers"),
+        ("llama", "return_dict", False, "return_dict is False; true was expected"),
+        ("bert", "chunk_size_feed_forward", [1], "the model or its tokenizer does not work ("),
+        ("bert", "initializer_range", -0.5, "cannot be kept (normal expects std >= 0.0, but"),
         ("qwen2", "layer_types", ["foo"] * 3, "`layer_types` entries must be in"),
         ("llama", "rope_parameters", {"rope_type": "default", "rope_theta": 0.0}, "inv_freq holds"),
     ],
@@ -113,6 +117,24 @@ def test_a_tokenizer_with_more_ids_than_rows(tmp_path: Path) -> None:
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="has ids up to 64, the model embeds 64 tokens; the token"):
+        import_model(folder, "x")
+
+
+def test_a_tokenizer_that_fails_when_it_is_used(tmp_path: Path) -> None:
+    folder = folder_of("bert", tmp_path)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "x"}))
+    with pytest.raises(UserError, match=r"the model or its tokenizer does not work \(") as caught:
+        import_model(folder, "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_computes_infinity(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"].fill_(3e38)  # finite itself
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"the model computes NaN or infinity; a sound"):
         import_model(folder, "x")
 
 
