@@ -23,7 +23,7 @@ def test_a_damaged_file_is_refused_or_harmless(
 def check(trials: list[Trial], book: list[Trial]) -> None:
     """Note trials, and fail with those that ended badly, one of each way."""
     book += trials
-    bad = {(trial.outcome, trial.said): trial for trial in trials if trial.is_bad}
+    bad = {(t.outcome, t.said, t.case.get("name")): t for t in trials if t.is_bad}
     count = sum(trial.is_bad for trial in trials)
     lines = [f"{t.outcome}: {t.said:.300} {t.case!s:.300}" for t in list(bad.values())[:20]]
     assert not bad, f"{count} of {len(trials)} ended badly, such as\n" + "\n".join(lines)
