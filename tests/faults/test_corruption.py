@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.checkpoints import CHECKPOINTS, Left
 from tests.faults.corruption import Corruption
 from tests.faults.kinds import KINDS
 from tests.faults.runner import Pool, Trial
@@ -18,6 +19,15 @@ def test_a_damaged_file_is_refused_or_harmless(
 ) -> None:
     kind = Corruption(KINDS[name], home, pool)
     check([*kind.kept(), *kind.random(COUNT), *kind.crafted(COUNT)], book)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_passed_over(
+    name: str, place: Path, home: Path, pool: Pool, book: list[Trial]
+) -> None:
+    """The command goes on from what is sound, or begins anew: its result is always the same."""
+    left = Left(name, home, pool, place)
+    check([*left.kept(), *left.random(COUNT), *left.crafted(COUNT)], book)
 
 
 def check(trials: list[Trial], book: list[Trial]) -> None:
