@@ -29,7 +29,7 @@ INPUTS = {
     "prune.py": ("model.pth", "conf_prune.json", "data/train.en"),
     "compose_model.py": ("model.pth", "conf.json", "modules.npy"),
     "block_level_finetuning.py (ls)": ("model.pth", "modules.npy", "calibration.npy"),
-    "model_level_finetuning.py": ("model.pth", "modules.npy", "conf.json", "data/val.de"),
+    "model_level_finetuning.py": ("model.pth", "modules_finetuned.npy", "conf.json", "data/val.de"),
     "baseline_finetuning.py": ("composed.pth", "data/train.de"),
     "evaluate.py": ("model.pth", "data/test.en"),
     "plot_loss.py": ("stats_baseline.csv",),

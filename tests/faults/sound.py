@@ -33,7 +33,7 @@ CHAIN: tuple[tuple[Any, ...], ...] = (
     ("rank_importance.py", "-m", "model.pth", "--calibration-data", "data", "--iterative", 1,
      "--stack", "encoder", "--distance", "bi_score", "-o", "scores.npz", *CALIBRATION[:2]),
     ("rank_importance.py", "-m", "model.pth", "--method", "stat", "--calibration-data", "data",
-     "-o", "units.npz", *CALIBRATION[:2]),
+     "--calibration", "measured.npy", "-o", "units.npz", *CALIBRATION[:2]),
     ("block_level_finetuning.py", "-m", "model.pth", "--solver", "ls", "--data", "data",
      *CALIBRATION),
     ("baseline_finetuning.py", "-m", "composed.pth", "-o", "tuned.pth", *TRAINING),
