@@ -44,6 +44,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "residual_multiplier": (1,),
     "logits_scaling": (1,),
     "partial_rotary_factor": (1,),
+    "rope_interleaved": (False,),
     "dual_chunk_attention_config": (),
     "per_layer_config": ({},),
 }
