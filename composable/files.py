@@ -22,6 +22,7 @@ log = logging.getLogger("composable")
 MOST_DEEP = 100  # lists and objects within each other
 TEMPORARY = ".composable.tmp"  # how the name of a file ends while it is written
 LONGEST_NAME = 255  # bytes, on the usual file systems
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager

@@ -177,6 +177,8 @@ def load(path: Path) -> Checkpoint:
     except MemoryError:
         raise
     except Exception as error:  # transformers and tokenizers have errors of many kinds
+        if getattr(error, "errno", None) in files.DISK_FULL:  # the tokenizer is read from a folder
+            raise
         raise FormatError(
             f"{path}: its parts do not fit together ({shortened(said_by(error))}); make it again."
         ) from error
