@@ -169,7 +169,7 @@ BAD_FILES = [
     ([{"": 0.5}], ConfigError, 'conf.json[0]: "" is not the path'),
     ([{"a\nb": 0.5}], ConfigError, '"a\\nb" is not the path'),
     ('[{"\\ud800": 0.5}]', FormatError, "surrogates not allowed"),
-    ([{"a" * 1001: 0.5}], ConfigError, 'aaa... is not the path'),
+    ([{"a" * 1001: 0.5}], ConfigError, "aaa... is not the path"),
     *(
         (
             [{"encoder.block.0": {"rate": 1, "method": "m", "through": f"encoder.block.{last}"}}],
