@@ -5,27 +5,27 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import click
+
 from composable.commands import cli
 
 
 @cli.command()
-@cli.model_option("model.pth")
-@cli.path_option("-o", "--output", default="copy.pth", text="Model file to write.")
-@cli.path_option("--logits", default="logits.txt", text="Text file with what the model answers.")
-def main(model: Path, output: Path, logits: Path) -> dict[str, object]:
+@click.option("-m", "--model", type=cli.PATH)
+def main(model: Path) -> dict[str, object]:
     """Copy a model: equal bytes say that all of it was read as it was."""
     import torch
 
     from composable.models import checkpoint
 
     loaded = checkpoint.load(model)
-    checkpoint.save(output, loaded)
+    checkpoint.save(Path("copy.pth"), loaded)
     batch = loaded.tokenizer("a man sits in the house .", return_tensors="pt")
     start = torch.tensor([[0, 5, 6]])
     with torch.no_grad():
         answer = loaded.model(input_ids=batch.input_ids, decoder_input_ids=start).logits
-    logits.write_text(repr(answer.flatten().tolist()))
-    return {"wrote": str(output)}
+    Path("logits.txt").write_text(repr(answer.flatten().tolist()))
+    return {}
 
 
 if __name__ == "__main__":
