@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
 NEEDS = (
     *sound.CHAIN_FILES, "t5_folder", "stats_baseline.csv", "scores.npz", "out",
 )  # fmt: skip
-MOST = 300  # changes of files by one command
+MOST = 150  # changes of files by one command
 #: A signal that asks a process to end -> the exit code that it answers with.
 ASKED = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 
