@@ -62,7 +62,13 @@ def keys() -> list[str]:
     "--page", "target", type=click.Path(path_type=Path),
     help="[default: docs/benchmarks.md; of those on real models docs/results.md]",
 )  # fmt: skip
-@cli.path_option("-o", "--out", default="out/bench", text="Results, and the runs behind them.")
+@cli.path_option(
+    "-o",
+    "--out",
+    use=cli.BOTH,
+    default="out/bench",
+    text="Results, and the runs behind them.",
+)
 def main(
     names: tuple[str, ...], is_quick: bool, device: str, model: str, data: str, dtype: str,
     jobs: int | None, is_fresh: bool, target: Path | None, out: Path,

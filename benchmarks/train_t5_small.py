@@ -27,8 +27,14 @@ DROPOUT_OF_FILE = 0.1
 
 
 @cli.command()
-@cli.path_option("-o", "--output", default="out/bench/t5_small.pth", text="Model file to write.")
-@cli.path_option("--tokenizer", default=None, text="A tokenizers file, plain or .gz.")
+@cli.path_option(
+    "-o",
+    "--output",
+    use=cli.WRITTEN,
+    default="out/bench/t5_small.pth",
+    text="Model file to write.",
+)
+@cli.path_option("--tokenizer", use=cli.READ, text="A tokenizers file, plain or .gz.")
 @click.option("--data", default="multi30k", help="As of the scripts.")
 @click.option("--epochs", default=40)
 @click.option("--batch-size", default=128)

@@ -248,7 +248,7 @@ def test_defaults_agree_with_the_library() -> None:
         cost.SOURCE_LENGTH,
         cost.TARGET_LENGTH,
     )
-    assert defaults["model"] == Path("model/finetuned.pth")
+    assert Path(defaults["model"]) == Path("model/finetuned.pth")
 
 
 def test_as_a_process_stdout_is_json_and_stderr_the_progress(folder: Path) -> None:

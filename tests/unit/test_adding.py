@@ -130,7 +130,8 @@ def test_a_ranker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(tmp_path, "rank_importance.py", "--method", "activity")
     scores = scores_file.load(tmp_path / "scores.npz")
     assert scores.origin is not None
-    assert (scores.origin.method, scores.origin.options) == ("activity", {"exponent": 1.0})
+    options = {"exponent": 1.0, "reading": dense.reading}
+    assert (scores.origin.method, scores.origin.options) == ("activity", options)
     ffns = [m for m in dense.family.modules(dense.model) if m.kind == "ffn"]
     seen: dict[str, list[torch.Tensor]] = {m.name: [] for m in ffns}
     for module in ffns:

@@ -14,10 +14,9 @@ from composable.commands.paths import PathArgument, PathOption
 from composable.errors import UserError
 from tests.paths import ROOT
 
+#: Every script at the top has a command of its name.
 COMMANDS = sorted(
-    path.stem
-    for path in (ROOT / "composable/commands").glob("*.py")
-    if path.stem not in ("__init__", "cli", "paths")
+    path.stem for path in ROOT.glob("*.py") if (ROOT / "composable/commands" / path.name).is_file()
 )
 #: What an input or output may be called, as somebody who reads docs/commands.md would say.
 READS = {

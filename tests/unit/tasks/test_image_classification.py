@@ -70,8 +70,8 @@ def test_a_file_is_named_the_same_however_its_path_is_spelled(
     monkeypatch.chdir(tmp_path)
     for spelled in ("x.npz", "./x.npz", str(path), "link.npz", f"../{tmp_path.name}/link.npz"):
         found = images.read(spelled, None, "test", None)
-        assert (short_name(found), found.file) == ("x.npz", "x.npz:test")
-    assert short_name(images.read("y.npz", None, "test", None)) == "y.npz"
+        assert (short_name(found.name), found.file) == ("x.npz", "x.npz:test")
+    assert short_name(images.read("y.npz", None, "test", None).name) == "y.npz"
 
 
 def test_limit_and_held_out_images_are_of_all_classes(tmp_path: Path) -> None:
