@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -328,7 +329,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
 
 
 def _check_stored(path: Path, stored: Mapping[str, Any]) -> None:
-    """Refuse other keys or types than `save` writes, and tensors that show few bytes as many."""
+    """Refuse what `save` does not write: other keys or types, numbers that are not finite."""
     found = {key: type(value) for key, value in stored.items()}
     for key, dtypes in _TENSORS.items():
         group = stored.get(key)
@@ -341,6 +342,14 @@ def _check_stored(path: Path, stored: Mapping[str, Any]) -> None:
             raise FormatError(f"{path}: its {key} is not what docs/formats.md says; make it again.")
     if found != dict.fromkeys(_TEXTS, str) | {"version": int} | dict.fromkeys(_TENSORS, dict):
         raise FormatError(f"{path}: has not the keys of docs/formats.md; make it again.")
+    for name in stored["tokenizer"]:
+        if name != Path(name).name:  # it will be a file in a folder of ours
+            raise FormatError(
+                f"{path}: {name!r:.80} is no name of a tokenizer's file; make it again."
+            )
+    for name, weight in stored["state_dict"].items():
+        if weight.numel() and not all(map(math.isfinite, map(float, weight.aminmax()))):
+            raise FormatError(f"{path}: {name} holds NaN or infinity; make it again.")
 
 
 _TEXTS = ("format", "config", "generation_config", "structure", "info", "fingerprint")

@@ -366,6 +366,18 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "weights that are numbers": (
         lambda f, t: rewritten(f, state_dict={"a": 1}), "its state_dict is not what docs/formats.md"
     ),
+    "weights that are no numbers": (
+        lambda f, t: rewritten(f, state_dict={"a": torch.tensor([1, float("nan"), 2])}),
+        "a holds NaN or infinity",
+    ),
+    "infinite weights": (
+        lambda f, t: rewritten(f, state_dict={"a": torch.tensor([1, -float("inf")])}),
+        "a holds NaN or infinity",
+    ),
+    "a tokenizer's file that leads elsewhere": (
+        lambda f, t: rewritten(f, tokenizer={"../vocab.txt": torch.zeros(1, dtype=torch.uint8)}),
+        "'../vocab.txt' is no name of a tokenizer's file",
+    ),
     "a million layers": (
         lambda f, t: rewritten(f, config=changed_json(f, "config", num_layers=10**9)),
         "its config has num_layers 1000000000, at most 10000 were expected",
