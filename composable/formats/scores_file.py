@@ -344,7 +344,8 @@ def _array(content: bytes) -> NDArray[Any]:
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"an array of shape {shape!s:.60} in {len(content)} bytes")
     values = np.frombuffer(content, dtype, offset=file.tell())
-    return values.reshape(shape, order="F" if is_fortran else "C")
+    # a copy, as bytes are read-only, which torch warns of
+    return values.reshape(shape, order="F" if is_fortran else "C").copy()
 
 
 def _of_another_program(arrays: Arrays) -> Scores:
