@@ -198,6 +198,7 @@ def _rebuild(stored: Mapping[str, Any]) -> Checkpoint:
     model.eval()
     generation = files.parse_json(stored["generation_config"])
     if generation is not None:
+        _check_token_ids(generation, model)
         model.generation_config = GenerationConfig.from_dict(generation)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     masks = {
@@ -225,6 +226,25 @@ def _check_fingerprint(fingerprint: str, config: Mapping[str, Any], model: PreTr
             f"its fingerprint is {fingerprint:.12}, that of its config and weights {found:.12}"
         )
         raise FormatError(f"{problem}; make it again")
+
+
+def _check_token_ids(generation: Mapping[str, Any], model: PreTrainedModel) -> None:
+    """Refuse ids that are no numbers; the two that a translation needs have to be tokens."""
+    embedding: Any = model.get_input_embeddings()
+    rows: int = embedding.num_embeddings
+    needed = ("decoder_start_token_id", "pad_token_id") if model.config.is_encoder_decoder else ()
+    for key in sorted({*needed, *(key for key in generation if key.endswith("_token_id"))}):
+        value = generation.get(key)
+        if key in needed:
+            is_sound = type(value) is int and 0 <= value < rows
+        else:  # may be odd, as nothing uses it: early Llamas say -1
+            listed = value if key == "eos_token_id" and isinstance(value, list) else [value]
+            is_sound = all(each is None or type(each) is int for each in listed)
+        if not is_sound:
+            raise FormatError(
+                f"its generation_config has {key} {value!r:.40}, a token below {rows} was "
+                "expected; make it again"
+            )
 
 
 def _info(value: Any) -> dict[str, Any]:

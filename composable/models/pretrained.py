@@ -313,9 +313,12 @@ def _tokenizer(found: _Found, model: Any) -> Any:
         )
     if model.config.is_encoder_decoder:
         start = getattr(model.config, "decoder_start_token_id", None)
+        said = model.generation_config  # made of the config where there is no such file
         for what, token in (
             ("the config has no decoder_start_token_id", start),
             ("the config has no pad_token_id", model.config.pad_token_id),
+            ("generation_config.json has no decoder_start_token_id", said.decoder_start_token_id),
+            ("generation_config.json has no pad_token_id", said.pad_token_id),
             ("the tokenizer has no pad token", tokenizer.pad_token_id),
             ("the tokenizer has no end token (eos)", tokenizer.eos_token_id),
         ):

@@ -21,6 +21,7 @@ from composable.families import Family
 from composable.tasks import splits
 from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
+from composable.tasks.text_files import MOST_BYTES
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
 WANTED = (
@@ -30,8 +31,6 @@ WANTED = (
 )
 #: Bytes of prepared images that a split keeps in memory.
 KEPT_BYTES = 256 << 20
-#: Most bytes that are read of an array: 4 GiB.
-MOST_BYTES = 2**32
 #: What zipfile and numpy raise where a file is no .npz, or a damaged one.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
@@ -138,7 +137,10 @@ def _first_rows(archive: zipfile.ZipFile, name: str, rows: int | None) -> NDArra
         count = shape[0] if rows is None or is_fortran else min(shape[0], rows)
         size = math.prod((count, *shape[1:])) * dtype.itemsize
         if size > MOST_BYTES:
-            raise ValueError(f"{name} has {size:,} bytes, more than {MOST_BYTES:,}, which are read")
+            raise ValueError(
+                f"{name} has {size:,} bytes, more than {MOST_BYTES:,}, which are read; a folder of "
+                "images is read one by one"
+            )
         content = file.read(size)
     if len(content) != size:
         raise ValueError(f"{name} has {len(content):,} bytes, {size:,} were expected")

@@ -30,6 +30,8 @@ from composable.variants.store import Fit, Fits, Store, best
 from composable.variants.unit_fit import fit_units
 
 SOLVERS = ("hybrid", "ls")
+#: What was done to a module -> the fits of each of its variants.
+FITS = {"solved": ("pruned", "ls"), "trained": ("trained",)}
 HELD_OUT_BATCH = 64  # samples; of no influence on the result
 
 
@@ -157,7 +159,7 @@ class _Run:
             whole = [self.linears[name].unmasked(variant) for variant in pruned.values()]
             problems[name] |= {variant.digest: variant for variant in whole}
         for name in tqdm(self._share(problems), "solve", unit="linear", disable=self.is_quiet):
-            if self.store.load(f"solved {name}") is None:
+            if self._finished("solved", name, problems[name]) is None:
                 linear = self.linears[name]
                 path = linear.module.output_path
                 texts = self.calibration.inputs(path), self.calibration.held_out(path)
@@ -169,7 +171,11 @@ class _Run:
     def train_units(self) -> None:
         """Train every attention and ffn that lost units on the recorded calls of the dense one."""
         pruned, phase = self._pruned(), self.settings.phase
-        mine = [n for n in self._share(pruned) if self.store.load(f"trained {n}") is None]
+        mine = [
+            name
+            for name in self._share(pruned)
+            if self._finished("trained", name, pruned[name]) is None
+        ]
         modules = [linear.module for name, linear in self.linears.items() if name in mine]
         if modules:
             train, held_out = (
@@ -243,11 +249,16 @@ class _Run:
         """Those of some modules that this process works on."""
         return sorted(names)[self.rank :: self.world]
 
-    def _loaded(self, what: str, names: Iterable[str]) -> dict[str, Fits]:
+    def _finished(self, what: str, name: str, digests: Iterable[str]) -> dict[str, Fits] | None:
+        """Read a finished part: digest -> fits."""
+        wanted = {(digest, kind) for digest in digests for kind in FITS[what]}
+        return self.store.load(f"{what} {name}", wanted)
+
+    def _loaded(self, what: str, parts: dict[str, dict[str, Variant]]) -> dict[str, Fits]:
         """Read the finished parts of all processes: digest -> fits."""
         found: dict[str, Fits] = {}
-        for name in names:
-            part = self.store.load(f"{what} {name}")
+        for name, variants in parts.items():
+            part = self._finished(what, name, variants)
             if part is None:
                 raise UserError(
                     f"{self.folder.path}: what was finished of {name} is gone; run the same "

@@ -2,8 +2,10 @@
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -67,23 +69,36 @@ class Store:
         content = safetensors.torch.save(tensors)
         runs.write_sealed(self._path(part), size + described + content)
 
-    def load(self, part: str) -> dict[str, Fits] | None:
-        """Return the fits of a part, None where it was not finished or is damaged."""
+    def load(self, part: str, wanted: Collection[tuple[str, str]]) -> dict[str, Fits] | None:
+        """Return the fits of a part, None where it was not finished or is damaged.
+
+        Args:
+            part: as it was saved.
+            wanted: name and kind of every fit that it has, and no others.
+        """
         path = self._path(part)
         try:
             content = runs.read_sealed(path)
             begin = 8 + int.from_bytes(content[:8], "little")
             found: dict[str, Fits] = {}
-            for key, facts in json.loads(content[8:begin]).items():
+            described = json.loads(content[8:begin])
+            if {tuple(key.split(" ")) for key in described} != {*wanted}:
+                raise ValueError("other fits")
+            for key, facts in described.items():
                 name, kind = key.split(" ")
-                found.setdefault(name, {})[kind] = Fit(**{**facts, "tensors": {}})
+                found.setdefault(name, {})[kind] = _fit(facts)
             for key, tensor in safetensors.torch.load(content[begin:]).items():
                 fit, _, own = key.partition("/")
                 name, kind = fit.split(" ")
                 found[name][kind].tensors[own] = tensor
+            if any(fits[best(fits)].train is None for fits in found.values()):
+                raise ValueError("the best weights have no error on the calibration texts")
         except FileNotFoundError:
             return None
-        except (FormatError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        except (
+            *(FormatError, SafetensorError, LookupError, TypeError, ValueError, AttributeError),
+            RecursionError,
+        ) as error:
             reason = error if isinstance(error, FormatError) else "is not what was written"
             log.warning("%s %s and is computed anew.", path, reason)
             runs.remove(path)
@@ -92,3 +107,13 @@ class Store:
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{files.digest_of(part)[:24]}.part"
+
+
+def _fit(facts: dict[str, Any]) -> Fit:
+    """Make a fit without tensors; a ValueError where what is no number should be one."""
+    fit = Fit(**{**facts, "tensors": {}})
+    may_lack = (fit.train, fit.largest_coefficient)
+    numbers = [fit.held_out, fit.norm, fit.seconds, *(x for x in may_lack if x is not None)]
+    if not all(type(number) is float for number in numbers):
+        raise ValueError("other facts")
+    return fit

@@ -254,7 +254,7 @@ def outputs() -> Iterator[Attack]:
                         "output is an input", f"{how}: {flag} {name}", _with(line, flag, target),
                         prepare, must_refuse=False, intact=name,
                     )  # fmt: skip
-        for target in ("x" * 255, "missing/" + "y" * 300, "link", "/proc/new"):
+        for target in ("x" * 256, "missing/" + "y" * 300, "link", "/proc/new"):
             yield Attack(
                 "output cannot be written", f"-o {target:.20}", _with(line, "-o", target),
                 lambda folder: (folder / "link").symlink_to("/nowhere/at/all"),

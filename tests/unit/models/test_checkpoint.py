@@ -378,6 +378,18 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda f, t: rewritten(f, tokenizer={"../vocab.txt": torch.zeros(1, dtype=torch.uint8)}),
         "'../vocab.txt' is no name of a tokenizer's file",
     ),
+    "no padding": (
+        lambda f, t: rewritten(
+            f, generation_config=changed_json(f, "generation_config", pad_token_id=None)
+        ),
+        "its generation_config has pad_token_id None, a token below",
+    ),
+    "two tokens to start with": (
+        lambda f, t: rewritten(
+            f, generation_config=changed_json(f, "generation_config", decoder_start_token_id=[0])
+        ),
+        "its generation_config has decoder_start_token_id [0], a token below",
+    ),
     "a million layers": (
         lambda f, t: rewritten(f, config=changed_json(f, "config", num_layers=10**9)),
         "its config has num_layers 1000000000, at most 10000 were expected",
