@@ -46,7 +46,7 @@ FAULTS = {
         "of an undisturbed run.",
     ),
 }  # fmt: skip
-#: What was measured before the faults of issue K were mended: rows of this page -> words.
+#: What was measured before these faults were mended: rows of this page -> words.
 BEFORE = {
     ("random damage", "checkpoint of a training"): "of 220: 26 other results, 100 tracebacks",
     ("random damage", "parts of least squares"): "of 293 (with hybrid): 152 accepted",
