@@ -111,6 +111,6 @@ NOTES = [
     "A bundle is checked while it is read: SHA-256, mask and finiteness of every tensor. Pickles "
     "are not checked, and can run code.",
     "Each measurement is a new process with one thread, in turns, 5 of each after one that warms "
-    "the file cache; imports are not counted. Peak memory is the rise of the resident set; it "
-    "includes the mapped pages of the bundle, which the system may take back at any time.",
+    "the file cache; imports are not counted. Peak memory is the rise of the resident set; the "
+    "tensors of a bundle are copied, so that what was checked is what is used.",
 ]

@@ -2,7 +2,7 @@
 """Small programs, each measured in a process of its own: bundles, calibration, solves.
 
 Each prints one JSON object. `seconds` are CPU seconds without the imports; `peak_bytes` is how far
-the process's memory (resident set, mapped files included) rose above where it stood before.
+the process's memory (resident set) rose above where it stood before.
 """
 
 import json
