@@ -33,7 +33,8 @@ def read_evaluation(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
         raise FormatError(f"{path}: missing; run evaluate.py -o {path} (or make pipeline) first.")
     report = files.read_json(path)
     main = main_score(report)
-    scores = {f"{main}.value": (int, float), f"{main}.signature": str}
+    may_lack = (str, type(None))
+    scores = {f"{main}.value": (int, float), f"{main}.signature": str, f"{main}.name": may_lack}
     for key, kind in {**scores, **_NEEDED}.items():
         if not isinstance(_at(report, key), kind):
             raise FormatError(f'{path}: no valid "{key}"; a report of evaluate.py was expected.')
@@ -68,6 +69,7 @@ _NEEDED: dict[str, Any] = {
     **dict.fromkeys(("parameters", "nonzero_parameters", "source_length", "target_length"), int),
     "macs_per_token": (int, float),
     "data.count": int,
+    "data.name": (str, type(None)),
     "settings": dict,
 }
 _COMPARABLE: dict[str, Any] = {

@@ -98,6 +98,7 @@ OWN = (
         ((*PRUNE, "--heads", "l1", "--mask", "l1"),),
         ("made.npy",),
         documents={".json": form.JSON},
+        free="^[^/]+/[0-9]+$",  # a number or an object
     ),
     Kind(
         "stats CSV",
@@ -106,6 +107,7 @@ OWN = (
         (("plot_loss.py", "stats_baseline.csv", "-o", "made.png"),),
         ("made.png",),
         documents={".csv": form.CSV},
+        free="^[1-9][0-9]*/",  # cells are text, of which many others are numbers, too
     ),
     Kind(
         "evaluation JSON",
