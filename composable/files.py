@@ -172,7 +172,7 @@ def check_writable(*paths: Path | None) -> None:
 
     Raises:
         OSError: a folder is missing and cannot be made, is read-only, or a target is a folder.
-        UserError: one path is named for two outputs.
+        UserError: one path is named for two outputs, or is what stdout or stderr are sent to.
     """
     seen: set[str] = set()
     for path in paths:
@@ -198,21 +198,33 @@ def _try_writing(path: Path) -> None:
 
 
 def _target_of(path: Path) -> Path:
-    """Follow links, which stay; refuse what a rename would destroy: folders, devices, pipes."""
+    """Follow links, which stay; refuse what a rename would destroy: folders, devices, pipes, logs.
+
+    A log is what this process prints to, as /dev/stdout leads there: a rename would take it away.
+    """
     target = Path(os.path.realpath(path))
     try:
-        mode = target.stat().st_mode
+        status = target.stat()
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return target
     except OSError as error:  # a file where a folder should be, a link to itself, a long name
         error.filename = str(path)
         raise
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
+    _require_ordinary(status, path)
+    for printed in (1, 2):  # stdout and stderr
+        with suppress(OSError):  # closed
+            if os.path.samestat(status, os.fstat(printed)):
+                problem = "report and log are printed there; name another file to write"
+                raise UserError(f"{path}: {problem}.")
     return target
+
+
+def _require_ordinary(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
 
 
 def open_input(path: Path) -> BinaryIO:
@@ -223,11 +235,7 @@ def open_input(path: Path) -> BinaryIO:
     """
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        mode = os.fstat(opened).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "is no ordinary file, which was expected", str(path))
+        _require_ordinary(os.fstat(opened), path)
         return open(opened, "rb")
     except BaseException:
         os.close(opened)

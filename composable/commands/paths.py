@@ -34,10 +34,11 @@ class Use:
 
 READ, WRITTEN, BOTH = Use(reads=True), Use(writes=True), Use(reads=True, writes=True)
 #: Data are named after their splits, or as the package datasets saves them; models are not data.
+_SPLIT = r"(train|val|valid|validation|dev|test)(_matched|_2016_flickr|-v[0-9.]+)?"
 DATA = Use(
     reads=True,
-    inside=r"(?i)((wiki\.|ptb\.)?(train|val|dev|test)|(state|dataset_info|dataset_dict)\.json|"
-    r".*\.arrow).*(?<!\.pth)(?<!\.npy)",
+    inside=rf"(?i)((wiki\.|ptb\.)?{_SPLIT}(\.[^/]+|/[^/]+/.+)|"
+    r"(.*/)?(state|dataset_info|dataset_dict)\.json|.*\.arrow)(?<!\.pth)(?<!\.npy)",
 )
 
 
@@ -112,7 +113,7 @@ def _problem(one: _Named, other: _Named) -> str:
         return ""
     if _same(one.path, other.path):
         return f"is the file of {one}" if one.use.reads else f"is written by {one}, too"
-    if one.use.inside and other.path.exists() and one.path.is_dir():
+    if one.use.inside and one.path.is_dir():  # a new file is read there by the next command
         place, folder = Path(os.path.realpath(other.path)), os.path.realpath(one.path)
         if place.is_relative_to(folder) and re.fullmatch(
             one.use.inside, str(place.relative_to(folder))

@@ -1,6 +1,8 @@
 """Files appear whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,24 @@ def test_links_are_followed_and_special_files_refused(tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
             write(tmp_path)
     assert pipe.is_fifo()
+
+
+def test_a_log_is_not_replaced_through_dev_stdout(tmp_path: Path) -> None:
+    """A rename would leave the log without what was in it, and without what is printed later."""
+    log = tmp_path / "log"
+    log.write_text("earlier\n")
+    code = (
+        "import sys; from pathlib import Path; from composable import files\n"
+        "for write in (files.check_writable, lambda path: files.write_text(path, 'x')):\n"
+        "    try: write(Path(sys.argv[1]))\n"
+        "    except files.UserError as error: print(error)\n"
+    )
+    for path in ("/dev/stdout", "/dev/stderr", str(log)):
+        with log.open("a") as file:
+            subprocess.run([sys.executable, "-c", code, path], check=True, stdout=file, stderr=file)
+    said = log.read_text().splitlines()
+    assert said[0] == "earlier"
+    assert sum("printed there; name another file to write." in line for line in said) == 6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -161,6 +161,9 @@ def test_no_output_is_a_file_of_a_folder_that_is_read(
             with pytest.raises(click.UsageError, match="is read as a part of"):
                 run(name, {source: folder, output: path})
         assert path.read_bytes() == b"content"
+        path.unlink()  # the same command must not be refused only when it runs again
+        with pytest.raises(click.UsageError, match="is read as a part of"):
+            run(name, {source: tmp_path / "folder", output: path})
 
 
 def test_folders_that_are_beside_a_model_or_data_are_not_in_them(tmp_path: Path) -> None:
@@ -173,7 +176,9 @@ def test_folders_that_are_beside_a_model_or_data_are_not_in_them(tmp_path: Path)
 def test_outputs_beside_data_stay_possible(tmp_path: Path) -> None:
     """A folder of data may be the folder in which one works."""
     (tmp_path / "train.tsv").write_text("text\tlabel\n")
-    for file in ("stats_baseline.csv", "test.pth", "conf.json", "report.md"):
+    names = "stats_baseline.csv test.pth conf.json report.md test_report.json dev/report.json"
+    (tmp_path / "dev").mkdir()
+    for file in names.split():
         (tmp_path / file).write_bytes(b"older")
         given = {"data": tmp_path, "stats": tmp_path / file, "model": tmp_path / "absent"}
         with pytest.raises(FileNotFoundError):  # the model: it began to work
