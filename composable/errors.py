@@ -1,7 +1,7 @@
 """The few errors that a user can cause; the command line turns each into one line on stderr."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -81,3 +81,9 @@ def said_by(error: BaseException) -> str:
 def shortened(text: str, most: int = 300) -> str:
     """Cut a text that is too long for a message."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Name the first few, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -20,6 +20,7 @@ from composable.errors import FormatError, UserError
 
 log = logging.getLogger("composable")
 MOST_DEEP = 100  # lists and objects within each other
+MOST_BYTES = 2**30  # that are read of one file
 TEMPORARY = ".composable.tmp"  # how the name of a file ends while it is written
 LONGEST_NAME = 255  # bytes, on the usual file systems
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -242,7 +243,7 @@ def open_input(path: Path) -> BinaryIO:
         raise
 
 
-def read_bytes(path: Path, limit: int = 1 << 30) -> bytes:
+def read_bytes(path: Path, limit: int = MOST_BYTES) -> bytes:
     """Read an ordinary file as a whole, once.
 
     Raises:

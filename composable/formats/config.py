@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from composable import families, files
-from composable.errors import ConfigError
+from composable.errors import ConfigError, shortened
 from composable.families import Module
 
 #: Ways to choose the layers that go, see `ranking.layer_choice.Choice`; the first is the default.
@@ -498,5 +498,4 @@ def _layer_counts(modules: Mapping[str, Module]) -> Counter[str]:
 
 def _shown(value: Any) -> str:
     """Show a JSON value in a message, cut short where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(json.dumps(value), 60)

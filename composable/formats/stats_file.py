@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from composable.errors import FormatError
+from composable.errors import FormatError, shortened
 from composable.files import read_bytes
 
 COLUMNS = (
@@ -65,8 +65,7 @@ def _read_rows(path: Path) -> list[list[str]]:
     if not rows:
         raise FormatError(f"{path}: the file is empty; a stats CSV starts with {header}.")
     if tuple(rows[0]) != COLUMNS:
-        met = ",".join(rows[0])
-        met = met if len(met) <= 120 else met[:117] + "..."
+        met = shortened(",".join(rows[0]), 120)
         raise FormatError(
             f'{path}: the header is "{met}", expected "{header}"; give a CSV that a fine-tuning '
             "script wrote as its stats."

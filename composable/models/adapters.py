@@ -10,8 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from composable import files
-from composable.errors import FormatError, UserError, one_line
-from composable.models.stored_weights import listed
+from composable.errors import FormatError, UserError, listed, one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from composable import families, tasks
-from composable.errors import FormatError, UserError, one_line
+from composable.errors import FormatError, UserError, listed, one_line
 from composable.families import Family
 from composable.models import (
     adapters,
@@ -24,7 +24,6 @@ from composable.models import (
     trial,
 )
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
-from composable.models.stored_weights import listed
 from composable.tasks.base import Task
 from composable.tasks.images import Preparation, default_settings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from composable.errors import FormatError, UserError
+from composable.errors import FormatError, UserError, listed
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -202,9 +202,3 @@ HEADS = (
     "vocab_transform", "vocab_layer_norm", "vocab_projector", "pre_classifier",
     "classification_head", "multiple_choice_head", "sequence_summary", "v_head",
 )  # fmt: skip
-
-
-def listed(names: list[str], most: int = 3) -> str:
-    """Name the first few, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

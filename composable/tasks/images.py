@@ -18,10 +18,10 @@ from torch import Tensor
 from composable import files
 from composable.errors import FormatError, UserError
 from composable.families import Family
+from composable.files import MOST_BYTES
 from composable.tasks import splits
 from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
-from composable.tasks.text_files import MOST_BYTES
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
 WANTED = (

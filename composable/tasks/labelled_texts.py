@@ -172,7 +172,7 @@ def read(
         return LabelledTexts(*said, *columns, *known, is_numbered=bool(meaning.names))
     raise FormatError(
         f"{places[-1].path}: no columns of labelled texts, or no labels in them; expected "
-        + ", or ".join(" ".join((*each.texts, each.label)) for each in layouts)
+        + ", or ".join(dict.fromkeys(" ".join((*each.texts, each.label)) for each in layouts))
         + "."
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from composable.errors import MismatchError
+from composable.errors import MismatchError, listed
 
 _WHOLE = re.compile(r"(?:LABEL_)?([+-]?)0*([0-9]+)(?:\.0*)?", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?", re.ASCII)
@@ -92,12 +92,12 @@ def class_ids(
     if len(known) == len(names) and (trusts_order or is_unnamed):
         how = "order" if documented or trusts_order else "alphabet"
         return {each: number for number, each in enumerate(known)}, how
-    said = f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''} ({len(names)})"
+    said = f"{listed(names, 10)} ({len(names)})"
     if is_unnamed:
-        classes = f"{', '.join(known[:10])}{', ...' if len(known) > 10 else ''} ({len(known)})"
         raise MismatchError(
-            f"the data has the classes {classes} in all its splits, the model {said}; the same "
-            "names, or as many without names, were expected."
+            f"the data has the classes {listed(known, 10)} ({len(known)}) in all its splits, the "
+            f"model {said}; the same names, or as many without names, were expected; correct the "
+            "labels, or take a model with as many outputs."
         )
     unknown = next(label for label in labels if label not in found)
     raise MismatchError(

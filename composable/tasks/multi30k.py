@@ -18,7 +18,7 @@ from composable.tasks.text_files import opened
 
 TIMEOUT_SECONDS = 30
 #: More than any of the files has, packed or not.
-MOST_BYTES = 2**24
+MOST_FETCHED = 2**24
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw"
 
 # file name -> (lines, SHA-256 of the decompressed bytes)
@@ -79,7 +79,7 @@ def fault_of_file(name: str, path: Path) -> str | None:
     """As `fault`, of a file, decompressed where its name ends in .gz."""
     try:
         with opened(path) as file:
-            return fault(name, file.read(MOST_BYTES + 1))
+            return fault(name, file.read(MOST_FETCHED + 1))
     except FormatError as error:
         return str(error)
 
@@ -87,7 +87,7 @@ def fault_of_file(name: str, path: Path) -> str | None:
 def _fault_of_gzip(name: str, content: bytes) -> str | None:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            return fault(name, file.read(MOST_BYTES + 1))
+            return fault(name, file.read(MOST_FETCHED + 1))
     except (OSError, EOFError, zlib.error) as error:
         return f"not a whole gzip file ({error})"
 
@@ -99,8 +99,8 @@ def _fetch(name: str) -> bytes:
     way_out = 'use the data "embedded", or a folder with a copy of Multi30K.'
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            content: bytes = response.read(MOST_BYTES + 1)
-            if response.length and len(content) <= MOST_BYTES:  # which only a read of all notices
+            content: bytes = response.read(MOST_FETCHED + 1)
+            if response.length and len(content) <= MOST_FETCHED:  # which only a read of all notices
                 raise http.client.IncompleteRead(content, response.length)
     except urllib.error.HTTPError as error:
         raise UserError(f"Multi30K: {url} answered {error.code}; {way_out}") from error

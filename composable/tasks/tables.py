@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from composable.errors import FormatError, UserError
+from composable.files import MOST_BYTES
 from composable.tasks.labels import MISSING
-from composable.tasks.text_files import MOST_BYTES, json_lines, lines
+from composable.tasks.text_files import json_lines, lines
 
 log = logging.getLogger("composable")
 ENDINGS = (".tsv", ".csv", ".jsonl")

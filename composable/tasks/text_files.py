@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from composable.errors import FormatError
+from composable.files import MOST_BYTES, open_input
 
-#: Most bytes that are read of a file, after decompression: 1 GiB.
-MOST_BYTES = 2**30
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -44,12 +43,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file, decompressed where its name ends in .gz; `MOST_BYTES` of it can be read.
 
     Raises:
-        FormatError: it is a pipe or a device, is damaged, or has more bytes.
-        OSError: it cannot be opened.
+        FormatError: it is damaged, or has more bytes.
+        OSError: it cannot be opened, or is a pipe or a device.
     """
-    if path.exists() and not path.is_file():
-        raise FormatError(f"{path}: is no ordinary file, which was expected.")
-    with path.open("rb") as raw:
+    with open_input(path) as raw:
         inner: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         try:
             yield io.BufferedReader(_Bounded(inner, path), 2**16)
