@@ -190,6 +190,10 @@ class Finite(click.FloatRange):
             self.fail(f"{number} is not a finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """For --help; click writes "x<=None" where there is no bound."""
+        return "" if self.min is self.max is None else super()._describe_range()
+
 
 def path_option(
     *flags: str,

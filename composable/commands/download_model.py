@@ -41,7 +41,7 @@ from composable.commands.paths import Use
     default="float32",
     help="Of the weights in the file.",
 )
-@click.option("--seed", type=int, default=42, help="Of a fresh head.")
+@click.option("--seed", type=cli.SEED, default=42, help="Of a fresh head.")
 @click.option(
     "--ignore-unused",
     is_flag=True,

@@ -43,7 +43,7 @@ OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshol
 )
 @click.option(
     "--null-threshold",
-    type=float,
+    type=cli.Finite(),
     default=0.0,
     help="Question answering: by how much no answer must beat the best span to be the answer.",
 )

@@ -100,7 +100,9 @@ def _named(command: click.Command, options: dict[str, Any]) -> Iterator[_Named]:
             options[name] = use.default(options)
         value = options.get(name)
         is_option = isinstance(parameter, PathOption)
-        flag = parameter.opts[0] if is_option else str(parameter.metavar or name.upper())
+        flag = (
+            parameter.opts[0] if is_option else str(parameter.metavar or name.upper()).strip("[].")
+        )
         for path in value if isinstance(value, tuple) else (value,) if value is not None else ():
             yield _Named(flag, Path(path), use)
             if use.also is not None:

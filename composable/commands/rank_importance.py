@@ -56,7 +56,7 @@ OF_BLOCKS = ("threshold", "reference_offset")
     help="Samples of a batch.  [default: as many as are 2,048 tokens]",
 )
 @cli.path_option("-o", "--output", use=cli.WRITTEN, default="scores.npz", text="File to write.")
-@click.option("--threshold", type=float, help="List blocks up to this score only.")
+@click.option("--threshold", type=cli.Finite(), help="List blocks up to this score only.")
 @cli.offset_option
 @click.option(
     "--iterative",

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 import config_generator
+import download_model
+import evaluate
 import prune_scheme_generator
+import rank_importance
 from composable.formats import config, scores_file
 from composable.formats.config import Entry
 from composable.formats.scores_file import Scores, TextsRead, UnitImportance
@@ -32,6 +35,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.pth"
     checkpoint.save(path, tiny.checkpoint())
     return path
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "value"),
+    [
+        (download_model, "--seed", "99999999999999999999"),  # which torch does not take
+        (evaluate, "--null-threshold", "nan"),
+        (rank_importance, "--threshold", "inf"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with(
+    script: Any, flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(script, capsys, flag, value)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"Error: Invalid value for '{flag}': ")
 
 
 def run(script: Any, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:

@@ -134,7 +134,7 @@ def test_outputs_that_are_named_after_others(tmp_path: Path) -> None:
         run("block_level_finetuning", {"output": table, "stats": tmp_path / "s.csv"})
     with pytest.raises(click.UsageError, match=r"-o .*x\.png: is the file of SCORES .*x\.png"):
         run("plot_importance", {"scores": tmp_path / "x.png"})
-    with pytest.raises(click.UsageError, match=r"-o stats_model\.csv: is the file of \[CSV\]"):
+    with pytest.raises(click.UsageError, match=r"-o stats_model\.csv: is the file of CSV stats"):
         run("plot_loss", {"output": Path("stats_model.csv")})
 
 
