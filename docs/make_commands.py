@@ -42,9 +42,9 @@ SIGTERM 143, by SIGHUP 129), and the same command may be run again.
 
 No output may be an input, a file of a folder that is read, or another output, through links or
 other spellings either: the command ends with exit code 2 before it does anything. That includes
-`calibration.npy`, which is read if it exists and else written, and files that a folder of data would
-be read from if they were there. Inputs and outputs are ordinary files or folders: pipes, devices and
-`-o /dev/stdout` are refused.
+`calibration.npy`, which is read if it exists and else written, and files that would be read as a
+part of a folder of data if they were there. Inputs and outputs are ordinary files or folders:
+pipes, devices and `-o /dev/stdout` are refused.
 """
 SUPPORT = re.compile(r"(?<=<!-- support -->\n).*?(?=<!-- /support -->)", re.DOTALL)
 TREE = re.compile(r"(?<=<!-- tree -->\n```text\n).*?(?=```\n<!-- /tree -->)", re.DOTALL)
