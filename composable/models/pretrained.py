@@ -81,7 +81,10 @@ def import_model(
         raise UserError(f"max_length {max_length}: not for {chosen.name}; leave it out.")
     torch.manual_seed(seed)
     outputs, may_add = chosen.outputs(labels), task is not None or labels is not None
-    weights = {**found.reading, "dtype": getattr(torch, dtype)}
+    # what a call hands out beside its result: memory for nothing, and transformers writes no such
+    # config for attentions that do not know their weights
+    less = {"output_attentions": False, "output_hidden_states": False}
+    weights = {**found.reading, **less, "dtype": getattr(torch, dtype)}
     if outputs is not None:
         found.config.num_labels = weights["num_labels"] = outputs
     model, unused = _model(found, chosen, may_add, weights)

@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from composable.models import checkpoint
+from composable.models import checkpoint, export
 from composable.models.pretrained import import_model
 from tests import tiny
 from tests.unit.models.test_pretrained import folder_of
@@ -45,6 +45,7 @@ QWEN = {
     "sliding_window": 32768, "use_mrope": False, "use_sliding_window": False,
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "max_position_embeddings": 32768,
 }  # fmt: skip
+LOUD = {"output_attentions": True, "output_hidden_states": True}
 OPT_350M = {
     "_name_or_path": "opt-350m", "_remove_final_layer_norm": False, "do_layer_norm_before": False,
     "word_embed_proj_dim": 16, "layerdrop": 0.0, "prefix": "</s>", "torch_dtype": "float16",
@@ -92,6 +93,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], Any, dict[str, Tensor], str]] = {
     "regression": ("bert", {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
                             "sbert_ce_default_activation_function": "torch.nn.Identity"},
                    None, {}, ""),
+    "outputs": ("bert", BERT | LOUD, None, {}, ""),
     "llama-2": ("llama", LLAMA, CHAT | {"eos_token_id": 2, "max_length": 4096}, rotary(), ""),
     "llama-1": ("llama", LLAMA | {"pad_token_id": -1},
                 {"_from_model_config": True, "pad_token_id": -1}, rotary(), ""),
@@ -135,4 +137,7 @@ def test_it_computes_what_transformers_does(name: str, tmp_path: Path) -> None:
     )
     batch = tiny.inputs(made, samples=1)
     with torch.no_grad():
-        torch.testing.assert_close(made.model(**batch).logits, own(**batch).logits)
+        found = made.model(**batch)
+        torch.testing.assert_close(found.logits, own(**batch).logits)
+    assert "attentions" not in found
+    export.write(made, tmp_path / "m.pth", tmp_path / "back")
