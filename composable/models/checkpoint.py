@@ -238,7 +238,8 @@ def _check_token_ids(generation: Mapping[str, Any], model: PreTrainedModel) -> N
         if key in needed:
             is_sound = type(value) is int and 0 <= value < rows
         else:  # may be odd, as nothing uses it: early Llamas say -1
-            listed = value if key == "eos_token_id" and isinstance(value, list) else [value]
+            may_be_several = key in ("eos_token_id", "forced_eos_token_id")
+            listed = value if may_be_several and isinstance(value, list) else [value]
             is_sound = all(each is None or type(each) is int for each in listed)
         if not is_sound:
             raise FormatError(

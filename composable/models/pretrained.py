@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    ImageProcessingMixin,
+    PreTrainedModel,
+)
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from composable import families, tasks
@@ -74,8 +80,12 @@ def import_model(
         raise UserError(f"max_length {max_length}: not for {chosen.name}; leave it out.")
     torch.manual_seed(seed)
     outputs, may_add = chosen.outputs(labels), task is not None or labels is not None
-    weights = {**found.reading, "dtype": getattr(torch, dtype)}
-    weights |= {} if outputs is None else {"num_labels": outputs}
+    # what a call hands out beside its result: memory for nothing, and transformers writes no such
+    # config for attentions that do not know their weights
+    less = {"output_attentions": False, "output_hidden_states": False}
+    weights = {**found.reading, **less, "dtype": getattr(torch, dtype)}
+    if outputs is not None:
+        found.config.num_labels = weights["num_labels"] = outputs
     model, unused = _model(found, chosen, may_add, weights)
     if unused and not ignore_unused:
         raise UserError(
@@ -302,9 +312,11 @@ def _tokenizer(found: _Found, model: Any) -> Any:
     folder = found.source if has_own else found.base
     with one_line(f"{folder}: no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **found.reading)
+        rows = model.get_input_embeddings().num_embeddings
+        if not found.reader and (unknown := tokenizer_files.drop_special(tokenizer, rows)):
+            log.info("%s: left out, as the model has no row for it: %s", folder, listed(unknown))
         ids = tokenizer.get_vocab().values()
         last = gguf_files.tokens(found.reader) - 1 if found.reader else max(ids)
-    rows = model.get_input_embeddings().num_embeddings
     if last >= rows:
         raise UserError(
             f"{folder}: the tokenizer has ids up to {last}, the model embeds {rows} tokens; the "
@@ -347,6 +359,12 @@ def _image_processor(found: _Found, config: Any, family: Family) -> dict[str, An
 
 def _stored_processor(folder: Path, name: str) -> dict[str, Any]:
     with one_line(f"{folder / name}: is no image processor that transformers can build"):
+        said = ImageProcessingMixin.get_image_processor_dict(folder, local_files_only=True)[0]
+        kind = said.get("image_processor_type")
+        if isinstance(kind, str) and kind.endswith("FeatureExtractor"):
+            # as transformers called them until version 4, and wrote them under either key
+            kind = kind.replace("FeatureExtractor", "ImageProcessor")
+            return {**said, "image_processor_type": kind}
         found = AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True, trust_remote_code=False
         )

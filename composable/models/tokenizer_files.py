@@ -1,11 +1,13 @@
 """The files of a tokenizer, as a model file holds them."""
 
+import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -45,3 +47,33 @@ def load(stored: Mapping[str, Tensor]) -> Any:
         for name, content in stored.items():
             (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def drop_special(tokenizer: Any, rows: int) -> list[str]:
+    """Take away the special tokens that a model has no row for, so that it cannot know them.
+
+    Several popular language models come with a tokenizer to which a padding token was added, and
+    with weights to which it was not (the first release of Llama 2 had 32,000 rows and <pad> as
+    token 32000). What is not special stays: it would be in texts, and shows a wrong tokenizer.
+
+    Args:
+        tokenizer: of transformers; it is changed.
+        rows: of the model's embedding.
+
+    Returns:
+        The tokens that are gone, sorted.
+    """
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    gone = {token.content for number, token in added.items() if number >= rows and token.special}
+    if inner is None or not gone:
+        return []
+    said = json.loads(inner.to_str())
+    said["added_tokens"] = [each for each in said["added_tokens"] if each["content"] not in gone]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(said))
+    for name, value in tokenizer.special_tokens_map.items():
+        if isinstance(value, list):
+            setattr(tokenizer, name, [each for each in value if each not in gone])
+        elif value in gone:
+            setattr(tokenizer, name, None)
+    return sorted(gone)

@@ -61,6 +61,11 @@ class QuestionAnswering(Task):
     run = staticmethod(find_spans)
     read = staticmethod(squad.read)
 
+    def outputs(self, labels: int | None) -> int | None:
+        """Return two, start and end; a model of tokens' classes, say, comes with its own number."""
+        super().outputs(labels)
+        return 2
+
     def dataset(self, corpus: Questions, checkpoint: Any, is_sorted: bool = False) -> Samples:
         """Tokenise; a long context gives several samples, see `squad.windows`."""
         if not getattr(checkpoint.tokenizer, "is_fast", False):

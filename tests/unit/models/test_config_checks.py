@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from composable.errors import UserError, one_line
+from composable.models import checkpoint, export
 from composable.models.pretrained import import_model
 from tests import tiny
 from tests.unit.models.test_pretrained import folder_of
@@ -118,6 +119,26 @@ def test_a_tokenizer_with_more_ids_than_rows(tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match="has ids up to 64, the model embeds 64 tokens; the token"):
         import_model(folder, "x")
+
+
+def test_special_tokens_beyond_the_rows_are_left_out(tmp_path: Path) -> None:
+    """The first release of Llama 2: 32,000 rows, and <pad> is token 32000."""
+    folder = folder_of("gpt2", tmp_path / "hf")
+    tokenizer = tiny.tokenizer()
+    known = len(tokenizer)
+    tokenizer.add_tokens([f"w{i}" for i in range(64 - known)])
+    before = tokenizer("a man runs w3").input_ids
+    tokenizer.add_special_tokens({"pad_token": "[PAD]", "mask_token": "[MASK]"})
+    tokenizer.save_pretrained(folder)
+    checkpoint.save(tmp_path / "m.pth", import_model(folder, "x"))
+    made = checkpoint.load(tmp_path / "m.pth")
+    assert max(made.tokenizer.get_vocab().values()) == 63
+    assert made.tokenizer("a man runs w3").input_ids == before
+    assert (made.tokenizer.pad_token, made.tokenizer.mask_token) == (None, None)
+    assert made.tokenizer.eos_token == "</s>"
+    assert max(made.tokenizer("a [PAD] man").input_ids) < 64
+    export.write(made, tmp_path / "m.pth", tmp_path / "back")
+    assert import_model(tmp_path / "back", "x").stored_tokenizer.keys()
 
 
 def test_a_tokenizer_that_fails_when_it_is_used(tmp_path: Path) -> None:

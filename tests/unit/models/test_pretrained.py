@@ -162,6 +162,16 @@ def test_a_head_of_another_task_is_not_taken(tmp_path: Path) -> None:
     assert made.model.config.num_labels == 5
 
 
+@pytest.mark.parametrize("labels", [1, 5])
+@pytest.mark.parametrize("layout", ["bert", "distilbert"])
+def test_a_head_for_questions_has_two_outputs(layout: str, labels: int, tmp_path: Path) -> None:
+    """Whatever number of classes a model of other heads comes with."""
+    folder = folder_of(layout, tmp_path / "hf", num_labels=labels)
+    made = import_model(folder, "x", task="question_answering")
+    found = made.model(**tiny.inputs(made))
+    assert found.start_logits.shape == found.end_logits.shape == (3, 9)
+
+
 @pytest.mark.parametrize("layout", ["llama_gqa", "qwen2", "qwen3", "mistral", "opt", "gpt2"])
 def test_language_models_get_a_head_for_questions(layout: str, tmp_path: Path) -> None:
     """Some of these classes call their trunk otherwise than those of language models."""
@@ -275,6 +285,21 @@ def test_images_are_prepared_by_transformers(said: dict[str, Any], tmp_path: Pat
     assert torch.equal(pictures_of(tmp_path / "back"), expected)
 
 
+def test_a_processor_by_its_old_name(tmp_path: Path) -> None:
+    """Version 4 of transformers wrote the names of its feature extractors under either key."""
+    folder = folder_of("deit", tmp_path / "hf")
+    said = {"image_processor_type": "DeiTImageProcessor", "size": 11, "crop_size": 8, "resample": 2}
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(said))
+    expected = pictures_of(folder)
+    path.write_text(json.dumps(said | {"image_processor_type": "DeiTFeatureExtractor"}))
+    checkpoint.save(tmp_path / "m.pth", import_model(folder, "x"))
+    made = checkpoint.load(tmp_path / "m.pth")
+    assert torch.equal(Preparation.of(made).tensor(np.asarray(picture())), expected)
+    export.write(made, tmp_path / "m.pth", tmp_path / "back")
+    assert torch.equal(pictures_of(tmp_path / "back"), expected)
+
+
 def test_a_processor_within_another_file(tmp_path: Path) -> None:
     folder = folder_of("deit", tmp_path / "hf")
     inner = {"image_processor_type": "ViTImageProcessor", "size": 8, "image_mean": [0.1, 0.2, 0.3]}
@@ -301,6 +326,7 @@ def test_a_folder_that_does_not_say_how_images_are_prepared(
         ({"resample": 99}, "cannot prepare images"),
         ({"image_processor_type": "NoSuchProcessor"}, "is no image processor that transformers"),
         ({"image_processor_type": "BertTokenizer"}, "is no image processor that transformers"),
+        ({"image_processor_type": "NoFeatureExtractor"}, "is no image processor of transformers"),
         ([1], "is no image processor that transformers can build"),
     ],
     ids=str,
