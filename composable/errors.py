@@ -51,7 +51,7 @@ def find_named(table: Iterable[T], name: str, what: str) -> T:
 
 
 @contextmanager
-def one_line(what: str) -> Iterator[None]:
+def as_user_error(what: str) -> Iterator[None]:
     """Turn whatever a library raises over a file into one line.
 
     Args:

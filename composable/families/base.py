@@ -129,6 +129,8 @@ class Family:
             ("head_size"). Without "heads" the config cannot say that heads are gone.
         head_table: path, in an attention, of a table that all of its stack read, with a column for
             each head; "" where there is none.
+        leftovers: pattern of whole names of what checkpoints hold and no model uses: buffers that
+            older versions of transformers stored, weights that never had a use.
         default_prefix: text that checkpoints of this family expect before a source sentence.
         image_tokens: config -> tokens that an image has; None for text.
         image_processor: class of transformers that prepares images where a checkpoint names none.
@@ -160,6 +162,7 @@ class Family:
     counters: tuple[tuple[str, str], ...] = ()
     sizes: tuple[tuple[str, str], ...] = ()
     head_table: str = ""
+    leftovers: str = "(?!)"
     default_prefix: str = ""
     image_tokens: Callable[[Any], int] | None = None
     image_processor: str = ""

@@ -20,6 +20,7 @@ BERT = Family(
     ffn_parts=(("up", "intermediate.dense"), ("down", "output.dense")),
     activation="intermediate.intermediate_act_fn",
     sizes=(("neurons", "intermediate_size"),),
+    leftovers=r"(.+\.)?(position_ids|embeddings\.token_type_ids)",
 )
 
 DISTILBERT = Family(
@@ -33,4 +34,5 @@ DISTILBERT = Family(
     ffn_parts=(("up", "lin1"), ("down", "lin2")),
     activation="activation",
     sizes=(("neurons", "hidden_dim"),),
+    leftovers=r"(.+\.)?position_ids",
 )

@@ -34,6 +34,7 @@ GPT2 = Family(
     ffn_parts=(("up", "c_fc"), ("down", "c_proj")),
     activation="act",
     sizes=(("neurons", "n_inner"),),
+    leftovers=r"(.+\.)?h\.\d+\.(attn|crossattention)\.(bias|masked_bias)",  # triangles of ones
     prepare=_prepare,
     restore=_restore,
 )

@@ -19,4 +19,5 @@ LLAMA = Family(
         ("groups", "num_key_value_heads"),
         ("head_size", "head_dim"),
     ),
+    leftovers=r"(.+\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)",
 )

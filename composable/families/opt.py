@@ -14,4 +14,5 @@ OPT = Family(
     ffn_parts=(("up", "fc1"), ("down", "fc2")),
     activation="activation_fn",
     sizes=(("neurons", "ffn_dim"),),
+    leftovers=r"(.+\.)?decoder\.version",
 )

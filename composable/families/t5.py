@@ -141,6 +141,7 @@ T5 = Family(
     activation="act",
     sizes=(("neurons", "d_ff"), ("heads", "num_heads"), ("head_size", "d_kv")),
     head_table="relative_attention_bias",
+    leftovers=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
     default_prefix="translate English to German: ",
     adapt_attention=_adapt_attention,
     before_layer_removal=_hand_over_bias,

@@ -30,6 +30,7 @@ VIT = Family(
         ("heads", "num_attention_heads"),
         ("head_size", "head_dim"),
     ),
+    leftovers=r"(.+\.)?(position_ids|embeddings\.mask_token)",
     image_tokens=_image_tokens,
     image_processor="ViTImageProcessor",
 )

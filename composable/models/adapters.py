@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from composable import files
-from composable.errors import FormatError, UserError, listed, one_line
+from composable.errors import FormatError, UserError, as_user_error, listed
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -85,7 +85,7 @@ def merge(model: Any, folder: Path) -> Any:
             f"{folder}: holds an adapter; pip install -r requirements-lora.txt, so that it can be "
             "merged, or take the files adapter_* away to have the model without it."
         ) from error
-    with warnings.catch_warnings(), one_line(f"{folder}: its adapter cannot be merged"):
+    with warnings.catch_warnings(), as_user_error(f"{folder}: its adapter cannot be merged"):
         warnings.simplefilter("ignore")  # that it lacks something: we refuse it
         adapted: Any = peft.PeftModel.from_pretrained(model, str(folder))
         wanted = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))

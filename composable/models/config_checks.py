@@ -9,7 +9,7 @@ from accelerate import init_empty_weights
 from transformers import CONFIG_MAPPING
 
 from composable import families, files
-from composable.errors import FormatError, UserError, one_line, shortened
+from composable.errors import FormatError, UserError, as_user_error, shortened
 from composable.models.stored_weights import UNQUANTISED
 
 #: Keys that say how large something is.
@@ -191,7 +191,7 @@ def check_size(source: Path, model_class: Any, config: Any, tensors: int, weight
                 f"{source}: {key} is {layers}, and the weights are {tensors} tensors; config and "
                 "weights of one model are needed."
             )
-    with one_line(f"{source}: no model can be built of its config"), init_empty_weights(True):
+    with as_user_error(f"{source}: no model can be built of its config"), init_empty_weights(True):
         try:
             model = model_class.from_config(config)
         except KeyError as error:  # of a table of activations, of kinds of positions

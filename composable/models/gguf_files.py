@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from composable.errors import UserError, one_line
+from composable.errors import UserError, as_user_error
 
 #: Numbers of a model that say nothing new, or not how it computes.
 _HARMLESS = ("vocab_size", "attention.key_length", "attention.value_length", "rope.dimension_count")
@@ -37,7 +37,7 @@ def read(path: Path) -> Any:
                 raise ValueError(f"it ends before byte {int(offset)} and what was expected there")
             return found
 
-    with one_line(f"{path}: no readable .gguf file"):
+    with as_user_error(f"{path}: no readable .gguf file"):
         reader: Any = Reader(path)
         key = f"{_text(reader, 'general.architecture')}.block_count"
         layers = reader.fields[key].contents() if key in reader.fields else 0
@@ -63,7 +63,7 @@ def unused(path: Path, reader: Any, model: Any) -> list[str]:
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    with one_line(f"{path}: its names cannot be compared with those of the model"):
+    with as_user_error(f"{path}: its names cannot be compared with those of the model"):
         architecture = _text(reader, "general.architecture")
         made = reading.TENSOR_PROCESSORS.get(architecture, reading.TensorProcessor)
         known = reading.get_gguf_hf_weights_map(model, made(config=model.config.to_dict()))

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from composable import families, tasks
-from composable.errors import FormatError, UserError, listed, one_line
+from composable.errors import FormatError, UserError, as_user_error, listed
 from composable.families import Family
 from composable.models import (
     adapters,
@@ -149,17 +149,18 @@ def _open(source: Path) -> _Found:
     if source.suffix == ".gguf" and not source.is_dir():
         base, reader = source.parent, gguf_files.read(source)
         reading["gguf_file"] = source.name
-        with one_line(f"{source}: no model can be built of what it says"):
+        with as_user_error(f"{source}: no model can be built of what it says"):
             config = AutoConfig.from_pretrained(base, **reading)
         return _Found(source, base, reading, config, {}, reader)
     base = adapters.base_of(source)
     path = base / "config.json"
     config_checks.read_config(path)
-    with one_line(f"{path}: no model can be built of it"):
+    with as_user_error(f"{path}: no model can be built of it"):
         config = AutoConfig.from_pretrained(base, **reading)
     files_of_it = stored_weights.weight_files(base, str(base))
     stored = stored_weights.read_headers(files_of_it, "fetch it again.")
-    stored_weights.check_dtypes(base, stored)
+    leftovers = families.by_model_type(config.model_type).leftovers
+    stored_weights.check_dtypes(base, stored, leftovers)
     return _Found(source, base, reading, config, stored)
 
 
@@ -264,7 +265,7 @@ def _read(folder: Path, task: Task, reading: dict[str, Any]) -> tuple[Any, dict[
     said = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # its table of what is missing: we say it
     try:
-        with one_line(f"{folder}: weights cannot be loaded"):
+        with as_user_error(f"{folder}: weights cannot be loaded"):
             model, report = getattr(transformers, task.auto_class).from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -310,7 +311,7 @@ def _tokenizer(found: _Found, model: Any) -> Any:
     """Read the tokenizer, the adapter's own before that of its model, and compare it with both."""
     has_own = any((found.source / name).is_file() for name in TOKENIZERS)
     folder = found.source if has_own else found.base
-    with one_line(f"{folder}: no readable tokenizer"):
+    with as_user_error(f"{folder}: no readable tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **found.reading)
         rows = model.get_input_embeddings().num_embeddings
         if not found.reader and (unknown := tokenizer_files.drop_special(tokenizer, rows)):
@@ -358,7 +359,7 @@ def _image_processor(found: _Found, config: Any, family: Family) -> dict[str, An
 
 
 def _stored_processor(folder: Path, name: str) -> dict[str, Any]:
-    with one_line(f"{folder / name}: is no image processor that transformers can build"):
+    with as_user_error(f"{folder / name}: is no image processor that transformers can build"):
         said = ImageProcessingMixin.get_image_processor_dict(folder, local_files_only=True)[0]
         kind = said.get("image_processor_type")
         if isinstance(kind, str) and kind.endswith("FeatureExtractor"):

@@ -9,21 +9,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from composable import families
 from composable.errors import FormatError, UserError, listed
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
-#: Buffers that older versions of transformers stored, and weights that no model ever used.
-LEFTOVERS = re.compile(
-    r"(.+\.)?("
-    r"position_ids|embeddings\.token_type_ids|embeddings\.mask_token"
-    r"|rotary_emb\.(inv_freq|cos_cached|sin_cached)"
-    r"|h\.\d+\.(attn|crossattention)\.(bias|masked_bias)"  # GPT-2's triangle of ones
-    r"|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-    r"|decoder\.version"
-    r")"
-)
 #: What transformers leaves out of its report for every model.
 _HIDDEN = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 #: How names of the scales, zero points and codes of quantised weights end.
@@ -129,8 +120,10 @@ def read_headers(paths: Iterable[Path], remedy: str) -> dict[str, Stored]:
     return found
 
 
-def check_dtypes(source: Path, stored: dict[str, Stored]) -> None:
+def check_dtypes(source: Path, stored: dict[str, Stored], leftovers: str) -> None:
     """Refuse quantised weights: their codes would be taken for weights.
+
+    `leftovers` are of the family (`Family.leftovers`), and may be of any type.
 
     Raises:
         UserError: there are such.
@@ -138,7 +131,7 @@ def check_dtypes(source: Path, stored: dict[str, Stored]) -> None:
     codes = [
         name
         for name, tensor in stored.items()
-        if (tensor.dtype not in FLOATS and not LEFTOVERS.fullmatch(name))
+        if (tensor.dtype not in FLOATS and not re.fullmatch(leftovers, name))
         or _QUANTISED.fullmatch(name)
     ]
     if codes:
@@ -173,7 +166,8 @@ def unused(
     }
     # a weight under two names: with the trunk's name before its own, and without
     doubled = {name for name in stored if f"{model.base_model_prefix}.{name}" in set(stored)}
-    left = {name for name in {*unexpected, *hidden} if not LEFTOVERS.fullmatch(name)} | doubled
+    leftovers = families.of(model).leftovers
+    left = {name for name in {*unexpected, *hidden} if not re.fullmatch(leftovers, name)} | doubled
     is_headless = not any(name.startswith(f"{model.base_model_prefix}.") for name in stored)
     heads = {name for name in left - doubled if _is_of_other_head(name, model, is_headless)}
     return sorted(left - heads), sorted(heads)

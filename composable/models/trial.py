@@ -7,7 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig
 
-from composable.errors import UserError, one_line
+from composable.errors import UserError, as_user_error
 
 TEXT = "A man runs in the street."
 MOST_TOKENS = 8
@@ -25,10 +25,13 @@ def try_out(source: Path, model: Any, tokenizer: Any, config: dict[str, Any]) ->
     Raises:
         UserError: it fails, or computes something that is not finite.
     """
-    kept = one_line(f"{source}: what its config says cannot be kept")
+    kept = as_user_error(f"{source}: what its config says cannot be kept")
     with kept, init_empty_weights(include_buffers=False):
         type(model)(AutoConfig.for_model(**config))
-    with one_line(f"{source}: the model or its tokenizer does not work"), torch.inference_mode():
+    with (
+        as_user_error(f"{source}: the model or its tokenizer does not work"),
+        torch.inference_mode(),
+    ):
         found = next(iter(model(**_sample(model, tokenizer)).values()))
     if not torch.isfinite(found).all():
         raise UserError(

@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from composable.errors import UserError, one_line
+from composable.errors import UserError, as_user_error
 from composable.models import checkpoint, export
 from composable.models.pretrained import import_model
 from tests import tiny
@@ -178,8 +178,8 @@ def test_harmless_values_stay_allowed(folders: dict[str, Path]) -> None:
 def test_a_library_that_panics_is_one_line_too() -> None:
     """The Rust part of tokenizers raises what is no Exception."""
     panic = type("PanicException", (BaseException,), {})
-    unreadable = one_line("x: unreadable")
+    unreadable = as_user_error("x: unreadable")
     with pytest.raises(UserError, match=r"x: unreadable \(two lines\)\."), unreadable:
         raise panic("two\nlines.")
-    with pytest.raises(KeyboardInterrupt), one_line("x: unreadable"):
+    with pytest.raises(KeyboardInterrupt), as_user_error("x: unreadable"):
         raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from composable.errors import FormatError, UserError
 from composable.models import hub
 from composable.models.pretrained import import_model
 from tests import tiny
+from tests.unit.models.test_checkpoint import folder_of as t5_folder
 from tests.unit.models.test_pretrained import folder_of
 
 
@@ -82,6 +83,7 @@ def test_leftovers_and_heads_of_other_tasks(
     many, one = torch.ones(1, 1, 48, 48, dtype=torch.uint8), torch.ones(1)
     cases = {
         "bert": {"bert.embeddings.position_ids": torch.arange(48)[None]},
+        "distilbert": {"distilbert.embeddings.position_ids": torch.arange(48)[None]},
         "gpt2": {"transformer.h.0.attn.bias": many, "transformer.h.0.attn.masked_bias": one},
         "llama": {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
         "vit": {"vit.embeddings.mask_token": torch.ones(1, 1, 32)},
@@ -95,6 +97,15 @@ def test_leftovers_and_heads_of_other_tasks(
         made = import_model(folder, "x")
     assert "not used, of heads for other tasks: cls.predictions.bias" in caplog.text
     assert "unused" not in made.info
+
+
+def test_the_position_bias_that_old_t5_checkpoints_have_in_vain(tmp_path: Path) -> None:
+    folder = t5_folder(tmp_path / "t5")
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    assert "unused" not in import_model(change(folder, {name: torch.ones(8, 4)}), "x").info
+    other = {name.replace("block.0", "block.1"): torch.ones(8, 4)}
+    with pytest.raises(UserError, match=r"does not use decoder\.block\.1\..*_bias\.weight, so"):
+        import_model(change(folder, other), "x")
 
 
 def test_a_checkpoint_without_names_of_a_trunk(tmp_path: Path) -> None:
