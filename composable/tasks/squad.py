@@ -100,7 +100,7 @@ def _read(path: Path) -> tuple[list[list[Question]], bool]:
 def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Question:
     context = paragraph["context"]
     found = [] if asked.get("is_impossible") else asked["answers"]
-    answers = tuple((each["text"], int(each["answer_start"])) for each in found)
+    answers = tuple((each["text"], each["answer_start"]) for each in found)
     question = asked["question"]
     for text in (context, question, *(text for text, _ in answers)):
         if not isinstance(text, str):
@@ -109,6 +109,11 @@ def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Q
                 "expected."
             )
     for text, start in answers:
+        if not isinstance(start, int):
+            raise FormatError(
+                f"{path}: question {asked['id']}: answer_start is {str(start)[:40]!r}; the number "
+                "of a character was expected."
+            )
         if start < 0 or context[start : start + len(text)] != text:
             raise FormatError(
                 f"{path}: question {asked['id']}: the context has "

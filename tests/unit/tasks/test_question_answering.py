@@ -106,6 +106,15 @@ def test_what_is_no_text_is_refused(context: Any, text: Any, answer: Any, tmp_pa
         read(tmp_path)
 
 
+@pytest.mark.parametrize("start", [None, 1.5, "1", [0]])
+def test_the_place_of_an_answer_is_a_number(start: Any, tmp_path: Path) -> None:
+    asked = {"id": "q", "question": "?", "answers": [{"text": "a", "answer_start": start}]}
+    content = {"data": [{"paragraphs": [{"context": "a dog", "qas": [asked]}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"question q: answer_start is .*; the number of a char"):
+        read(tmp_path)
+
+
 def test_an_empty_context_answers_nothing(tmp_path: Path) -> None:
     """As long as the sample has a token, be it of the question or of the tokenizer."""
     made = tiny_tasks.checkpoint("question_answering")
