@@ -28,10 +28,11 @@ class Use:
     reads: bool = False
     writes: bool = False
     inside: str = ""
-    also: Callable[[Path], Path] | None = None
+    also: Callable[[Path], tuple[Path, ...]] | None = None
     default: Callable[[Mapping[str, Any]], Any] | None = None
 
 
+NO_PATH = Use()
 READ, WRITTEN, BOTH = Use(reads=True), Use(writes=True), Use(reads=True, writes=True)
 #: Data are named after their splits, or as the package datasets saves them; models are not data.
 _SPLIT = r"(train|val|valid|validation|dev|test)(_matched|_2016_flickr|-v[0-9.]+)?"
@@ -105,8 +106,8 @@ def _named(command: click.Command, options: dict[str, Any]) -> Iterator[_Named]:
         )
         for path in value if isinstance(value, tuple) else (value,) if value is not None else ():
             yield _Named(flag, Path(path), use)
-            if use.also is not None:
-                yield _Named(flag, use.also(path), Use(writes=True))
+            for made in use.also(Path(path)) if use.also is not None else ():
+                yield _Named(flag, made, Use(writes=True))
 
 
 def _problem(one: _Named, other: _Named) -> str:
