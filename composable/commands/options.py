@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -58,12 +58,12 @@ def argument(name: str, use: Use, default: Any = None, **settings: Any) -> Any:
     return dataclasses.field(default=default, metadata={"argument": name, "settings": words})
 
 
-class Option(paths.PathOption):
-    """An option with a heading, and perhaps a condition, see `option`."""
+class Option(click.Option):
+    """An option with a heading, perhaps a condition, and what is done with the path it takes."""
 
     def __init__(self, *args: Any, group: str, only: Any, use: Use = NO_PATH, **settings: Any):
-        super().__init__(*args, use=use, **settings)
-        self.group, self.only = group, only
+        super().__init__(*args, **settings)
+        self.group, self.only, self.use = group, only, use
 
 
 def parameters(settings: type) -> list[click.Parameter]:
@@ -176,6 +176,21 @@ class _Device(click.ParamType):
         """Return the name."""
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value, re.ASCII):
             self.fail(f"{value!r} is not auto, cpu, cuda or cuda:N.", param, ctx)
+        return str(value)
+
+
+class Registered(click.ParamType):
+    """A name of a registry that is imported only for names which --help does not list."""
+
+    name = "name"
+
+    def __init__(self, listed: Collection[str], registry: Callable[[], Collection[str]]) -> None:
+        self.listed, self.registry = listed, registry
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name."""
+        if value not in self.listed and value not in (known := self.registry()):
+            self.fail(f"{value!r} is not one of {', '.join(known)}.", param, ctx)
         return str(value)
 
 

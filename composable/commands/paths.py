@@ -43,16 +43,8 @@ DATA = Use(
 )
 
 
-class PathOption(click.Option):
-    """An option whose value is a path, or several."""
-
-    def __init__(self, *args: Any, use: Use, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.use = use
-
-
 class PathArgument(click.Argument):
-    """The same without a flag."""
+    """A path, or several, without a flag."""
 
     def __init__(self, *args: Any, use: Use, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -94,16 +86,14 @@ def check(context: click.Context, options: dict[str, Any]) -> None:
 
 def _named(command: click.Command, options: dict[str, Any]) -> Iterator[_Named]:
     for parameter in command.params:
-        if not isinstance(parameter, PathOption | PathArgument):
+        name, use = str(parameter.name), getattr(parameter, "use", NO_PATH)
+        if use is NO_PATH:
             continue
-        name, use = str(parameter.name), parameter.use
         if options.get(name) in (None, ()) and use.default is not None:
             options[name] = use.default(options)
         value = options.get(name)
-        is_option = isinstance(parameter, PathOption)
-        flag = (
-            parameter.opts[0] if is_option else str(parameter.metavar or name.upper()).strip("[].")
-        )
+        word = str(parameter.metavar or name.upper()).strip("[].")
+        flag = word if isinstance(parameter, PathArgument) else parameter.opts[0]
         for path in value if isinstance(value, tuple) else (value,) if value is not None else ():
             yield _Named(flag, Path(path), use)
             for made in use.also(Path(path)) if use.also is not None else ():

@@ -17,31 +17,28 @@ METHODS = {
 }
 
 
-class _Method(click.ParamType):
+class _Method(options.Registered):
     """The name of a method that can prune modules of a kind."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind, self.name = kind, "method"
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name; a rate, which this option once was for, is answered with the way."""
-        if value in METHODS[self.kind]:
-            return str(value)
+        """Return the name; a rate is given to config_generator.py under the same flag."""
         if options.is_number(value):
             self.fail("a rate belongs in config_generator.py; name a method here.", param, ctx)
-        from composable import methods
+        return super().convert(value, param, ctx)
 
-        able = [method.name for method in methods.METHODS if self.kind in method.kinds]
-        if value not in able:
-            self.fail(f"{value!r} is not one of {', '.join(able)}.", param, ctx)
-        return str(value)
+
+def _able(kind: str) -> list[str]:
+    from composable import methods
+
+    return [method.name for method in methods.METHODS if kind in method.kinds]
 
 
 def _method(kind: str, what: str) -> Any:
     """Declare the option of a kind."""
     names = METHODS[kind]
     text = f"Which {what} at rates that name no method: {', '.join(names)}. [default: {names[0]}]"
-    return options.option(f"--{kind}", help=text, type=_Method(kind), metavar="METHOD")
+    known = _Method(names, functools.partial(_able, kind))
+    return options.option(f"--{kind}", help=text, type=known, metavar="METHOD")
 
 
 @dataclass(frozen=True, kw_only=True)

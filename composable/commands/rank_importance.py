@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from composable.commands import cli, options
+
+
+def _rankers() -> list[str]:
+    from composable import ranking
+
+    return [ranker.name for ranker in ranking.RANKERS]
+
 
 LAYERS = ("method", ("layer_distance",))
 STAT = ("method", ("stat",))
@@ -38,7 +43,8 @@ class Settings:
         "neurons by how little the others make up for them; l1: heads and neurons by the size of "
         "their weights; random: by lot, as a control.",
         default="layer_distance",
-        type=click.Choice(["layer_distance", "stat", "l1", "random"]),
+        type=options.Registered(("layer_distance", "stat", "l1", "random"), _rankers),
+        metavar="METHOD",
     )
     distances: tuple[str, ...] = options.option(
         "--distance",
