@@ -141,6 +141,11 @@ GENERAL = (
 class Program(click.Command):
     """A command with the general options, whose errors become one line and an exit code."""
 
+    @property
+    def program(self) -> str:
+        """Return the name of its script."""
+        return f"{self.name}.py"
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Add the general options, as click itself adds --help."""
         own = super().get_params(ctx)
@@ -167,13 +172,14 @@ class Program(click.Command):
     def main(self, args: Any = None, *rest: Any, **more: Any) -> Any:  # type: ignore[override]
         """Run; in standalone mode (the default) end the process with the exit code."""
         parent: Any = super()
+        more.setdefault("prog_name", self.program)  # what messages call it, however it was started
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
         with signals.stopping() as received:
             try:
                 result = parent.main(args, *rest, standalone_mode=False, **more)
             except click.UsageError as error:
-                name = error.ctx.command_path if error.ctx else f"{self.name}.py"
+                name = error.ctx.command_path if error.ctx else self.program
                 message, code = f"{error.format_message()} (see {name} --help)", 2
             except (click.Abort, KeyboardInterrupt):
                 message, code = self._said(received)

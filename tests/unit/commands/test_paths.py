@@ -122,7 +122,7 @@ def test_an_output_is_no_other_path(
         if spelling != "a link that leads nowhere yet":
             assert file.read_bytes() == b"content"
         tried += 1
-    assert tried >= 1
+    assert tried >= 1 or not writes
 
 
 def test_outputs_that_are_named_after_others(tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_outputs_that_are_named_after_others(tmp_path: Path) -> None:
         run("block_level_finetuning", {"output": table, "stats": tmp_path / "s.csv"})
     with pytest.raises(click.UsageError, match=r"-o .*x\.png: is the file of SCORES .*x\.png"):
         run("plot_importance", {"scores": tmp_path / "x.png"})
-    with pytest.raises(click.UsageError, match=r"-o stats_model\.csv: is the file of CSV stats"):
-        run("plot_loss", {"output": Path("stats_model.csv")})
+    with pytest.raises(click.UsageError, match=r"-d .*report\.md: is the file of -d"):
+        run("report", {"directory": tmp_path / "report.md"})
 
 
 @pytest.mark.parametrize(
