@@ -134,8 +134,6 @@ def test_outputs_that_are_named_after_others(tmp_path: Path) -> None:
         run("block_level_finetuning", {"output": table, "stats": tmp_path / "s.csv"})
     with pytest.raises(click.UsageError, match=r"-o .*x\.png: is the file of SCORES .*x\.png"):
         run("plot_importance", {"scores": tmp_path / "x.png"})
-    with pytest.raises(click.UsageError, match=r"-d .*report\.md: is the file of -d"):
-        run("report", {"directory": tmp_path / "report.md"})
 
 
 @pytest.mark.parametrize(
