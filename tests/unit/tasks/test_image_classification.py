@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,11 @@ def corpus(classes: tuple[str, ...], labels: list[int]) -> Images:
     return Images("x", "test", "x", "0" * 64, np.zeros((len(labels), 8, 8)), labels, classes)
 
 
-def outputs(classes: tuple[str, ...], labels: list[int]) -> tuple[dict[str, int], str]:
+def outputs(
+    classes: tuple[str, ...], labels: list[int], names: Sequence[str] = ("Dog", "Cat")
+) -> tuple[dict[str, int], str]:
     made = tiny_tasks.checkpoint("image_classification")
-    made.info["labels"] = ["Dog", "Cat"]
+    made.info["labels"] = [*names]
     return outputs_of(corpus(classes, labels), made)
 
 
@@ -202,8 +205,11 @@ def test_classes_and_outputs() -> None:
     assert outputs(("n01", "n02"), [1]) == ({"n01": 0, "n02": 1}, "order")
     assert outputs((), [1]) == ({"0": 0, "1": 1}, "number")
     assert outputs(("bird", "cat"), [1]) == ({"cat": 1}, "name")  # no image of a bird
-    with pytest.raises(MismatchError, match='the class "a" is none of the model\'s, which are'):
-        outputs(("a", "b", "c"), [0])
+    for classes in (("a", "b", "c"), ("a", "b"), ("a", "cat"), ("a1", "cat")):
+        with pytest.raises(MismatchError, match=r'class "a1?" is none of the model\'s, which are'):
+            outputs(classes, [0, 1])
+    with pytest.raises(MismatchError, match=r'the class "n03" is none of the model\'s, which are'):
+        outputs(("n03", "n04"), [0, 1], ["n01", "n02"])
     with pytest.raises(MismatchError, match="labels from 0 to 2, the model has 2 classes"):
         outputs((), [0, 2])
 
