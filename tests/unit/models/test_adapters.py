@@ -117,7 +117,7 @@ def test_a_shared_weight_is_not_changed_twice(module: str, tmp_path: Path) -> No
     folder = adapter_of(
         folder_of("llama_gqa", tmp_path / "a"), tmp_path / "a", "AutoModelForCausalLM", [module]
     )
-    with pytest.raises(UserError, match=rf"its adapter changes \S*{module}, whose weight the model"):
+    with pytest.raises(UserError, match=rf"its adapter changes \S*{module}, whose weight the mod"):
         import_model(folder, "x")
     folder = folder_of("llama_gqa", tmp_path / "b", tie_word_embeddings=False)
     adapter_of(folder, folder, "AutoModelForCausalLM", [module])
@@ -132,7 +132,7 @@ def test_an_adapter_that_is_no_part_of_the_weights(tmp_path: Path) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     peft.get_peft_model(model, settings).save_pretrained(folder)
-    with pytest.raises(UserError, match=r"its adapter \(PROMPT_TUNING\) puts tokens before the text"):
+    with pytest.raises(UserError, match=r"its adapter \(PROMPT_TUNING\) puts tokens before"):
         import_model(folder, "x")
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"adapter_config\.json: an object was expected"):
