@@ -265,6 +265,7 @@ IMAGES, LABELS = tiny_tasks.pictures(4)
 @pytest.mark.parametrize(
     ("pictures", "labels", "message"),
     [
+        (IMAGES[:, :0], LABELS, r"test_images is uint8 \(4, 0, 8, 3\); expected"),
         (IMAGES.astype(np.int64), LABELS, r"test_images is int64 \(4, 8, 8, 3\); expected"),
         (IMAGES[..., :2], LABELS, r"test_images is uint8 \(4, 8, 8, 2\)"),
         (IMAGES[0, 0], LABELS, r"test_images is uint8 \(8, 3\)"),
@@ -305,6 +306,20 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "test" / "cat" / "x.png").write_bytes(b"no image")
     with pytest.raises(FormatError, match=r"x\.png: cannot be read as an image"):
         preparation().tensor(read(tmp_path).pictures[0])
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image in a folder further down, and one of a kind that is not read."""
+    for name in ("cat/a.png", "dog/b.png"):
+        (tmp_path / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "test" / name)
+    (tmp_path / "test" / "cat" / "Thumbs.db").touch()
+    assert IMAGE_CLASSIFICATION.read(str(tmp_path), None, "test", None).labels == [0, 1]
+    assert "left out" not in caplog.text
+    (tmp_path / "test" / "cat" / "more").mkdir()
+    (tmp_path / "test" / "dog" / "c.tif").touch()
+    assert IMAGE_CLASSIFICATION.read(str(tmp_path), None, "test", None).labels == [0, 1]
+    assert "left out: cat/more, dog/c.tif." in caplog.text
 
 
 def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:
