@@ -200,6 +200,15 @@ def test_settings_of_generate_are_not_lost(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"generation_config\.json: {said}"):
             import_model(tmp_path, "x")
+    for setting, said in (
+        ({"forced_bos_token_id": 999}, "index 999 is out of bounds"),
+        ({"repetition_penalty": 0}, "`penalty` has to be a strictly positive float"),
+        ({"stop_strings": ["a"]}, "There are one or more stop strings"),
+        ({"constraints": [1]}, "Constrained Beam Search requires"),
+    ):
+        path.write_text(json.dumps(json.loads(sound) | setting))
+        with pytest.raises(UserError, match=rf"its settings of generate do not work \(.*{said}"):
+            import_model(tmp_path, "x")
     path.unlink()
     assert import_model(tmp_path, "x").model.generation_config.pad_token_id == 0
 
