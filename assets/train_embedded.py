@@ -41,7 +41,7 @@ def main(
     import torch
 
     from composable.tasks import translation
-    from composable.training import train
+    from composable.training.options import Options
 
     if threads:
         torch.set_num_threads(threads)
@@ -53,7 +53,7 @@ def main(
     )
     tokenizer = make_tokenizer(training.source + training.target, vocabulary)
     model = make_model(len(tokenizer))
-    options = train.Options(
+    options = Options(
         epochs=epochs, batch_size=batch_size, lr=lr, early_stop=0, seed=seed, dtype=dtype,
         device="cpu", warmup=0.06, smoothing=0.1, final_lr=0.02,
     )  # fmt: skip
@@ -92,7 +92,7 @@ def fit(
         model: the model, changed in place.
         tokenizer: its tokenizer.
         corpora: training and validation pairs.
-        options: `train.Options`.
+        options: `training.options.Options`.
         identity: what else the result depends on, beside options and texts.
         label: name of the run.
         prefix: text before every source sentence.

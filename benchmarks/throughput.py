@@ -82,9 +82,10 @@ def our_training(made: Any, corpora: tuple[Any, Any], dtype: str, device: str = 
     """Train for an epoch as the scripts do; the seconds of the steps and of tokenising."""
     from composable import tasks
     from composable.training import train
+    from composable.training.options import Options
 
     with tempfile.TemporaryDirectory() as folder:
-        options = train.Options(
+        options = Options(
             epochs=1, batch_size=BATCH, lr=LR, early_stop=0, device=device, dtype=dtype,
             resume=False, checkpoint_dir=Path(folder),
         )  # fmt: skip

@@ -57,7 +57,7 @@ def main(
     from composable import files
     from composable.models import checkpoint
     from composable.tasks import translation
-    from composable.training import train
+    from composable.training.options import Options
 
     files.check_writable(output)
     torch.manual_seed(seed)
@@ -65,7 +65,7 @@ def main(
     corpora = [translation.read_corpus(folder, split, limit) for split in ("train", "valid")]
     words = geometry.load_tokenizer(tokenizer or geometry.find_tokenizer())
     model = geometry.make_model("small", len(words), dropout, prefix)
-    options = train.Options(
+    options = Options(
         epochs=epochs, batch_size=batch_size, lr=lr, early_stop=0, seed=seed, dtype=dtype,
         device=device, warmup=0.06, smoothing=0.1, final_lr=0.02, checkpoint_dir=checkpoint_dir,
     )  # fmt: skip

@@ -105,10 +105,10 @@ class _Command(click.Command):
                 name = error.ctx.command_path if error.ctx else self.name  # the script as called
                 message, code = f"{error.format_message()} (see {name} --help)", 2
             except (click.Abort, KeyboardInterrupt):
-                message, code = signals.said(received)
+                message, code = self._said(received)
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 is_stopped = signals.were_behind(error, received)
-                message, code = signals.said(received) if is_stopped else (_message(error), 1)
+                message, code = self._said(received) if is_stopped else (_message(error), 1)
                 if "--debug" in (sys.argv if args is None else args):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
@@ -116,6 +116,10 @@ class _Command(click.Command):
         if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
             click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
+
+    def _said(self, received: list[int]) -> tuple[str, int]:
+        resumes = any(each.name == "resume" for each in self.params)
+        return signals.said(received, resumes)
 
 
 def _message(error: Exception) -> str:
@@ -406,7 +410,7 @@ def training_options(
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def collect(**options: Any) -> Any:
-            from composable.training.train import Options
+            from composable.training.options import Options
 
             names = {field.name for field in dataclasses.fields(Options)} & set(options)
             training = Options(**{name: options.pop(name) for name in names}).resolved()

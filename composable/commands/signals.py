@@ -56,9 +56,9 @@ def were_behind(error: Exception, received: list[int]) -> bool:
     return bool(received)
 
 
-def said(received: list[int]) -> tuple[str, int]:
+def said(received: list[int], has_checkpoints: bool) -> tuple[str, int]:
     """Message and exit code after a signal, which shells know as 128 and its number."""
     number = signal.Signals(received[0]) if received else signal.SIGINT
     how = f" by {number.name}" if received else ""
-    again = "run the same command again, a training goes on from its last checkpoint."
-    return f"interrupted{how}; {again}", 128 + number
+    again = "; it goes on from its last checkpoint" if has_checkpoints else ""
+    return f"interrupted{how}; run the same command again{again}.", 128 + number

@@ -23,6 +23,7 @@ from composable.families import Family
 from composable.formats.container import unpack_mask
 from composable.formats.sealed_file import check_sizes, open_sealed, sealed
 from composable.models import tokenizer_files
+from composable.models.config_checks import MOST_LABELS, MOST_LAYERS
 from composable.models.structure import Structure, from_json, to_json
 from composable.models.surgery import apply_structure
 
@@ -317,6 +318,11 @@ def _generation(model: PreTrainedModel) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     """Load the stored dict without executing anything."""
+    if path.is_dir():
+        raise FormatError(
+            f"{path}: a folder, a model file was expected; download_model.py makes one of a "
+            "pretrained model's folder."
+        )
     try:
         with open_sealed(path, _MADE_BY) as file:
             _check_archive(path, file)
@@ -389,8 +395,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(raw) if flat.numel() else memoryview(b"")
 
 
-#: More layers or classes than any model has.
-_MOST = {"layer": 10_000, "layers": 10_000, "labels": 1_000_000}
+#: Ends of the names of keys -> the most that a model may have.
+_MOST = {"layer": MOST_LAYERS, "layers": MOST_LAYERS, "labels": MOST_LABELS}
 
 
 def build(

@@ -24,7 +24,9 @@ SIZES = (
     "relative_attention_max_distance", "pooler_output_size", "num_labels",
 )  # fmt: skip
 LARGEST = 2**31 - 1
-MOST_LABELS = 1_000_000
+#: More layers or classes than any model has.
+MOST_LAYERS, MOST_LABELS = 10_000, 1_000_000
+SEVERAL = "multi_label_classification"
 #: How attentions may be computed: on all devices, without another package.
 KERNELS = ("sdpa", "eager")
 #: Keys that say how many layers there are.
@@ -118,8 +120,8 @@ def _check_size(path: Path, key: str, value: Any) -> None:
 
 def _check_layers(path: Path, key: str, value: Any) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (is_whole and 0 < value <= MOST_LABELS):
-        raise _refusal(path, key, value, "a whole number of layers, at least 1,")
+    if value is not None and not (is_whole and 0 < value <= MOST_LAYERS):
+        raise _refusal(path, key, value, f"a number of layers from 1 to {MOST_LAYERS}")
 
 
 def _check_architectures(path: Path, value: Any) -> None:
@@ -129,7 +131,7 @@ def _check_architectures(path: Path, value: Any) -> None:
 
 
 def _check_labels(path: Path, said: dict[str, Any]) -> None:
-    """Names of the classes are those of the outputs 0, 1, ...; a loss for several is not here."""
+    """Names of the classes are those of the outputs 0, 1, ..."""
     names = said.get("id2label")
     if names is not None:
         wanted = [str(index) for index in range(len(names))] if isinstance(names, dict) else []
@@ -144,12 +146,7 @@ def _check_labels(path: Path, said: dict[str, Any]) -> None:
                 expected = f"what id2label says of {name!r}"
                 raise _refusal(path, "label2id", numbers, expected)
     kind = said.get("problem_type")
-    if kind == "multi_label_classification":
-        raise UserError(
-            f'{path}: problem_type is "{kind}", which is not supported here: several classes of '
-            "a sample cannot be trained or measured; a model with one class for each is needed."
-        )
-    known = (None, "regression", "single_label_classification")
+    known = (None, "regression", "single_label_classification", SEVERAL)
     if kind not in known:
         raise _refusal(path, "problem_type", kind, f"one of {', '.join(map(str, known[1:]))}")
 

@@ -213,8 +213,9 @@ def _check_kinds(folder: Path, remedy: str) -> None:
 
 
 def _check_json(path: Path, remedy: str) -> None:
+    content = files.read_bytes(path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: damaged, not JSON ({error}); {remedy}") from error
     if path.name == "config.json" and not isinstance(value, dict):

@@ -250,13 +250,24 @@ def _load(
     fresh = [name for name in missing if may_add and _is_head(name, model)]
     for name, (stored, wanted) in sorted(other.items()):
         if name not in fresh:
+            remedy = "correct config.json, or fetch the model again"
+            if _is_head(name, model):
+                remedy = "name the task or the number of labels, and a fresh head replaces it"
             raise UserError(
-                f"{place}: {name} is of shape {tuple(stored)}, the model needs {tuple(wanted)}"
-                f"{'; another task or labels replace it' if _is_head(name, model) else ''}."
+                f"{place}: {name} is of shape {tuple(stored)}, its config asks for "
+                f"{tuple(wanted)}; {remedy}."
             )
     if lost := [name for name in missing if name not in fresh]:
         raise UserError(f"{place}: the weights lack {listed(lost)}{_remedy(lost, model, report)}.")
     _refuse_other_head(place, task, model, set(missing))
+    if model.config.problem_type == config_checks.SEVERAL:
+        if not fresh:
+            raise UserError(
+                f'{place}: problem_type is "{config_checks.SEVERAL}", which is not supported here: '
+                "several classes of a sample cannot be trained or measured; name another task or "
+                "number of labels, and a fresh head for one class of each sample replaces it."
+            )
+        model.config.problem_type = None
     if fresh:
         log.info("%s: a fresh head for %s: %s", place, task.name, ", ".join(fresh))
     if not task.fits(model.config.num_labels):

@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from composable import families
+from composable import families, files
 from composable.errors import FormatError, UserError, listed
 
 WEIGHTS = "model.safetensors"
@@ -65,8 +65,9 @@ def shards(index: Path) -> list[str]:
     Raises:
         FormatError: it is not an index, or names a file outside of its folder.
     """
+    content = files.read_bytes(index)
     try:
-        value = json.loads(index.read_bytes())
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise FormatError(
             f"{index}: damaged, not JSON ({error}); fetch the model again."

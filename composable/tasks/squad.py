@@ -89,7 +89,7 @@ def _read(path: Path) -> tuple[list[list[Question]], bool]:
         paragraphs = [each for article in content["data"] for each in article["paragraphs"]]
         groups = [[_question(path, each, asked) for asked in each["qas"]] for each in paragraphs]
         return groups, any("is_impossible" in asked for each in paragraphs for asked in each["qas"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             f"{path}: not a file of SQuAD's form ({type(error).__name__}: {error}); expected "
             "data[].paragraphs[].context and .qas[] with id, question, answers[].text and "
@@ -106,7 +106,7 @@ def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Q
             f"{path}: question {asked['id']}: is_impossible is {fails!r:.40} and there are "
             f"{len(found)} answers; true without answers, or false, was expected."
         )
-    answers = tuple((each["text"], int(each["answer_start"])) for each in found)
+    answers = tuple((each["text"], each["answer_start"]) for each in found)
     question = asked["question"]
     for text in (context, question, *(text for text, _ in answers)):
         if not isinstance(text, str):
@@ -115,6 +115,11 @@ def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Q
                 "expected."
             )
     for text, start in answers:
+        if not isinstance(start, int):
+            raise FormatError(
+                f"{path}: question {asked['id']}: answer_start is {str(start)[:40]!r}; the number "
+                "of a character was expected."
+            )
         if start < 0 or context[start : start + len(text)] != text:
             raise FormatError(
                 f"{path}: question {asked['id']}: the context has "

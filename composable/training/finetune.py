@@ -14,6 +14,7 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.structure import to_json
 from composable.training import train
 from composable.training.heal import Heal, prepare
+from composable.training.options import Options
 
 log = logging.getLogger("composable")
 
@@ -22,7 +23,7 @@ def tune_model(
     composed: Checkpoint,
     output: Path,
     stats: Path,
-    training: train.Options,
+    training: Options,
     label: str,
     data: str | None = None,
     limit: int | None = None,
@@ -99,7 +100,7 @@ def tune_model(
     }
 
 
-def with_defaults(training: train.Options, **defaults: Any) -> train.Options:
+def with_defaults(training: Options, **defaults: Any) -> Options:
     """Fill in the options that were not given."""
     open_ones = {key: value for key, value in defaults.items() if getattr(training, key) is None}
     return dataclasses.replace(training, **open_ones)

@@ -35,7 +35,6 @@ from composable.training.callbacks import (
 from composable.training.options import Options
 from composable.training.trainer import Trainer
 
-__all__ = ["Options", "Outcome", "Trainer", "data_of", "run"]
 log = logging.getLogger("composable")
 
 

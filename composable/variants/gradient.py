@@ -14,6 +14,7 @@ from composable.errors import UserError
 from composable.formats.bundle import Variant
 from composable.models.checkpoint import Checkpoint
 from composable.training import train
+from composable.training.options import Options
 from composable.variants.distillation import Distillation
 from composable.variants.result import Result
 
@@ -69,7 +70,7 @@ def tune(
     dense: Checkpoint,
     variants: list[Variant],
     corpora: tuple[Any, Any],
-    options: train.Options,
+    options: Options,
     stats: Path | None = None,
 ) -> Result:
     """Fine-tune all variants beside the frozen dense model, each with its own best epoch.

@@ -15,8 +15,8 @@ from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
-from composable.training import train
 from composable.training.finetune import corpora_of, with_defaults
+from composable.training.options import Options
 from composable.variants import gradient, least_squares
 from composable.variants.compose import open_bundles
 from composable.variants.fitting import load_variants
@@ -31,7 +31,7 @@ def tune_variants(
     bundles: Sequence[Path],
     output: Path,
     stats: Path,
-    training: train.Options,
+    training: Options,
     solver: str,
     linear_solver: str,
     ridge: float,
@@ -102,7 +102,7 @@ def tune_variants(
 
 
 def _settings(
-    training: train.Options, solver: str, linear_solver: str, ridge: float, memory_budget: int
+    training: Options, solver: str, linear_solver: str, ridge: float, memory_budget: int
 ) -> least_squares.Settings:
     """Turn the options of the script into settings of the least-squares forms."""
     device = devices.select_device(training.device)

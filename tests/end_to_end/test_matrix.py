@@ -19,7 +19,7 @@ from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 from composable.ranking import base
 from composable.ranking.unit_weights import RandomOptions
-from composable.training import train
+from composable.training.options import Options
 from composable.variants import compose, gradient, least_squares
 from composable.variants.pruning import Sources, blocks_of, make_variants
 from composable.variants.unit_phase import Settings
@@ -131,7 +131,7 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
         ).variants
         for solver in least_squares.SOLVERS
     }  # fmt: skip
-    options = train.Options(
+    options = Options(
         epochs=1, batch_size=8, lr=1e-2, early_stop=0, device="cpu", checkpoint_dir=tmp_path / "ck"
     )
     tuned["grad"] = gradient.tune(copy.deepcopy(made), variants, tuple(corpora), options).variants

@@ -7,7 +7,7 @@ import torch
 
 from composable import devices
 from composable.errors import UserError
-from composable.training import train
+from composable.training.options import Options
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cpu:1", "auto:1", "cuda:-1", ""])
@@ -49,7 +49,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     assert devices.select_dtype("auto", "cpu", trains=False) == "float32"
     for dtype in ("float32", "bfloat16", "float16"):
         assert devices.select_dtype(dtype, "cpu") == devices.select_dtype(dtype, "cuda") == dtype
-    options = train.Options(
+    options = Options(
         epochs=1, batch_size=2, lr=1, early_stop=0, device="cpu", dtype="auto"
     ).resolved()
     assert (options.device, options.dtype) == ("cpu", expected)

@@ -5,16 +5,20 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import click
 import pytest
 
 from composable.commands import cli
 
 
-def run(do: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def run(
+    do: Callable[[], Any], capsys: pytest.CaptureFixture[str], *options: Any
+) -> tuple[int, str]:
     """Exit code and stderr of a command that does this."""
 
     @cli.command()
-    def main() -> None:
+    @cli.together(*options)
+    def main(**_: Any) -> None:
         """Do it."""
         do()
 
@@ -56,12 +60,16 @@ def test_signals_are_one_line(
     before = signal.getsignal(number)
     found, said = run(work, capsys)
     assert found == code
-    assert (
-        said == f"Error: {how}run the same command again, a training goes on from its last "
-        "checkpoint.\n"
-    )
+    assert said == f"Error: {how}run the same command again.\n"
     assert cleaned == [True]
     assert signal.getsignal(number) == before
+
+
+def test_commands_that_resume_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = run(
+        lambda: signal.raise_signal(signal.SIGTERM), capsys, click.option("--resume/--no-resume")
+    )
+    assert said.endswith("run the same command again; it goes on from its last checkpoint.\n")
 
 
 def test_a_signal_within_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,6 +140,18 @@ def test_a_head_of_another_size_is_replaced(options: Any, tmp_path: Path) -> Non
         assert name.startswith("classifier.") != torch.equal(tensor, own.get(name, tensor)), name
 
 
+def test_a_head_for_several_classes_is_replaced_or_refused(tmp_path: Path) -> None:
+    folder = folder_of("bert", tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    config["problem_type"] = "multi_label_classification"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="which is not supported here: several classes"):
+        import_model(folder, "bert")
+    with pytest.raises(UserError, match="which is not supported here: several classes"):
+        import_model(folder, "bert", labels=2)  # the head that is there would stay
+    assert import_model(folder, "bert", labels=3).config["problem_type"] is None
+
+
 def test_a_head_of_another_size_is_not_replaced_unasked(tmp_path: Path) -> None:
     folder = folder_of("bert", tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
@@ -147,7 +159,8 @@ def test_a_head_of_another_size_is_not_replaced_unasked(tmp_path: Path) -> None:
     config["label2id"] = {str(i): i for i in range(5)}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        UserError, match=r"classifier\.bias is of shape \(2,\), the model needs \(5"
+        UserError,
+        match=r"bias is of shape \(2,\), its config asks for \(5.*labels,",
     ):
         import_model(folder, "bert")
 

@@ -11,7 +11,8 @@ from composable.errors import FormatError, MismatchError
 from composable.models import checkpoint, export, pretrained
 from composable.tasks.labels import class_ids, ordered, same
 from composable.tasks.text_classification import TEXT_CLASSIFICATION
-from composable.training import finetune, train
+from composable.training import finetune
+from composable.training.options import Options
 from tests import tiny_tasks
 
 WORDS = tiny_tasks.WORDS
@@ -84,7 +85,7 @@ def test_a_trained_model_knows_its_classes(tmp_path: Path) -> None:
         table(tmp_path / "data" / f"{split}.tsv", *rows)
     made = tiny_tasks.checkpoint("text_classification", labels=12)
     checkpoint.save(tmp_path / "dense.pth", made)
-    options = train.Options(
+    options = Options(
         epochs=1, batch_size=8, lr=0.01, early_stop=0, device="cpu", checkpoint_dir=tmp_path / "c"
     )
     finetune.tune_model(

@@ -88,7 +88,7 @@ def test_what_is_held_out_are_paragraphs(tmp_path: Path) -> None:
         (
             '{"data": [{"paragraphs": [{"context": "a dog", "qas": [{"id": "q", "question": "?", '
             '"answers": [{"text": "dog", "answer_start": 1e400}]}]}]}]}',
-            "not a file of SQuAD's form",
+            "question q: answer_start is 'inf'; the number of a character was expected",
         ),
         *(
             (
@@ -117,6 +117,15 @@ def test_what_is_no_text_is_refused(context: Any, text: Any, answer: Any, tmp_pa
     content = {"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]}
     (tmp_path / "dev.json").write_text(json.dumps(content))
     with pytest.raises(FormatError, match=r"question q: .* stands where a text was expected"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("start", [None, 1.5, "1", [0]])
+def test_the_place_of_an_answer_is_a_number(start: Any, tmp_path: Path) -> None:
+    asked = {"id": "q", "question": "?", "answers": [{"text": "a", "answer_start": start}]}
+    content = {"data": [{"paragraphs": [{"context": "a dog", "qas": [asked]}]}]}
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    with pytest.raises(FormatError, match=r"question q: answer_start is .*; the number of a char"):
         read(tmp_path)
 
 

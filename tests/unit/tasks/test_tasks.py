@@ -14,6 +14,7 @@ from composable.errors import UserError
 from composable.tasks import base, samples
 from composable.tasks.samples import BATCH_TOKENS, length_batches
 from composable.training import train
+from composable.training.options import Options
 from tests import tiny_tasks
 
 SETTINGS = {"device": "cpu", "dtype": "float32", "batch_tokens": BATCH_TOKENS}
@@ -171,7 +172,7 @@ def test_smoothed_spans_are_those_of_torch(folders: dict[str, Path]) -> None:
 def test_training_lowers_the_loss(task: str, folders: dict[str, Path], tmp_path: Path) -> None:
     made, it = tiny_tasks.checkpoint(task, seed=1), tasks.by_name(task)
     corpora = tuple(read(task, folders, split) for split in ("train", "valid"))
-    options = train.Options(
+    options = Options(
         epochs=3, batch_size=4, lr=0.03, early_stop=0, device="cpu", checkpoint_dir=tmp_path
     )
     outcome = train.run(

@@ -12,7 +12,7 @@ from composable import tasks
 from composable.errors import FormatError, UserError
 from composable.tasks import translation
 from composable.tasks.translation_decode import translate
-from composable.training import train
+from composable.training.options import Options
 from composable.variants import gradient
 from tests import tiny, tiny_tasks
 
@@ -123,7 +123,7 @@ def test_an_unknown_task_names_the_known_ones() -> None:
 
 
 def test_variants_are_not_trained_in_float16(corpora: Any) -> None:
-    options = train.Options(epochs=1, batch_size=8, lr=0.01, early_stop=0, dtype="float16")
+    options = Options(epochs=1, batch_size=8, lr=0.01, early_stop=0, dtype="float16")
     with pytest.raises(UserError, match="float16 would couple the variants; use bfloat16"):
         gradient.tune(tiny.checkpoint(), [], corpora, options)
 

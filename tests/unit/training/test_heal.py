@@ -14,7 +14,7 @@ from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
 from composable.training import finetune
 from composable.training.heal import Heal, neighbours, prepare
-from composable.training.train import Options
+from composable.training.options import Options
 from composable.variants import compose
 from composable.variants.pruning import make_variants
 from tests import tiny, tiny_tasks

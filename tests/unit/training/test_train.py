@@ -22,6 +22,7 @@ from composable.tasks.losses import token_losses
 from composable.tasks.translation import Pairs, collator_for
 from composable.training import train
 from composable.training.callbacks import LengthSampler, best_of
+from composable.training.options import Options
 from tests import tiny
 
 
@@ -60,7 +61,7 @@ def tune(
             collator_for(made),
         ),
         translation.training_functions(smoothing),
-        train.Options(**settings),
+        Options(**settings),
         {"test": 1},
         stats,
         callbacks=(look,) if look else (),
@@ -562,7 +563,7 @@ def test_tensorboard_gets_the_losses(
 
 
 def test_identity_is_all_but_where_and_how_it_reports(tmp_path: Path) -> None:
-    options = train.Options(epochs=1, batch_size=2, lr=0.1, early_stop=0)
+    options = Options(epochs=1, batch_size=2, lr=0.1, early_stop=0)
     same = dataclasses.replace(
         options, resume=False, checkpoint_dir=tmp_path, report_to="tensorboard", workers=2
     )

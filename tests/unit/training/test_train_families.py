@@ -12,6 +12,7 @@ from composable import runs, tasks
 from composable.errors import UserError
 from composable.models.checkpoint import Checkpoint
 from composable.training import train, trainer
+from composable.training.options import Options
 from tests import tiny, tiny_tasks
 from tests.end_to_end.test_matrix import dense_of, tasks_of
 
@@ -33,7 +34,7 @@ def run(
     made, task, corpora = prepared(layout, folder)
     made.info |= info or {}
     settings = {"epochs": 3, "batch_size": 8, "lr": 0.02, "early_stop": 0, "device": "cpu"}
-    options = train.Options(**settings | changes, checkpoint_dir=folder / name)  # type: ignore[arg-type]
+    options = Options(**settings | changes, checkpoint_dir=folder / name)  # type: ignore[arg-type]
     data = train.data_of(made, corpora)
     return made, train.run(made.model, {}, data, task.functions(), options, {"layout": layout})
 
@@ -43,16 +44,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = run(layout, tmp_path, "whole")
-    save = train.Trainer._save_checkpoint
+    save = trainer.Trainer._save_checkpoint
 
     def save_and_stop(self: Any, model: Any, trial: Any) -> None:
         save(self, model, trial)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Trainer, "_save_checkpoint", save_and_stop)
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run(layout, tmp_path, "stopped")
-    monkeypatch.setattr(train.Trainer, "_save_checkpoint", save)
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", save)
     resumed, outcome = run(layout, tmp_path, "stopped")
     assert outcome.resumed_from == 1
     found = resumed.model.state_dict()
@@ -63,13 +64,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_when_checkpoints_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By steps, by the clock or after epochs alone: the weights are the same."""
     saved: list[int] = []
-    save = train.Trainer._save_checkpoint
+    save = trainer.Trainer._save_checkpoint
 
     def note(self: Any, model: Any, trial: Any) -> None:
         saved.append(self.state.global_step)
         save(self, model, trial)
 
-    monkeypatch.setattr(train.Trainer, "_save_checkpoint", note)
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", note)
     states = []
     for steps, pause, expected in (
         (0, 0.0, [5]),
@@ -95,14 +96,14 @@ def test_the_weights_are_those_of_the_best_epoch(
     losses = iter([9.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(train, "mean_of_samples", lambda _: {"loss": next(losses)})
     seen = {}
-    save = train.Trainer._save_checkpoint
+    save = trainer.Trainer._save_checkpoint
 
     def save_and_keep(self: Any, model: Any, trial: Any) -> None:
         save(self, model, trial)
         state = self.model.state_dict().items()
         seen[round(self.state.epoch)] = {name: tensor.clone() for name, tensor in state}
 
-    monkeypatch.setattr(train.Trainer, "_save_checkpoint", save_and_keep)
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", save_and_keep)
     made, outcome = run(layout, tmp_path, "best")
     assert outcome.best_epoch == 1
     found = made.model.state_dict()
@@ -161,7 +162,7 @@ def test_no_checkpoint_runs_code(name: str, tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = train.Trainer._save
+    save = trainer.Trainer._save
 
     def save_other_names(self: Any, output_dir: Any = None, state_dict: Any = None) -> None:
         save(self, output_dir, state_dict)
@@ -172,6 +173,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         tensors["other"] = tensors.pop(sorted(tensors)[0])
         save_file(tensors, path)
 
-    monkeypatch.setattr(train.Trainer, "_save", save_other_names)
+    monkeypatch.setattr(trainer.Trainer, "_save", save_other_names)
     with pytest.raises(UserError, match="a checkpoint does not fit the model"):
         run("vit", tmp_path, "x")

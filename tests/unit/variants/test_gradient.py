@@ -18,6 +18,7 @@ from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_parameters
 from composable.tasks.translation import Corpus, Pairs, collator_for
 from composable.training import train
+from composable.training.options import Options
 from composable.variants import gradient
 from composable.variants.distillation import Distillation
 from composable.variants.pruning import make_variants
@@ -58,8 +59,8 @@ def batch_of(dense: Checkpoint, corpus: Corpus, count: int = 7) -> dict[str, Ten
     return collator_for(dense)(items)
 
 
-def options(folder: Path, **changes: Any) -> train.Options:
-    return train.Options(
+def options(folder: Path, **changes: Any) -> Options:
+    return Options(
         **{
             "epochs": 3, "batch_size": 8, "lr": 0.02, "early_stop": 0, "device": "cpu",
             "checkpoint_dir": folder, **changes,
@@ -417,10 +418,10 @@ def test_order_of_variants_does_not_matter(corpora: Any, tmp_path: Path) -> None
 
 def test_options_are_those_of_modules(corpora: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """No clipping across variants and no common early stopping, whatever the options say."""
-    seen: list[train.Options] = []
+    seen: list[Options] = []
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        seen.append(next(arg for arg in args if isinstance(arg, train.Options)))
+        seen.append(next(arg for arg in args if isinstance(arg, Options)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run", run)

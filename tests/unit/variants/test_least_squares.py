@@ -17,7 +17,7 @@ from composable.formats.config import Entry
 from composable.linalg import grams
 from composable.models.checkpoint import Checkpoint
 from composable.tasks import translation
-from composable.training import train
+from composable.training.options import Options
 from composable.variants import gradient, least_squares, tuning, unit_phase
 from composable.variants.compose import compose
 from composable.variants.distillation import Distillation
@@ -320,7 +320,7 @@ def test_pairs_train_half_as_long_with_half_the_step(
 def test_options_of_the_command_reach_the_solver() -> None:
     shared: dict[str, Any] = {"epochs": 3, "batch_size": 5, "lr": 0.3, "seed": 11, "device": "cpu"}
     for dtype, taken in (("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "float32")):
-        options = train.Options(early_stop=7, dtype=dtype, **shared)
+        options = Options(early_stop=7, dtype=dtype, **shared)
         phase = unit_phase.Settings(patience=7, dtype=taken, budget=3072, **shared)
         wanted = Settings("hybrid", "exact", 0.5, device="cpu", phase=phase)
         assert tuning._settings(options, "hybrid", "exact", 0.5, 3 * 1024) == wanted
@@ -374,7 +374,7 @@ def test_constant_inputs_leave_the_weights_as_pruned(
 def trained(
     variants: list[Variant], corpora: Any, folder: Path, epochs: int, lr: float
 ) -> list[Variant]:
-    options = train.Options(
+    options = Options(
         epochs=epochs, batch_size=16, lr=lr, early_stop=0, device="cpu", checkpoint_dir=folder
     )
     result = gradient.tune(tiny.checkpoint(), variants, corpora, options)
