@@ -156,7 +156,7 @@ class Program(click.Command):
         by_group: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(parameter, click.Argument):
                 by_group.setdefault(getattr(parameter, "group", "General"), []).append(record)
         for group, records in by_group.items():
             with formatter.section(group):
