@@ -85,7 +85,7 @@ def _read_folder(
     for path, _ in chosen:
         relative = path.relative_to(place.path).as_posix()
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
-        with path.open("rb") as file:
+        with files.open_input(path) as file:
             while piece := file.read(2**20):
                 total.update(piece)
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
@@ -94,7 +94,7 @@ def _read_folder(
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.open_input(path) as opened, zipfile.ZipFile(opened) as archive:
             inside = {*archive.namelist()}
             found = {
                 each: next((Path(it) for it in names if f"{it}_images.npy" in inside), None)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +221,13 @@ def test_damaged_files(tmp_path: Path) -> None:
     for dtype in ("V8", "M8[s]", [("a", "f8")]):
         np.savez(path, arr_0=np.zeros(2, dtype))
         with pytest.raises(FormatError, match=r"no readable \.npz: an array of"):
+            scores_file.load(path)
+    for name in ("header.npy", "header"):  # no telling which of two is meant
+        path.write_bytes(whole)
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr(name, archive.read("header.npy"))
+        with pytest.raises(FormatError, match=r"no readable \.npz: two arrays of one name"):
             scores_file.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("header.npy", b"no array")
