@@ -6,6 +6,7 @@ import logging
 import lzma
 import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -329,7 +330,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             return {name: _array(archive.read(member)) for member, name in names.items()}
     except (
         *(ValueError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError, TypeError),
-        *(NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+        *(NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
     ) as error:
         raise FormatError(f"no readable .npz: {error}") from error
 

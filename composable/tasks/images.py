@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +36,7 @@ KEPT_BYTES = 256 << 20
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
     ArithmeticError,
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 
