@@ -115,8 +115,9 @@ class _Command(click.Command):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
                 sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-        if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
-            click.echo("Error: " + one_line(message), err=True)
+            is_other = int(os.environ.get("RANK", "0")) > 0  # of several processes one says so
+            if not (received and is_other):
+                click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
 
     def _said(self, received: list[int]) -> tuple[str, int]:

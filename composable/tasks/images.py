@@ -32,6 +32,7 @@ WANTED = (
 )
 #: Bytes of prepared images that a split keeps in memory.
 KEPT_BYTES = 256 << 20
+MOST_PIXELS = 50_000_000  # of a file, which take ten times as many bytes while it is prepared
 #: What zipfile and numpy raise where a file is no .npz, or a damaged one.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
@@ -288,6 +289,11 @@ def _open(path: Path, channels: int) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise FormatError(
+                    f"{path}: has {image.width} x {image.height} pixels, at most {MOST_PIXELS:,} "
+                    "were expected; make it smaller."
+                )
             if image.mode[0] in "IF":  # convert would cut off what is above 255
                 raise FormatError(
                     f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "
