@@ -83,10 +83,15 @@ def caption(path: Path) -> str:
 
 
 def tree() -> str:
-    """Return a line for each script, folder, file of the package, page, and script of assets/."""
+    """Return a line for each script, folder, file of the package, and script of assets/.
+
+    A file of commands/ has the name and the caption of its script, which stands once.
+    """
     lines = [(f"{name}.py", caption(ROOT / f"{name}.py")) for name in scripts()]
-    for folder in ("composable", "assets", "benchmarks", "docs"):
-        lines += _folder(ROOT / folder, "")
+    known = set(lines)
+    for folder in ("composable", "assets"):
+        found = _folder(ROOT / folder, "")
+        lines += [(name, text) for name, text in found if (name.strip(), text) not in known]
     width = max(len(name) for name, _ in lines) + 2
     return "".join(f"{name:{width}}{text}".rstrip() + "\n" for name, text in lines)
 
