@@ -113,19 +113,12 @@ def _title(context: Context, family: Family, whole: bool) -> str:
         f"{number(seconds)} s for N = {count} ({family.variants[count]} variants)"
         for count, seconds in family.shared.items()
     )
-    what = (
-        f"Rates {family.levels.title}, `{family.procedure}`: how many times fewer {context.clock} "
-        "N configurations take with shared variants. "
-    )
+    rates = f"Rates {family.levels.title}, `{family.procedure}`"
     if whole:
-        return what + (
-            "Whole commands, composing included: each starts Python, reads data and model, "
-            "measures the validation split before and after, and writes a model."
-        )
-    return what + (
-        "Shared once: pruning, calibration, solve and training of units, whole commands: "
-        f"{shared}. Of the trainings on both sides their steps, without what the same command "
-        "takes for one step."
+        return f"**{rates}, whole commands.**"
+    return (
+        f"**{rates}, steps alone**: how many times fewer {context.clock} N configurations take "
+        f"with shared variants. Made once: {shared}."
     )
 
 
@@ -164,8 +157,8 @@ def curve_table(family: Family) -> Table:
     return Table(
         ["steps", "configurations", "validation loss", "BLEU", "seconds of the steps"],
         rows,
-        title=f"Rates {family.levels.title}, `{family.procedure}`: the curves, median and spread "
-        "over configurations.",
+        title=f"**Rates {family.levels.title}, `{family.procedure}`, the curves**: median and "
+        "spread over configurations.",
     )
 
 
@@ -176,24 +169,6 @@ def _quality(points: list[Point]) -> list[str]:
         spread.of(scores).text(4) if scores else "",
         spread.of([point.seconds for point in points]).text(),
     ]
-
-
-def failures(family: Family) -> str:
-    """Say at which losses composed models fail, in how many configurations."""
-    labels = [str(steps) for steps in STEPS] + [EARLY]
-    missed = []
-    said = f"Rates {family.levels.title}, `{family.procedure}`"
-    for label in labels:
-        paths = [path for path in family.paths if label in path.alone]
-        count = sum(needed(path.composed, path.alone[label].loss) is None for path in paths)
-        if count:
-            missed.append(f"at L({label}) in {count} of {len(paths)} configurations")
-    if not missed:
-        return f"{said}: composed models reached every individual loss that is listed."
-    return (
-        f"{said}: within {COMPOSED[-1]:,} steps composed models did not "
-        f"reach the individual loss {', '.join(missed)}."
-    )
 
 
 def measure(context: Context) -> Section:
@@ -209,26 +184,25 @@ def measure(context: Context) -> Section:
         )
     ]  # fmt: skip
     notes = [
-        "Configurations are drawn with seed 0: every attention and every linear draws one of three "
-        "rates ("
+        "Steps alone: trainings without what the same command takes for one step. Whole commands: "
+        "with start, reading, composing, validation before and after, and writing. Made once: "
+        "pruning, calibration, solve and training of units.",
+        "Configurations are drawn with seed 0: every attention, as a pair with its output "
+        "projection, and every linear draws one of three rates ("
         + "; ".join(
             f"{family.levels.title}, {len(family.paths)} of which were trained: attentions "
             f"{_rates(family.levels.attention)}, linears {_rates(family.levels.linear)}"
             for family in _usual(families)
         )
-        + "). An attention and its output projection form a pair.",
-        "L(s) is the validation cross-entropy after s individual model-level steps from the "
-        "pruned-only model (batches of 64, its own schedule for every s); early stop: at most 10 "
-        "epochs, patience 2. Every training is one run.",
-        "A composed model gets more steps as long as its loss is above all individual ones that "
-        "are listed.",
-        "`hybrid` is the default of block_level_finetuning.py (4 epochs for modules that lost "
-        "units); with 1 epoch the variants cost less, which is enough for the losses of few steps.",
-        f"{EXTRAPOLATED}: a ratio for more configurations than were trained takes the shared "
-        "seconds of the variants that N configurations need as measured, and each trained "
-        "configuration's seconds N times. Steps with the mark lie between two measured numbers "
-        "of steps.",
-        *(failures(family) for family in families),
+        + ").",
+        "L(s): validation cross-entropy after s individual model-level steps from the pruned-only "
+        "model (batches of 64, its own schedule for every s); early stop: at most 10 epochs, "
+        "patience 2. A composed model trains on while its loss is above an individual one; not "
+        f"reached: not within {COMPOSED[-1]:,} steps. Single runs.",
+        "`hybrid` trains modules that lost units for 4 epochs by default.",
+        f"{EXTRAPOLATED}: for more configurations than were trained, the shared seconds as "
+        "measured and each trained configuration's N times; of steps: between two measured "
+        "numbers.",
     ]
     return Section(
         "Does composing pay?", tables, notes, figures(families),

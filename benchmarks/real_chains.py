@@ -266,17 +266,14 @@ def measure(context: Context) -> Section:
         for kind, method in sorted(course.ran)
     ]
     notes = [
-        "Configurations: " + "; ".join(TITLES) + ". The last one's modules: of the layers in the "
-        "middle.",
+        "The last configuration's modules are of the layers in the middle. Weights left: those "
+        "that are not 0, of the dense model's. MACs count shapes, so masked weights save none.",
         "Single runs, seed 42. Model-level fine-tuning is cut short by `--steps`: it shows that "
         "the chain goes through, not what a model can regain.",
-        "Weights left: those that are not 0, of all that the dense model has. MACs count shapes, "
-        "so masked weights save none.",
-        "WikiText-2 has no training text here: `train` is the first 90 % of the lines of `valid`. "
-        "SST-2 and STS-B are scored on `dev`, which is also what a training stops by.",
-        "A composed model that is better than the dense one says that the dense one was trained "
-        "too little for the task (STS-B), or never for these texts (SmolLM2 on WikiText-2, which "
-        "model-level fine-tuning adapts it to). It is no gain of pruning.",
+        "Of WikiText-2 `train` is the first 90 % of `valid`. SST-2 and STS-B are scored on `dev`, "
+        "which trainings also stop by.",
+        "A composed model that is better than the dense one is no gain of pruning: the dense one "
+        "was trained too little for the task (STS-B), or never for these texts (SmolLM2).",
     ]
     return Section(
         "Real models and data", [table(*pair) for pair in zip(listed, courses, strict=True)], notes,
