@@ -123,10 +123,15 @@ def origin(section: Section) -> list[str]:
         states.update(_state(facts))
         dates.add(facts["date"])
     return [
-        line + (f" at {', '.join(sorted(states))}" if states else "")
+        line + (f" at {', '.join(sorted(_named(states)))}" if states else "")
         + f"; {' and '.join(sorted(dates))}."
         for line, (states, dates) in lines.items()
     ]  # fmt: skip
+
+
+def _named(states: set[str]) -> list[str]:
+    """Each commit once: where some runs were made with changes, the changed one."""
+    return [state for state in states if f"{state} with changes" not in states]
 
 
 def _state(facts: dict[str, Any]) -> list[str]:

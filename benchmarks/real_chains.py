@@ -15,10 +15,10 @@ from benchmarks.spread import number
 MASKS = ("alps", "sparsegpt", "obs", "wanda", "l1")
 #: What the configurations are, in their order.
 TITLES = (
-    "a quarter of the heads, 0.3 of all linears, all by l1",
-    "a quarter of the heads, half of all neurons, all by l1",
-    "heads by head_gram, half of all linears, by a method that changes from module to module",
-    "one layer, one attention and one ffn gone",
+    "heads 25 %, weights 30 %, by l1",
+    "heads 25 %, neurons 50 %, by l1",
+    "heads 25 % by head_gram, weights 50 % by five methods in turns",
+    "a layer, an attention and an ffn",
 )
 
 
@@ -240,7 +240,10 @@ def table(chain: Chain, course: Course) -> Table:
         macs = last["macs_per_token"] / dense["macs_per_token"]
         cells = [_score(found[label, stage], main) for stage in stages]
         rows.append([label, f"{share:.1%}", f"{macs:.1%}", *cells])
-    seconds = ", ".join(f"{name} {number(value)}" for name, value in course.seconds.items())
+    known = {name: number(value) for name, value in course.seconds.items()}
+    levels = [known.pop(name) for name in [*known] if name.startswith("model level")]
+    seconds = ", ".join(f"{name} {value}" for name, value in known.items())
+    seconds += f", model level {', '.join(levels)}"
     before, after = course.errors
     return Table(
         ["configuration", "weights left", "MACs", "pruned", "after ls", "after model level"],
