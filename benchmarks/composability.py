@@ -81,45 +81,36 @@ def ratio(family: Family, path: Path, label: str, count: int, whole: bool) -> fl
     return count * one / (family.shared[count] + count * other)
 
 
-def cost_table(context: Context, family: Family, whole: bool) -> Table:
-    """Individual against shared seconds at every loss L(s)."""
-    labels = [str(steps) for steps in STEPS] + [EARLY]
+def cost_table(context: Context, family: Family) -> Table:
+    """Individual against shared seconds at every loss L(s), of the steps and of whole commands."""
     rows = []
-    for label in labels:
+    for label in [str(steps) for steps in STEPS] + [EARLY]:
         paths = [path for path in family.paths if label in path.alone]
         if not paths:
             continue
         points = [path.alone[label] for path in paths]
-        rows.append(
-            [
-                label,
-                str(len(paths)),
-                spread.of([point.loss for point in points]).text(4),
-                spread.of([p.command if whole else p.seconds for p in points]).text(),
-                _steps(paths, label),
-                *(_cell(family, paths, label, count, whole) for count in family.shared),
-            ]
-        )
-    return Table(
-        ["s", "configurations", "L(s)", "individual, s each", "steps the composed model needs",
-         *(f"N = {count}" for count in family.shared)],
-        rows,
-        title=_title(context, family, whole),
-    )  # fmt: skip
-
-
-def _title(context: Context, family: Family, whole: bool) -> str:
+        loss = spread.of([point.loss for point in points]).text(4)
+        said = [_label(label, paths, family), loss, _steps(paths, label)]
+        for whole, counted in ((False, "steps"), (True, "commands")):
+            each = spread.of([p.command if whole else p.seconds for p in points]).text()
+            cells = [_cell(family, paths, label, count, whole) for count in family.shared]
+            rows.append([*(["", "", ""] if whole else said), counted, each, *cells])
     shared = ", ".join(
         f"{number(seconds)} s for N = {count} ({family.variants[count]} variants)"
         for count, seconds in family.shared.items()
     )
-    rates = f"Rates {family.levels.title}, `{family.procedure}`"
-    if whole:
-        return f"**{rates}, whole commands.**"
-    return (
-        f"**{rates}, steps alone**: how many times fewer {context.clock} N configurations take "
-        f"with shared variants. Made once: {shared}."
-    )
+    return Table(
+        ["s", "L(s)", "composed needs steps", "seconds of", "individual, s each",
+         *(f"N = {count}" for count in family.shared)],
+        rows,
+        title=f"**Rates {family.levels.title}, `{family.procedure}`**: how many times fewer "
+        f"{context.clock} N configurations take with shared variants, over {len(family.paths)} "
+        f"configurations. Made once: {shared}.",
+    )  # fmt: skip
+
+
+def _label(text: str, found: list[Any], family: Family) -> str:
+    return text if len(found) == len(family.paths) else f"{text} ({len(found)})"
 
 
 def _steps(paths: list[Path], label: str) -> str:
@@ -144,22 +135,17 @@ def _cell(family: Family, paths: list[Path], label: str, count: int, whole: bool
 
 
 def curve_table(family: Family) -> Table:
-    """Loss and BLEU after so many steps, individual and composed."""
+    """Loss and BLEU after so many steps, individual (once for each set of rates) and composed."""
     rows = []
     for label in ["0", *(str(steps) for steps in STEPS), EARLY]:
         points = [path.alone[label] for path in family.paths if label in path.alone]
-        if points:
-            rows.append([f"individual, {label}", str(len(points)), *_quality(points)])
+        if points and family.procedure == DEFAULT:
+            rows.append([_label(f"individual, {label}", points, family), *_quality(points)])
     for index, steps in enumerate(COMPOSED):
         points = [path.composed[index] for path in family.paths if index < len(path.composed)]
         if points:
-            rows.append([f"composed, {steps}", str(len(points)), *_quality(points)])
-    return Table(
-        ["steps", "configurations", "validation loss", "BLEU", "seconds of the steps"],
-        rows,
-        title=f"**Rates {family.levels.title}, `{family.procedure}`, the curves**: median and "
-        "spread over configurations.",
-    )
+            rows.append([_label(f"composed, {steps}", points, family), *_quality(points)])
+    return Table(["steps", "validation loss", "BLEU", "seconds of the steps"], rows)
 
 
 def _quality(points: list[Point]) -> list[str]:
@@ -178,15 +164,15 @@ def measure(context: Context) -> Section:
         table
         for family in families
         for table in (
-            cost_table(context, family, False),
-            cost_table(context, family, True),
+            cost_table(context, family),
             curve_table(family),
         )
     ]  # fmt: skip
     notes = [
-        "Steps alone: trainings without what the same command takes for one step. Whole commands: "
-        "with start, reading, composing, validation before and after, and writing. Made once: "
-        "pruning, calibration, solve and training of units.",
+        "Seconds of steps: trainings without what the same command takes for one step; of "
+        "commands: with start, reading, composing, validation before and after, and writing. Made "
+        "once: pruning, calibration, solve and training of units. In brackets behind s or steps: "
+        "how many configurations, where not all.",
         "Configurations are drawn with seed 0: every attention, as a pair with its output "
         "projection, and every linear draws one of three rates ("
         + "; ".join(

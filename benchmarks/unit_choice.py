@@ -198,7 +198,9 @@ def table_of(setup: Setup, kind: str, found: dict[str, Any]) -> Table:
     errors = [f"error at {rate}" for rate in asked]
     return Table(
         ["chosen by", *stages, *errors, "s to choose", "s to refit"], rows,
-        title=f"**{setup.what}: {KINDS[kind]}.** {setup.report[setup.report['main']]['name']}; "
+        title=f"**The same: {KINDS[kind]}.**"
+        if kind != next(iter(KINDS))
+        else f"**{setup.what}: {KINDS[kind]}.** {setup.report[setup.report['main']]['name']}; "
         f"dense {setup.score:.2f}.",
     )  # fmt: skip
 
