@@ -169,10 +169,10 @@ def measure(context: Context) -> Section:
         )
     ]  # fmt: skip
     notes = [
-        "Seconds of steps: trainings without what the same command takes for one step; of "
+        "Seconds of steps: of a training, less what the same command takes with one step; of "
         "commands: with start, reading, composing, validation before and after, and writing. Made "
-        "once: pruning, calibration, solve and training of units. In brackets behind s or steps: "
-        "how many configurations, where not all.",
+        "once: pruning, calibration, solve and training of units. In brackets behind s or steps: so "
+        "many configurations only.",
         "Configurations are drawn with seed 0: every attention, as a pair with its output "
         "projection, and every linear draws one of three rates ("
         + "; ".join(
