@@ -171,8 +171,8 @@ def measure(context: Context) -> Section:
     notes = [
         "Seconds of steps: of a training, less what the same command takes with one step; of "
         "commands: with start, reading, composing, validation before and after, and writing. Made "
-        "once: pruning, calibration, solve and training of units. In brackets behind s or steps: so "
-        "many configurations only.",
+        "once: pruning, calibration, solve and training of units. In brackets behind s or steps: "
+        "so many configurations only.",
         "Configurations are drawn with seed 0: every attention, as a pair with its output "
         "projection, and every linear draws one of three rates ("
         + "; ".join(
