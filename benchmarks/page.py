@@ -25,6 +25,10 @@ has the machine, versions and day of its own runs.
 """
 
 
+#: Packages whose versions a page names; the JSON of a section has them all.
+SHOWN = ("torch", "transformers")
+
+
 @dataclass
 class Table:
     """Rows of ready texts.
@@ -118,12 +122,13 @@ def origin(section: Section) -> list[str]:
     """Say what a section comes from: each machine, with the states of the code."""
     lines: dict[str, tuple[set[str], set[str]]] = {}
     for facts in section.facts:
-        versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+        found = {name: facts["versions"][name] for name in SHOWN if name in facts["versions"]}
+        versions = ", ".join(f"{name} {value}" for name, value in found.items())
         states, dates = lines.setdefault(f"{machine.name(facts)}; {versions}", (set(), set()))
         states.update(_state(facts))
         dates.add(facts["date"])
     return [
-        line + (f" at {', '.join(sorted(_named(states)))}" if states else "")
+        line + (f"; code at {', '.join(sorted(_named(states)))}" if states else "")
         + f"; {' and '.join(sorted(dates))}."
         for line, (states, dates) in lines.items()
     ]  # fmt: skip

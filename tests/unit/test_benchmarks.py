@@ -102,7 +102,7 @@ def test_section_says_where_it_comes_from() -> None:
     text = page.markdown("x_cuda", section(seconds=90), "benchmark_x_cuda.png")
     assert "| x | 1 |" in text
     assert "Some CPU, 2 cores, 8 GB" in text
-    assert "torch 2.6 at abc1234 with changes; 2026-01-01." in text
+    assert "torch 2.6; code at abc1234 with changes; 2026-01-01." in text
     assert "took 1.5 minutes" in text
     assert "python benchmarks/run.py x --device cuda" in text
     assert "](benchmark_x_cuda.png)" in text
@@ -115,7 +115,7 @@ def test_states_of_the_code_on_one_machine_are_one_line() -> None:
     found = page.origin(Section("T", [], facts=[FACTS, later, sameday, elsewhere]))
     assert len(found) == 2
     states = "abc1234 with changes, fff0000"
-    assert found[0].endswith(f"torch 2.6 at {states}; 2026-01-01 and 2026-01-02.")
+    assert found[0].endswith(f"torch 2.6; code at {states}; 2026-01-01 and 2026-01-02.")
     assert found[1].startswith("Another CPU")
 
 
