@@ -19,7 +19,8 @@ from click.core import ParameterSource
 
 from composable import files
 from composable.commands import paths, signals
-from composable.commands.paths import BOTH, DATA, READ, WRITTEN, Use  # for the commands, too
+from composable.commands.paths import BOTH, CHECKPOINTS, DATA, READ, Use  # for the commands, too
+from composable.commands.paths import WRITTEN as WRITTEN
 from composable.commands.terminal import Formatter, one_line, printable
 from composable.errors import ConfigError, UserError
 
@@ -51,7 +52,8 @@ def command() -> Callable[[Function], click.Command]:
             _set_up_logging(verbose, quiet)
             started = time.perf_counter()
             paths.check(click.get_current_context(), options)
-            report = function(**options)
+            with files.reads_no_output():
+                report = function(**options)
             if report is not None and int(os.environ.get("RANK", "0")) == 0:
                 report["seconds"] = round(time.perf_counter() - started, 3)
                 click.echo(printable(files.json_text(report)))
@@ -113,8 +115,9 @@ class _Command(click.Command):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
                 sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-        if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
-            click.echo("Error: " + one_line(message), err=True)
+            is_other = int(os.environ.get("RANK", "0")) > 0  # of several processes one says so
+            if not (received and is_other):
+                click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
 
     def _said(self, received: list[int]) -> tuple[str, int]:
@@ -381,7 +384,7 @@ def training_options(
         click.option("--resume/--no-resume", default=True, help="Continue an interrupted run."),
         path_option(
             "--checkpoint-dir",
-            use=WRITTEN,
+            use=CHECKPOINTS,
             default="checkpoints",
             text="Where an unfinished run keeps its checkpoints.",
         ),
