@@ -149,7 +149,7 @@ def _draw_perplexities(axes: Any, lines: dict[str, Points], theme: Theme) -> Non
     axes.set_xticks([100, 80, 50], ["100 %", "80 %", "50 %"])
     axes.set_title("SmolLM2-135M: language modelling", loc="left", weight="bold", fontsize=11)
     axes.set_xlabel("feed-forward neurons left", loc="left")
-    axes.set_ylabel("perplexity (log scale)")
+    axes.set_ylabel("perplexity on WikiText-2 (log scale)")
 
 
 def _line(axes: Any, points: Points, color: str, form: str, shift: tuple[float, float]) -> None:
