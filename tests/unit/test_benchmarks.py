@@ -137,7 +137,7 @@ def test_result_is_kept_and_drawn(tmp_path: Path) -> None:
 
 
 def test_picture_of_the_readme_is_that_of_the_results() -> None:
-    """Where these differ: python benchmarks/quality_picture.py, look at it, and the new values here."""
+    """Where they differ, run benchmarks/quality_picture.py and put the new values here."""
     results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     cosines = quality_picture.embeddings(results)
     perplexities = quality_picture.perplexities(results)
