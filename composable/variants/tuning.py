@@ -33,9 +33,14 @@ def tune_variants(
     stats: Path,
     training: Options,
     solver: str,
-    linear_solver: str,
     ridge: float,
-    **texts: Any,
+    *,
+    data: str | None,
+    limit: int | None,
+    calibration: Path,
+    memory_budget: int,
+    linear_solver: str = "pcg",
+    held_out_samples: int | None = None,
 ) -> tuple[Result, dict[str, Any]]:
     """Fine-tune all variants of the bundles beside the dense model and write one bundle.
 
@@ -45,10 +50,14 @@ def tune_variants(
         output: bundle to write.
         stats: CSV of the summed losses per epoch.
         training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
-        solver: hybrid, ls or grad.
-        linear_solver: see `solver.solve`, as for the ridge; not of the solver grad.
-        ridge: pull toward the weights as pruned.
-        texts: options of the data and of the calibration, see `calibrate`.
+        solver: hybrid, ls or grad; what follows on calibration and least squares is not of grad.
+        ridge: pull toward the weights as pruned, see `solver.solve`.
+        data: see `calibrate`, as for the others.
+        limit: with grad, samples of each split.
+        calibration: file of the statistics.
+        memory_budget: bytes.
+        linear_solver: see `solver.solve`.
+        held_out_samples: of the validation split.
 
     Returns:
         What became of the variants, to be cleaned up once all is written, and the closing report.
@@ -62,25 +71,27 @@ def tune_variants(
     task = tasks.by_name(dense.info["task"])
     if solver == "grad":
         options = with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
-        corpora = corpora_of(dense, texts["data"], texts["limit"])
+        corpora = corpora_of(dense, data, limit)
         result = gradient.tune(dense, variants, corpora, options, stats)
         facts: dict[str, Any] = {}
         tuned = options.identity()
         remedy = f"lower lr (now {options.lr:g}), or give more training data"
     else:
-        calibration, (train_texts, held_out) = calibrate(dense, **texts)
+        found, (train_texts, held_out) = calibrate(
+            dense, calibration, data, limit, memory_budget, training.device, held_out_samples
+        )
         seconds = round(time.perf_counter() - started, 3)
-        facts = {**facts_of(calibration), "calibration_seconds": seconds}
+        facts = {**facts_of(found), "calibration_seconds": seconds}
         size = task.batch_size // 4
         training = with_defaults(training, epochs=Phase.epochs, batch_size=size, lr=Phase.lr)
-        settings = _settings(training, solver, linear_solver, ridge, texts["memory_budget"])
+        settings = _settings(training, solver, linear_solver, ridge, memory_budget)
         folder = training.checkpoint_dir
         result = least_squares.tune(
-            dense, variants, calibration, (train_texts, held_out), settings, folder, training.resume
+            dense, variants, found, (train_texts, held_out), settings, folder, training.resume
         )
-        tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
+        tuned = dataclasses.asdict(settings) | {"calibration": found.info}
         tokens = min(facts["calibration_tokens"].values())
-        remedy = f"raise calibration_samples (now {tokens} tokens)"
+        remedy = f"measure more samples (now {tokens} tokens)"
     if result.is_main:
         made = {**readers[0].options, "solver": solver, "tuned": tuned}
         bundle.write(output, Bundle(dense.fingerprint, result.variants, made))

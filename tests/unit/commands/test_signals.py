@@ -3,22 +3,26 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import click
 import pytest
 
-from composable.commands import cli
+from composable.commands import cli, options
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No options."""
 
 
 def run(
-    do: Callable[[], Any], capsys: pytest.CaptureFixture[str], *options: Any
+    do: Callable[[], Any], capsys: pytest.CaptureFixture[str], settings: type = Nothing
 ) -> tuple[int, str]:
     """Exit code and stderr of a command that does this."""
 
-    @cli.command()
-    @cli.together(*options)
-    def main(**_: Any) -> None:
+    @cli.command(settings)
+    def main(_: Any) -> None:
         """Do it."""
         do()
 
@@ -66,9 +70,7 @@ def test_signals_are_one_line(
 
 
 def test_commands_that_resume_say_so(capsys: pytest.CaptureFixture[str]) -> None:
-    _, said = run(
-        lambda: signal.raise_signal(signal.SIGTERM), capsys, click.option("--resume/--no-resume")
-    )
+    _, said = run(lambda: signal.raise_signal(signal.SIGTERM), capsys, options.WholeModel)
     assert said.endswith("run the same command again; it goes on from its last checkpoint.\n")
 
 
