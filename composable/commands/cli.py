@@ -38,7 +38,9 @@ def command(settings: type) -> Callable[[Main], click.Command]:
         def run(**values: Any) -> None:
             started = time.perf_counter()
             try:
-                report = function(_settings(settings, values))
+                made = _settings(settings, values)
+                with files.reads_no_output():
+                    report = function(made)
             except click.UsageError as error:  # of what only the files told
                 error.ctx = error.ctx or click.get_current_context()
                 raise
@@ -62,10 +64,10 @@ def _settings(kind: type, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         if context.get_parameter_source(name) is ParameterSource.DEFAULT:
             values[name] = _within(workdir, value)
-    paths.check(context, values)
+    trains = "workdir" in kind.__dataclass_fields__  # type: ignore[attr-defined]
+    paths.check(context, values, workdir / options.CHECKPOINTS if trains else None)
     options.refuse_without_effect(values)
-    if "workdir" in kind.__dataclass_fields__:  # type: ignore[attr-defined]
-        values["workdir"] = workdir
+    values |= {"workdir": workdir} if trains else {}
     made = kind(**values)
     try:
         getattr(made, "check", lambda: None)()
@@ -190,8 +192,9 @@ class Program(click.Command):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
                 sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-        if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
-            click.echo("Error: " + one_line(message), err=True)
+            is_other = int(os.environ.get("RANK", "0")) > 0  # of several processes one says so
+            if not (received and is_other):
+                click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
 
     def _said(self, received: list[int]) -> tuple[str, int]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,11 +36,12 @@ WANTED = (
 )
 #: Bytes of prepared images that a split keeps in memory.
 KEPT_BYTES = 256 << 20
+MOST_PIXELS = 50_000_000  # of a file, which take ten times as many bytes while it is prepared
 #: What zipfile and numpy raise where a file is no .npz, or a damaged one.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
     ArithmeticError,
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 
@@ -93,7 +95,7 @@ def _read_folder(
     for path, _ in chosen:
         relative = path.relative_to(place.path).as_posix()
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
-        with path.open("rb") as file:
+        with files.open_input(path) as file:
             while piece := file.read(2**20):
                 total.update(piece)
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
@@ -102,7 +104,7 @@ def _read_folder(
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.open_input(path) as opened, zipfile.ZipFile(opened) as archive:
             inside = {*archive.namelist()}
             found = {
                 each: next((Path(it) for it in names if f"{it}_images.npy" in inside), None)
@@ -303,6 +305,11 @@ def _open(path: Path, channels: int) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise FormatError(
+                    f"{path}: has {image.width} x {image.height} pixels, at most {MOST_PIXELS:,} "
+                    "were expected; make it smaller."
+                )
             if image.mode[0] in "IF":  # convert would cut off what is above 255
                 raise FormatError(
                     f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "

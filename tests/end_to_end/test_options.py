@@ -5,19 +5,14 @@ and how a wrong value is refused. So an option that is read and forgotten is fou
 """
 
 import functools
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
 import torch
 
-from composable.commands import cli, options, program
 from composable.models import checkpoint, export
 from tests import tiny, tiny_tasks
 from tests.end_to_end.conftest import call
@@ -50,7 +45,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.json").write_text(json.dumps([OTHER]))
     run = functools.partial(call, cwd=folder)
     _ok(run("prune_scheme_generator.py"))
+    _ok(run("prune_scheme_generator.py", "-i", "other.json", "-o", "other_prune.json"))
+    (folder / "lm_prune.json").write_text('{"model.layers.0.self_attn": [0.5]}')
     _ok(run("prune.py"))
+    _ok(run("prune.py", "-c", "other_prune.json", "-o", "other.npy"))
     for solver in ("ls", "grad"):
         _ok(run("block_level_finetuning.py", "--solver", solver, "-o", f"{solver}.npy"))
     shutil.copy(folder / "ls.npy", folder / "modules_finetuned.npy")
@@ -156,7 +154,7 @@ CASES = [
     Case("block_level_finetuning", "--device cuda", BLOCK, NO_GPU),
     *(
         Case("block_level_finetuning", given, "--solver ls")
-        for given in ("--ridge 0.5", "--calibration c.npy", "--memory-budget 9K --calibration c.npy")
+        for given in ("--ridge 0.5", "--calibration c.npy")
     ),
     Case("block_level_finetuning", "--memory-budget 9K", "--solver ls --calibration c.npy"),
     *(
@@ -206,3 +204,140 @@ CASES = [
 ]  # fmt: skip
 #: Whose effect other tests measure: it changes only what is on the disk after an interruption.
 ELSEWHERE = {("model_level_finetuning", "--save-steps"), ("baseline_finetuning", "--save-steps")}
+
+
+def test_no_option_is_left_out() -> None:
+    for name in program.COMMANDS:
+        command = program.main.get_command(click.Context(program.main), name)
+        assert command is not None
+        flags = {each.opts[0] for each in command.params if isinstance(each, options.Option)}
+        seen = {word for case in CASES if case.command == name for word in case.given.split()}
+        seen |= {flag for command, flag in ELSEWHERE if command == name}
+        assert flags <= seen, name
+
+
+def test_the_general_options_are_on_every_command() -> None:
+    for name in program.COMMANDS:
+        command = program.main.get_command(click.Context(program.main), name)
+        assert command is not None
+        assert {*cli.GENERAL} <= {*command.get_params(click.Context(command))}
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: exit code and message, its report, its files, and calls of the model."""
+
+    code: int
+    message: str
+    report: str
+    files: tuple[tuple[str, str], ...]
+    calls: int
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A number that grows with every look-up of an embedding."""
+    seen, look_up = [0], torch.nn.functional.embedding
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        seen[0] += 1
+        return look_up(*args, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", counted)
+    yield seen
+
+
+def left_by(case: Case, given: str, folder: Path, home: Path, calls: list[int]) -> Left:
+    """Run in a copy of the inputs, whose names are the defaults."""
+    shutil.copytree(home, folder, symlinks=True)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    calls[0] = 0
+    args = [word.format(home=folder) for word in f"{case.base} {given}".split()]
+    ended = call(f"{case.command}.py", *args, cwd=folder)
+    report = json.loads(ended.out) if ended.out else {}
+    written = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and before.get(path) != path.stat().st_mtime_ns
+    }
+    timed = ("stats", "report.md", "e.json", ".csv", ".png")  # hold seconds
+    kept = {name: digest for name, digest in written.items() if not name.endswith(timed)}
+    return Left(
+        ended.code,
+        ended.err.splitlines()[-1] if ended.code else "",
+        json.dumps(_untimed(report, folder), sort_keys=True),
+        (*kept.items(), *((name, "") for name in written.keys() - kept.keys())),
+        calls[0],
+    )
+
+
+def _untimed(value: Any, folder: Path) -> Any:
+    """A report without seconds and speeds, and without what it only repeats of the options."""
+    if isinstance(value, dict):
+        return {
+            key: _untimed(one, folder)
+            for key, one in value.items()
+            if "second" not in key and key not in ("settings", "dtype", "solver")
+        }
+    return str(value).replace(str(folder), "")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_option_acts(case: Case, home: Path, tmp_path: Path, calls: list[int]) -> None:
+    without = left_by(case, "", tmp_path / "without", home, calls)
+    given = left_by(case, case.given, tmp_path / "with", home, calls)
+    if case.refused:
+        if "cuda" in case.given and torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        assert given.code == 1
+        assert case.refused in given.message
+        return
+    assert "leave it out" not in given.message
+    assert given != without
+
+
+#: A command line, and the option in it that would have no effect.
+IDLE = [
+    ("block_level_finetuning --solver ls --epochs 9", "--epochs"),
+    ("block_level_finetuning --solver ls --lr 5", "--lr"),
+    ("block_level_finetuning --solver ls --batch-size 5", "--batch-size"),
+    ("block_level_finetuning --solver ls --seed 5", "--seed"),
+    ("block_level_finetuning --solver ls --dtype bfloat16", "--dtype"),
+    ("block_level_finetuning --solver grad --calibration c.npy", "--calibration"),
+    ("block_level_finetuning --solver grad --ridge 0", "--ridge"),
+    ("block_level_finetuning --solver grad --memory-budget 1G", "--memory-budget"),
+    ("model_level_finetuning --rank 8", "--rank"),
+    ("rank_importance --method l1 --seed 1", "--seed"),
+    ("rank_importance --method l1 --data data", "--data"),
+    ("rank_importance --method random --limit 3", "--limit"),
+    ("rank_importance --method stat --distance bi_score", "--distance"),
+    ("rank_importance --method stat --iterative 1", "--iterative"),
+    ("rank_importance --stack encoder", "--stack"),
+    ("rank_importance --protect 1", "--protect"),
+    ("rank_importance --gqa whole-groups", "--gqa"),
+    ("rank_importance --calibration c.npy", "--calibration"),
+    ("prune --seed 3", "--seed"),
+    ("prune --scores {home}/l1.npz", "--scores"),
+    ("prune -c {home}/other_prune.json --attention head_l1", "--attention"),
+    ("prune -c {home}/other_prune.json --data data", "--data"),
+    ("prune -c {home}/other_prune.json --limit 3", "--limit"),
+    ("prune -c {home}/other_prune.json --calibration c.npy", "--calibration"),
+    ("prune -c {home}/other_prune.json --memory-budget 1G", "--memory-budget"),
+    ("evaluate -m {home}/classes.pth --num-beams 2", "--num-beams"),
+    ("evaluate -m {home}/classes.pth --max-length 9", "--max-length"),
+    ("config_generator --policy singles", "--policy"),
+    ("config_generator --scores {home}/scores.npz", "--scores"),
+    ("config_generator --metric parameters", "--metric"),
+    ("config_generator --sizes 0.5 --ffn 0.5", "--ffn"),
+    ("config_generator --drop-layers 1 --policy deepest --scores {home}/scores.npz", "--scores"),
+]
+
+
+@pytest.mark.parametrize(("line", "flag"), IDLE)
+def test_an_option_without_effect_is_refused(line: str, flag: str, home: Path) -> None:
+    name, *words = line.format(home=home).split()
+    ended = call(f"{name}.py", *words, cwd=home)
+    assert (ended.code, ended.out) == (2, "")
+    last = ended.err.splitlines()[-1]
+    assert last.startswith(f"Error: {flag} ")
+    assert last.endswith(f"leave it out. (see {name}.py --help)")

@@ -332,3 +332,6 @@ def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:
     made = tiny_tasks.checkpoint("image_classification")
     with pytest.raises(FormatError, match=r"x\.png: its pixels have more than 8 bits \(mode I"):
         IMAGE_CLASSIFICATION.evaluate(made, read(tmp_path), SETTINGS)
+    Image.new("1", (50_000, 1001)).save(folder / "x.png")  # 8 kB
+    with pytest.raises(FormatError, match=r"x\.png: has 50000 x 1001 pixels, at most 50,000,000"):
+        IMAGE_CLASSIFICATION.evaluate(made, read(tmp_path), SETTINGS)
