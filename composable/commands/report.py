@@ -22,8 +22,13 @@ from composable.reports import summary
 @cli.path_option(
     "-o",
     "--output",
-    use=Use(writes=True, default=lambda options: options["directory"] / "report.md"),
-    text="Markdown file to write.  [default: report.md in the directory]",
+    use=Use(
+        writes=True,
+        default=lambda options: options["directory"] / "report.md",
+        also=lambda output: output.with_name(summary.PICTURE),
+    ),
+    text="Markdown file to write; quality.png is written beside it.  [default: report.md in the "
+    "directory]",
 )
 @cli.path_option("--plot", use=cli.READ, text="Picture of the losses to name.")
 def main(directory: Path, output: Path, plot: Path | None) -> dict[str, object]:
@@ -31,26 +36,30 @@ def main(directory: Path, output: Path, plot: Path | None) -> dict[str, object]:
 
     Every row is one configuration: the main score of its task (BLEU, accuracy, perplexity, ...)
     when composed of modules as pruned, after module-level and after model-level fine-tuning, and
-    what the model costs in the end.
+    what the model costs in the end. A picture shows quality against cost.
     """
-    files.check_writable(output)
+    quality = output.with_name(summary.PICTURE)
+    files.check_writable(output, quality)
     dense = summary.read_evaluation(directory / "eval_dense.json", None)
-    indices = summary.configurations(directory)
-    stages = summary.stages_of(directory, indices)
+    names = summary.configurations(directory)
+    stages = summary.stages_of(directory, [*names])
     rows = [summary.row_of("dense", {"dense": dense}, dense, None)]
-    for index in indices:
+    for index, name in names.items():
         paths = {stage: directory / f"eval_{stage}_{index}.json" for stage in stages}
         reports = {stage: summary.read_evaluation(path, dense) for stage, path in paths.items()}
         seconds = summary.seconds_of(directory, f"model_{index}")
-        rows.append(summary.row_of(str(index), reports, dense, seconds))
-    about = summary.notes(dense, summary.seconds_of(directory, "block"), plot)
+        rows.append(summary.row_of(name, reports, dense, seconds))
+    files.write_bytes(quality, summary.picture(rows, stages, dense))
+    pictures = {"Quality against cost": quality, **({"Losses": plot} if plot else {})}
+    about = summary.notes(dense, stages, summary.seconds_of(directory, "block"), pictures)
     text = f"{summary.table(rows, stages, dense)}\n{about}"
     files.write_text(output, text)
     click.echo(printable(text), err=True)
     return {
         "wrote": str(output),
-        "configurations": indices,
+        "configurations": [*names],
         "rows": rows,
         "signature": dense[summary.main_score(dense)]["signature"],
+        "picture": str(quality),
         "plot": str(plot) if plot else None,
     }
