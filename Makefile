@@ -79,8 +79,7 @@ faults: $(READY)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -m faults tests/faults
 
 # One thread for each of two jobs is faster than two threads for one job after the other. Whole models
-# learn from the hand-written captions alone: those of the grammar, which the dense model knows by
-# heart, raise the loss on other captions (assets/captions/README.md has the figures).
+# learn from the hand-written captions alone, see assets/captions/README.md.
 HANDWRITTEN = $(shell grep -c "" assets/captions/train_handwritten.en)
 demo: $(READY)
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 pipeline MODEL=embedded OUT=out/demo \
