@@ -50,7 +50,10 @@ def main(directory: Path, output: Path, plot: Path | None) -> dict[str, object]:
         seconds = summary.seconds_of(directory, f"model_{index}")
         rows.append(summary.row_of(name, reports, dense, seconds))
     files.write_bytes(quality, summary.picture(rows, stages, dense))
-    pictures = {"Quality against cost": quality, **({"Losses": plot} if plot else {})}
+    pictures = {
+        "Quality against cost, configurations of equal cost side by side": quality,
+        **({"Losses": plot} if plot else {}),
+    }
     about = summary.notes(dense, stages, summary.seconds_of(directory, "block"), pictures)
     text = f"{summary.table(rows, stages, dense)}\n{about}"
     files.write_text(output, text)

@@ -170,7 +170,8 @@ def picture(rows: list[dict[str, Any]], stages: dict[str, str], dense: dict[str,
         for row in rows[1:]
     ]
     score = dense[main]
-    figure = quality_figure(_name(dense), score["value"], interval_of(dense), stages, points)
+    label = _name(dense) + (" (lower is better)" if main == "perplexity" else "")
+    figure = quality_figure(label, score["value"], interval_of(dense), stages, points)
     return png_of(figure)
 
 
