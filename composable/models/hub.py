@@ -3,7 +3,6 @@
 import glob
 import json
 import logging
-import sys
 from pathlib import Path
 
 import huggingface_hub.utils
@@ -103,7 +102,7 @@ def _download(source: str, revision: str | None) -> Path:
     # progress bars only where they are wanted, and one line of our own on a failure
     if not log.isEnabledFor(logging.DEBUG):
         huggingface_hub.utils.logging.set_verbosity_error()
-    if not (progress.shows_progress() and sys.stderr.isatty()):
+    if not progress.shows_bars():
         huggingface_hub.utils.disable_progress_bars()
     try:
         return _snapshot(source, revision)
@@ -142,8 +141,10 @@ def _snapshot(source: str, revision: str | None) -> Path:
     patterns = list(WANTED)
     if (folder / WEIGHTS_INDEX).is_file():
         patterns += map(glob.escape, shards(folder / WEIGHTS_INDEX))
-    for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns):
-        huggingface_hub.hf_hub_download(source, name, revision=commit)
+    wanted = list(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns))
+    with progress.Stage(wanted, f"fetch {source}", unit="files") as stage:
+        for name in stage:
+            huggingface_hub.hf_hub_download(source, name, revision=commit)
     return Path(fetch(source, revision=commit, allow_patterns=patterns, local_files_only=True))
 
 
