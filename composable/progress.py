@@ -1,4 +1,4 @@
-"""The log, and how far long work is: a bar on a terminal, one line of the log anywhere else."""
+"""The log, progress bars, and which process of several this is."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ class Stage(tqdm):  # type: ignore[type-arg]
         self._what, self._unit, self._first = what, unit, more.get("initial", 0)
         super().__init__(
             items, what, total, unit=unit if unit == "B" else f" {unit}", leave=not is_part,
-            disable=not is_bar, dynamic_ncols=True, **more,
+            disable=not is_bar, **(_size() if is_bar else {}), **more,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:
@@ -93,6 +93,12 @@ class Stage(tqdm):  # type: ignore[type-arg]
 def bytes_of(what: str, total: int) -> Stage:
     """Show how many of `total` bytes are done, where that takes longer than a moment."""
     return Stage(None, what, total, unit="B", unit_scale=True, delay=MOMENT)
+
+
+def _size() -> dict[str, Any]:
+    """Follow the size of the terminal; one that has none, as some recorders, gets 80 by 24."""
+    is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 24}
 
 
 def _duration(seconds: float) -> str:

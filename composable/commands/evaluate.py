@@ -69,6 +69,7 @@ def main(
     """
     from composable import devices, files, tasks
     from composable.models import checkpoint, cost
+    from composable.tasks.base import warn_if_far_worse
 
     files.check_writable(output, predictions)
     options["device"] = devices.select_device(options["device"])
@@ -83,6 +84,7 @@ def main(
     if options["dtype"] == "float32":
         loaded.model.float()  # weights in bfloat16 would be computed with as they are
     lines, quality = task.evaluate(loaded, corpus, options)
+    warn_if_far_worse(loaded.info, quality["loss"], quality["data"]["name"])
     report = {
         "model": str(model),
         "fingerprint": loaded.fingerprint,
