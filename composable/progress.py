@@ -12,7 +12,7 @@ from tqdm import tqdm
 log = logging.getLogger("composable")
 #: Seconds after which a stage that is usually short gets its bar.
 MOMENT = 1.0
-#: Seconds after which a stage gets its line where there is no terminal.
+#: Seconds after which a stage gets its line where there is no terminal, if it takes as many more.
 PATIENCE = 5.0
 
 
@@ -31,7 +31,7 @@ class Stage(tqdm):  # type: ignore[type-arg]
     """Shows how far work is that may take long, and the time left; used as any `tqdm.tqdm`.
 
     On a terminal it is a bar. Elsewhere it logs one line, with the time left by then, once the work
-    has taken `PATIENCE` seconds and is not over.
+    has taken `PATIENCE` seconds and will take as many more.
 
     Args:
         items: to go through; None where `update` is called instead.
@@ -55,9 +55,12 @@ class Stage(tqdm):  # type: ignore[type-arg]
         is_bar = shows_bars()
         self._began = time.monotonic() if is_wanted() and not (is_bar or is_part) else None
         self._what, self._unit, self._first = what, unit, more.get("initial", 0)
+        done = "{n_fmt}B/{total_fmt}B" if unit == "B" else "{n_fmt}/{total_fmt} {unit}"
+        shape = "{l_bar}{bar}| " + done + " [{elapsed}, {remaining} left]"
         super().__init__(
-            items, what, total, unit=unit if unit == "B" else f" {unit}", leave=not is_part,
-            disable=not is_bar, **(_size() if is_bar else {}), **more,
+            items, what, total, unit=unit, leave=not is_part, disable=not is_bar,
+            bar_format=None if items is total is None else shape,
+            **(_size() if is_bar else {}), **more,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:
@@ -79,10 +82,10 @@ class Stage(tqdm):  # type: ignore[type-arg]
 
     def _say(self, seconds: float, total: float) -> None:
         """Log the line, if it is due."""
-        if seconds < PATIENCE:
+        left = seconds * (total - self.n) / (self.n - self._first)
+        if min(seconds, left) < PATIENCE:
             return
         self._began = None
-        left = seconds * (total - self.n) / (self.n - self._first)
         size, unit = (1e6, "MB") if self._unit == "B" else (1, self._unit)
         log.info(
             "%s: %.0f of %.0f %s, about %s left",

@@ -132,8 +132,11 @@ def measure(
         probe = {name: tensor[:1].to(device) for name, tensor in batches[0][-1].items()}
         shared = shared_inputs(model, dense.family, stacks, probe)
         groups = _groups(shared, budget)
-        grams = _all_moments(dense, groups, batches, known)
-        write(path, Header(dense.fingerprint, info, _records(shared, info)), grams)
+        with Stage(
+            None, "calibrate", len(groups) * sum(map(len, batches)), unit="batches"
+        ) as stage:
+            grams = _all_moments(dense, groups, batches, known, stage)
+            write(path, Header(dense.fingerprint, info, _records(shared, info)), grams)
     log.info(
         "calibration: %s tokens, %d linears with %d different inputs, passes: %d, %.1f s",
         " and ".join(f"{count} {stack}" for stack, count in info["train"]["tokens"].items()),
@@ -197,17 +200,16 @@ def _all_moments(
     groups: Sequence[Sequence[SharedInput]],
     splits: Sequence[Batches],
     known: Calibration | None,
+    stage: Stage,
 ) -> Iterator[Gram]:
     """Yield the moments of every input, split by split; each group takes a pass over a split."""
     if known:
         yield from (known.inputs(item.linears[0]) for group in groups for item in group)
-    steps = len(groups) * sum(map(len, splits))
-    with Stage(None, "calibrate", steps, unit="batches") as stage:
-        for batches in splits:
-            for group in groups:
-                grams = _group_moments(dense, group, batches, stage)
-                while grams:  # one that was given away must not be held here
-                    yield grams.pop(0)
+    for batches in splits:
+        for group in groups:
+            grams = _group_moments(dense, group, batches, stage)
+            while grams:  # one that was given away must not be held here
+                yield grams.pop(0)
 
 
 def _group_moments(

@@ -14,6 +14,7 @@ from composable.errors import FormatError
 from composable.progress import bytes_of
 
 SEAL = b"sha256:"
+SEAL_SIZE = len(SEAL) + 64  # bytes
 PIECE = 1 << 20  # bytes that are verified at once
 
 
@@ -24,7 +25,7 @@ def sealed(archive: bytes | memoryview) -> Iterator[bytes | memoryview]:
         Pieces of the file: the archive with the length of a comment in its last two bytes, and as
         the comment "sha256:" and the SHA-256 (hex) of all bytes before the digits.
     """
-    start = struct.pack("<H", len(SEAL) + 64) + SEAL
+    start = struct.pack("<H", SEAL_SIZE) + SEAL
     total = hashlib.sha256()
     end = len(archive) - 2
     for place in range(0, end, PIECE):
@@ -82,8 +83,8 @@ def _verify(path: Path, file: BinaryIO, expected: str) -> tuple[int, list[bytes]
     """Compare a file with its seal; return its size, and a digest of each of its pieces."""
     start = file.read(4)
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - 64 - len(SEAL)))
-    end = file.read(64 + len(SEAL))
+    file.seek(max(0, size - SEAL_SIZE))
+    end = file.read(SEAL_SIZE)
     file.seek(0)
     if start != b"PK\x03\x04":
         raise FormatError(

@@ -21,7 +21,7 @@ from composable import families, files
 from composable.errors import FormatError, MismatchError, UserError, said_by, shortened
 from composable.families import Family
 from composable.formats.container import unpack_mask
-from composable.formats.sealed_file import check_sizes, open_sealed, sealed
+from composable.formats.sealed_file import SEAL_SIZE, check_sizes, open_sealed, sealed
 from composable.models import tokenizer_files
 from composable.models.config_checks import MOST_LABELS, MOST_LAYERS
 from composable.models.structure import Structure, from_json, to_json
@@ -312,7 +312,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     buffer = io.BytesIO()
     torch.save(stored, buffer)
     content = buffer.getbuffer()
-    with files.atomic_write(path) as file, bytes_of(f"write {path.name}", len(content)) as stage:
+    size = len(content) + SEAL_SIZE
+    with files.atomic_write(path) as file, bytes_of(f"write {path.name}", size) as stage:
         for piece in sealed(content):
             file.write(piece)
             stage.update(len(piece))

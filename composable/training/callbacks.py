@@ -209,11 +209,10 @@ class Progress(TrainerCallback):
         rows = rows_of(state)
         if rows and state.is_world_process_zero:
             row, loss = rows[-1], rows[-1]["training_loss"]
-            log.info(
-                "%s: epoch %g: %svalidation loss %.4f (%.0f s)",
-                *(self.label, row["epoch"], "" if loss is None else f"trained {loss:.4f}, "),
-                *(row["validation_loss"], row["training_seconds"] + row["validation_seconds"]),
-            )
+            said = f"validation loss {row['validation_loss']:.4f}"
+            said = said if loss is None else f"trained {loss:.4f}, {said}"
+            seconds = row["training_seconds"] + row["validation_seconds"]
+            log.info("%s: epoch %g: %s (%.0f s)", self.label, row["epoch"], said, seconds)
 
     def close(self) -> None:
         """End, also where the training was broken off: what is printed next has its own line."""

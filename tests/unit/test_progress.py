@@ -76,7 +76,12 @@ def test_one_line_where_there_is_no_terminal(
     assert capsys.readouterr().err == ""
 
 
-def test_what_takes_no_time_has_no_line(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("seconds", [0.09, 0.19])  # of each: 4.5 in all; 9.5, 4.5 after the first 5
+def test_what_takes_no_time_has_no_line(
+    seconds: float, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(i * seconds for i in range(1000))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with caplog.at_level("INFO", "composable"):
         through(Stage(range(50), "prune", unit="variants"))
     assert lines(caplog) == []
