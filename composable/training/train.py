@@ -133,7 +133,7 @@ def run(
     best = best_of([row["validation_loss"] for row in rows])
     if keeps_best and best == 0:
         log.warning(
-            "%s: no epoch was better than the start; the start is kept; lower lr (now %g), "
+            "%s: no epoch was better than the start, so the start is kept; lower lr (now %g), "
             "or give more training data.",
             *(label, options.lr),
         )
