@@ -95,7 +95,9 @@ def main(settings: Settings) -> dict[str, object]:
         loaded.model.float()  # weights in bfloat16 would be computed with as they are
     lines, quality = task.evaluate(loaded, corpus, how)
     warn_if_far_worse(loaded.info, quality["loss"], quality["data"]["name"])
+    written = [str(path) for path in (settings.predictions, settings.output) if path]
     report = {
+        **({"wrote": written} if written else {}),
         "model": str(settings.model),
         "fingerprint": loaded.fingerprint,
         "task": task.name,
