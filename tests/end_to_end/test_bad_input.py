@@ -277,7 +277,7 @@ def test_a_test_model_keeps_a_layer(places: dict[str, str], out: Path) -> None:
 
 # --- the command line ----------------------------------------------------------------------------
 
-#: Options that scripts share are declared once, in options.py, so one script stands for all of them.
+#: Options that scripts share are declared once, in options.py; one script stands for all of them.
 BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
     *((s, {"-n": "3"}, ("no configuration 3", "0 to 2"), 1) for s in COMPOSING),
     ("compose_model.py", {"-n": "-1"}, ("-1 is not in the range",), 2),
@@ -306,7 +306,10 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
         )
     ),
     *(
-        ("block_level_finetuning.py", {"--epochs": "", "--solver": "ls", "--ridge": value}, (message,), 2)
+        (
+            "block_level_finetuning.py",
+            {"--epochs": "", "--solver": "ls", "--ridge": value}, (message,), 2,
+        )
         for value, message in (("-0.1", "-0.1 is not in the range"), ("nan", "nan"), ("inf", "inf"))
     ),
     *(

@@ -164,7 +164,8 @@ def test_a_test_model_of_blocks_that_overlap(tmp_path: Path) -> None:
         for maps in ([], ["--linear-map"]):
             ok(tmp_path, "config_generator.py", "-m", model, "--layers", *lists, *maps)
             ok(tmp_path, "prune_scheme_generator.py")
-            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", "--data", data)
+            texts = ["--data", data] if maps else []
+            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", *texts)
             assert len(checkpoint.load(tmp_path / "test.pth").model.model.decoder.layers) >= 1
 
 

@@ -205,14 +205,14 @@ def test_depth_scores_are_those_of_the_file(tmp_path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
-    """Of the ranker below; its flag is there already, for the ranker random."""
+    """Of the ranker below; its flag is there already."""
 
-    seed: int = 42
+    limit: int | None = None
 
 
 def _by_length(made: Any, texts: Any, options: InputOptions) -> Scores:
     """Rank units by their number times the tokens of the longest text: no sense, but of texts."""
-    longest = options.seed + max(batch["input_ids"].shape[1] for batch in texts.batches())
+    longest = options.limit * max(batch["input_ids"].shape[1] for batch in texts.batches())
     return Scores(
         units={
             m.name: UnitImportance(np.arange(m.units) * float(longest))
@@ -227,12 +227,12 @@ def test_a_ranker_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.M
     _, data = made_of("opt", tmp_path)
     report = ok(
         tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "by_length",
-        "--data", data, "--batch-size", 2,
+        "--data", data, "--limit", 30,
     )  # fmt: skip
     assert report["samples"] > 2
     scores = scores_file.load(tmp_path / "scores.npz")
     assert scores.origin is not None
-    assert scores.origin.options["batch_size"] == 2
+    assert scores.origin.options["limit"] == 30
     scheme(tmp_path, "--ffn", 0.5)
     found = variants(tmp_path, "--scores", "scores.npz")
     for variant in found.values():
