@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from composable import runs
 from composable.models import checkpoint
+from composable.training.options import EARLY_STOP, Options
+from composable.variants.tuning import tune_variants
 from tests import tiny
 from tests.end_to_end.forked import Ended, Server, environment
 from tests.paths import ROOT
@@ -64,6 +66,15 @@ MORE_POINTS: dict[str, tuple[dict[str, Any], tuple[object, ...], float | None]] 
     "before-the-output": ({"call": "bundle"}, (), EPOCHS),
 }
 BASELINE = "baseline_finetuning.py"
+#: A script with two processes that prepare batches, which no option asks for.
+WITH_WORKERS = """
+import dataclasses, runpy, sys
+from composable.commands import options
+plain = options.training_of
+options.training_of = lambda settings: dataclasses.replace(plain(settings), workers=2)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 BY_DAY = [(BLOCK, point) for point in POINTS] + [
     (BASELINE, "in-validation"),
     (BASELINE, "within-an-epoch"),
@@ -112,7 +123,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     checkpoint.save(folder / "model.pth", tiny.checkpoint())
     with Server() as server:
         for script, args in (
-            ("config_generator.py", "--attention 0.5 --linear 0.3 -n 1"),
+            ("config_generator.py", "--attention 0.5 --linear 0.3"),
             ("prune_scheme_generator.py", ""),
             ("prune.py", "--attention head_l1"),
             ("compose_model.py", "-o composed.pth"),
@@ -255,9 +266,22 @@ def kill_late(place: Place, script: str = BLOCK, *args: object) -> None:
     assert place.checkpoints()
 
 
-def test_no_resume_starts_afresh(place: Place, undisturbed: dict[str, Any]) -> None:
+def test_without_resume_a_run_starts_afresh(
+    place: Place, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python may ask; the same run would continue, since all other settings are the same."""
     kill_late(place)
-    assert place.train(BLOCK, "--no-resume").report["resumed_from_epoch"] is None
+    monkeypatch.chdir(place.folder)
+    names = (Path(name) for name in ("tuned.npy", "stats_block.csv"))
+    training = Options(
+        epochs=EPOCHS, batch_size=BATCH, lr=4e-2, early_stop=EARLY_STOP, device="cpu", resume=False
+    )
+    result, report = tune_variants(
+        Path("model.pth"), [Path("modules.npy")], *names, training, "grad", 0.0,
+        data="data", limit=None, calibration=Path("calibration.npy"), memory_budget=1 << 30,
+    )  # fmt: skip
+    result.clean_up()
+    assert report["resumed_from_epoch"] is None
     assert place.result(BLOCK) == undisturbed[BLOCK]
 
 
@@ -273,7 +297,7 @@ def test_another_run_does_not_continue_this_one(place: Place) -> None:
         ended = place.train(script, *change, **begins)
         assert ended.code == -signal.SIGKILL, ended.err
         assert "continuing" not in ended.err, change
-    for change in (("-q",), ("--report-to", "tensorboard", "--stats", "stats_other.csv")):
+    for change in (("-q",), ("--save-steps", 5, "--stats", "stats_other.csv")):
         ended = place.train(script, *change, **begins)
         assert ("continuing after epoch 2" in ended.err) == (change != ("-q",)), change
 
@@ -283,8 +307,8 @@ def test_another_bundle_does_not_continue_this_one(place: Place) -> None:
         (place.folder / "conf_prune.json").read_text().replace("0.3", "0.4")
     )
     place.server.run(
-        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", "--attention", "head_l1",
-        cwd=place.folder,
+        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy",
+        "--attention", "head_l1", cwd=place.folder,
     )  # fmt: skip
     kill_late(place)
     assert place.train(BLOCK, "-p", "less.npy").report["resumed_from_epoch"] is None
@@ -344,8 +368,9 @@ def test_checkpoints_may_move(place: Place) -> None:
     place.tidy()
     fault = {"call": "rotate", "count": whole["epochs"]}
     assert place.train(script, *options, **fault).code == -signal.SIGKILL
-    os.rename(place.folder / "checkpoints", place.folder / "moved")
-    moved = ("--checkpoint-dir", place.folder / "moved")
+    (place.folder / "moved").mkdir()
+    os.rename(place.folder / "checkpoints", place.folder / "moved" / "checkpoints")
+    moved = ("--workdir", place.folder / "moved", "--stats", "stats_baseline.csv")
     assert place.train(script, *options, *moved).report["resumed_from_epoch"] == whole["epochs"]
     assert place.result(script) == expected
     shutil.rmtree(place.folder / "moved")
@@ -380,8 +405,8 @@ def test_signals_beside_processes_that_prepare_batches(
 ) -> None:
     """A batch system sends SIGTERM to all of a job's processes; nohup keeps SIGHUP away."""
     inputs, output, *_ = SCRIPTS[BASELINE]
-    arguments = [*inputs, "-o", output, *OPTIONS, "--workers", 2]
-    command = [sys.executable, str(ROOT / BASELINE), *map(str, arguments)]
+    arguments = [*inputs, "-o", output, *OPTIONS]
+    command = [sys.executable, "-c", WITH_WORKERS, str(ROOT / BASELINE), *map(str, arguments)]
     process = subprocess.Popen(
         ["nohup", *command], cwd=place.folder, env=environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -234,7 +234,7 @@ def test_a_ranker_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.M
     assert scores.origin is not None
     assert scores.origin.options["limit"] == 30
     scheme(tmp_path, "--ffn", 0.5)
-    found = variants(tmp_path, "--scores", "scores.npz")
+    found = variants(tmp_path, "--ffn", "ranked", "--scores", "scores.npz")
     for variant in found.values():
         units = len(scores.importance(variant.module))
         assert variant.kept_units == list(range(units // 2, units))

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (place / "removed.json").write_text(json.dumps([REMOVED]))
     with Server() as server:
         for script, args in (
-            ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3 -n 1"),
+            ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3"),
             ("prune_scheme_generator.py", ""),
             ("prune.py", "-m model.pth --attention head_l1"),
             ("prune_scheme_generator.py", "-i removed.json -o removed_prune.json"),
