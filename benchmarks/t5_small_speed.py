@@ -118,7 +118,8 @@ def geometry_table(context: Context, epochs: dict[str, int]) -> tuple[Table, dic
         f"measured; whole: {count} epochs of Multi30K, {grad['steps']:.0f} steps, as many "
         f"epochs as grad took on this page's model. hybrid: measured with {FOR_HYBRID[0]} "
         f"calibration and {FOR_HYBRID[1]} validation sentences, {EPOCHS} of "
-        f"{Phase.epochs} epochs; calibration and training times {FULL['calibration'] // FOR_HYBRID[0]}, the "
+        f"{Phase.epochs} epochs; calibration and training times "
+        f"{FULL['calibration'] // FOR_HYBRID[0]}, the "
         "solve as measured, since it does not depend on the texts. The errors of random "
         "weights mean nothing and are left out.",
     )  # fmt: skip

@@ -195,7 +195,7 @@ def check_killed(
 )
 def test_killed_after_early_stopping(place: Place, script: str) -> None:
     """Some variants have stopped, or all: the rerun must not take one more step."""
-    options = ("--epochs", 8, "--early-stop", 1, "--lr", 0.2)
+    options = ("--epochs", 8, "--lr", 0.2)
     whole = place.train(script, *options).report
     expected = place.result(script)
     assert 0 < whole["epochs"] < 8
@@ -238,7 +238,7 @@ def test_killed_run_of_some_steps(place: Place) -> None:
 @pytest.mark.nightly
 def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
     """At this rate some variants stop before the others; their relative errors are kept too."""
-    options = ("--epochs", 6, "--early-stop", 1, "--lr", 0.1)
+    options = ("--epochs", 6, "--lr", 0.1)
     place.train(BLOCK, *options)
     expected = place.result(BLOCK)
     table = errors_in(place)
@@ -331,7 +331,7 @@ def test_damaged_checkpoint_is_left_out(place: Place, undisturbed: dict[str, Any
 @pytest.mark.nightly
 def test_the_best_checkpoint_is_damaged(place: Place) -> None:
     """Without the best weights a run cannot end; what needs them is left out, too."""
-    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
+    options = ("--epochs", 8, "--lr", 0.2)
     whole = place.train(BASELINE, *options).report
     expected = place.result(BASELINE)
     assert whole["best_epoch"] < whole["epochs"], "choose another --lr"
@@ -361,7 +361,7 @@ def test_two_equal_runs_at_once(place: Place, undisturbed: dict[str, Any]) -> No
 def test_checkpoints_may_move(place: Place) -> None:
     """The best epoch lies before the last: its weights are found where the folder is now."""
     script = "baseline_finetuning.py"
-    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
+    options = ("--epochs", 8, "--lr", 0.2)
     whole = place.train(script, *options).report
     expected = place.result(script)
     assert whole["best_epoch"] < whole["epochs"] < 8, "choose another --lr"

@@ -62,7 +62,7 @@ RUNS = {
     "model": (MODEL, "-m model.pth -p modules.npy" + COMMON),
     "removed": (MODEL, "-m model.pth -p removed.npy -c removed.json" + COMMON),
     "block": (BLOCK, "-m model.pth -p modules.npy --solver grad" + COMMON),
-    "stops": (BLOCK, "-m model.pth -p modules.npy --solver grad --lr 0.1 --early-stop 1" + COMMON),
+    "stops": (BLOCK, "-m model.pth -p modules.npy --solver grad --lr 0.1" + COMMON),
 }
 #: where some variants stop early the rate is so high that it magnifies rounding
 TOLERANCE = {"stops": 1e-3}
