@@ -413,7 +413,7 @@ def test_report_without_a_picture(out: Path) -> None:
     (out / "loss.png").unlink()
     result = run(report.main, "-d", out)
     assert (result.exit_code, json.loads(result.stdout)["plot"]) == (0, None)
-    assert "png" not in (out / "report.md").read_text(encoding="utf-8")
+    assert "loss.png" not in (out / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
