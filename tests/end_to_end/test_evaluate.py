@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 import evaluate
 import report
-from composable import __version__
+from composable import __version__, tasks
+from composable.commands.evaluate import TRANSLATED
 from composable.models import checkpoint, cost
 from composable.models.structure import Edit
 from composable.models.surgery import apply_structure
@@ -117,12 +118,12 @@ def test_pruned_model_costs_less(folder: Path, tmp_path: Path) -> None:
     model.masks[name] = mask
     checkpoint.save(tmp_path / "model.pth", model)
     (tmp_path / "data").symlink_to(folder / "data")
-    found = evaluated(tmp_path, "--source-length", 8, "--target-length", 2)
+    found = evaluated(tmp_path, "--length", 8)
     zeros = weight.shape[1]
     assert found["parameters"] - found["nonzero_parameters"] == zeros
     assert found["sparsity"] == pytest.approx(zeros / found["parameters"], abs=1e-6)
     less = found["macs_per_token"] - found["macs_per_token_nonzero"]
-    assert less == pytest.approx(zeros * 8 / 10, abs=0.02)
+    assert less == pytest.approx(zeros * 8 / 16, abs=0.02)
 
 
 def sentences() -> list[str]:
@@ -246,11 +247,8 @@ def test_length_batches(lengths: list[int], tokens: int, expected: list[list[int
 def test_defaults_agree_with_the_library() -> None:
     defaults = {option.name: option.default for option in evaluate.main.params}
     assert defaults["batch_tokens"] == translation_decode.BATCH_TOKENS
-    assert defaults["max_length"] == translation_decode.MAX_LENGTH
-    assert (defaults["source_length"], defaults["target_length"]) == (
-        cost.SOURCE_LENGTH,
-        cost.TARGET_LENGTH,
-    )
+    assert tasks.by_name("translation").answer_tokens == translation_decode.MAX_LENGTH
+    assert cost.SOURCE_LENGTH == cost.TARGET_LENGTH == TRANSLATED
     assert Path(defaults["model"]) == Path("model/finetuned.pth")
 
 
@@ -324,7 +322,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_report_table(out: Path) -> None:
-    result = run(report.main, "-d", out, "--plot", out / "loss.png")
+    result = run(report.main, "-d", out)
     assert result.exit_code == 0, result.output
     text = (out / "report.md").read_text(encoding="utf-8")
     assert text.strip() == result.stderr.strip()
@@ -411,10 +409,11 @@ def test_report_without_configurations(out: Path) -> None:
     assert "eval_pruned_0.json: missing" in result.stderr
 
 
-def test_report_with_a_missing_picture(out: Path) -> None:
-    result = run(report.main, "-d", out, "--plot", out / "none.png")
-    assert result.exit_code == 1
-    assert "none.png: missing; run plot_loss.py" in result.stderr
+def test_report_without_a_picture(out: Path) -> None:
+    (out / "loss.png").unlink()
+    result = run(report.main, "-d", out)
+    assert (result.exit_code, json.loads(result.stdout)["plot"]) == (0, None)
+    assert "loss.png" not in (out / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
