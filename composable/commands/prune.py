@@ -1,6 +1,7 @@
 """Make every variant that the scheme asks for, once, and write them as one bundle."""
 
 import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import click
 
 from composable.commands import cli, options
 
+log = logging.getLogger("composable")
 #: Kind of module -> methods that can prune it, for --help; the registry itself needs torch.
 METHODS = {
     "attention": ("head_gram", "head_l1", "stat", "unit_wanda", "fluctuation", "ranked", "random"),
@@ -140,9 +142,10 @@ def _refuse_unused(settings: Settings, scheme: Any, modules: Any, needs: Any) ->
         options.refuse(["scores"], "has no effect: add --attention ranked, --ffn ranked or both")
     if "seed" not in needs:
         options.refuse(["seed"], "has no effect: no method here is random")
-    if not {"inputs", "states"} & set(needs):
-        texts = ("data", "limit", "calibration", "memory_budget")
-        options.refuse(texts, "has no effect: no method here looks at texts")
+    texts = options.given().keys() & {"data", "limit", "calibration", "memory_budget"}
+    if texts and not {"inputs", "states"} & set(needs):
+        # not refused: who prunes many schemes of one model names its data every time
+        log.info("no method of this scheme looks at texts, so none are read.")
 
 
 def _measure(

@@ -14,8 +14,8 @@ def _rankers() -> list[str]:
     return [ranker.name for ranker in ranking.RANKERS]
 
 
-LAYERS = ("method", ("layer_distance",))
-STAT = ("method", ("stat",))
+#: Settings of every ranker, and of those that read texts.
+ALWAYS, OF_TEXTS = {"model", "output", "method", "device"}, {"data", "limit"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Settings:
         "Measure the first N texts only (lines, of a language model's folder). "
         f"{options.UNTIL_ENOUGH}"
     )
-    calibration: Path = options.calibration(only=STAT)
+    calibration: Path = options.calibration()
     method: str = options.option(
         "--method",
         help="layer_distance: how much every block of layers changes its input; stat: heads and "
@@ -53,7 +53,6 @@ class Settings:
         "linear_approximation_last (both also token:I), linear_fit.",
         default=("angular_all",),
         metavar="NAME..",
-        only=LAYERS,
     )
     iterative: int | None = options.option(
         "--iterative",
@@ -61,12 +60,11 @@ class Settings:
         "measured again each time.",
         type=options.COUNT,
         metavar="N",
-        only=LAYERS,
     )
     stack: str | None = options.stack("Whose layers --iterative takes, where a model has both.")
     protect: tuple[int, ...] = options.protect("Layers that --iterative leaves, such as 0,29.")
-    gqa: str = options.gqa(only=STAT)
-    seed: int = options.seed("Seed of the method random.", only=("method", ("random",)))
+    gqa: str = options.gqa()
+    seed: int = options.seed("Seed of the method random.")
     device: str = options.device()
 
     def check(self) -> None:
@@ -91,9 +89,9 @@ def main(settings: Settings) -> dict[str, object]:
     from composable.ranking import base, block_table
 
     ranker = ranking.by_name(settings.method)
-    if not ranker.reads_texts:
-        options.refuse(["data", "limit"], f"has no effect with --method {ranker.name}")
     names = {field.name for field in dataclasses.fields(ranker.options)} & {*vars(settings)}
+    known = names | ALWAYS | (OF_TEXTS if ranker.reads_texts else set())
+    options.refuse(vars(settings).keys() - known, f"has no effect with --method {ranker.name}")
     own: dict[str, Any] = {name: getattr(settings, name) for name in names}
     how = ranker.options(**own)
     files.check_writable(settings.output)

@@ -329,10 +329,6 @@ IDLE = [
     ("prune --seed 3", "--seed"),
     ("prune --scores {home}/l1.npz", "--scores"),
     ("prune -c {home}/other_prune.json --attention head_l1", "--attention"),
-    ("prune -c {home}/other_prune.json --data data", "--data"),
-    ("prune -c {home}/other_prune.json --limit 3", "--limit"),
-    ("prune -c {home}/other_prune.json --calibration c.npy", "--calibration"),
-    ("prune -c {home}/other_prune.json --memory-budget 1G", "--memory-budget"),
     ("evaluate -m {home}/classes.pth --num-beams 2", "--num-beams"),
     ("evaluate -m {home}/classes.pth --max-length 9", "--max-length"),
     ("config_generator --policy singles", "--policy"),
@@ -351,3 +347,12 @@ def test_an_option_without_effect_is_refused(line: str, flag: str, home: Path) -
     last = ended.err.splitlines()[-1]
     assert last.startswith(f"Error: {flag} ")
     assert last.endswith(f"leave it out. (see {name}.py --help)")
+
+
+def test_texts_that_no_method_reads(home: Path, tmp_path: Path) -> None:
+    """The data of a model may be named for every scheme."""
+    words = ("-m", home / "model/dense.pth", "-c", home / "other_prune.json")
+    ended = call("prune.py", *words, "--data", "nowhere", cwd=tmp_path)
+    assert ended.code == 0
+    assert "no method of this scheme looks at texts, so none are read." in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["modules.npy"]

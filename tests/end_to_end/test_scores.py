@@ -126,7 +126,6 @@ def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:
         (["--scores", "l1.npz", *BY_WEIGHTS], "--scores has no effect: add --attention ranked"),
         (RANKED[:4], "the method ranked needs --scores; rank_importance.py measures them"),
         ([*BY_WEIGHTS, "--seed", 3], "--seed has no effect: no method here is random"),
-        ([*BY_WEIGHTS, "--limit", 3], "--limit has no effect: no method here looks at texts"),
         ([*BY_WEIGHTS, "--linear", "l1"], "--linear has no effect: no linear has a rate"),
     ],
 )
