@@ -21,7 +21,7 @@ from composable.errors import UserError
 from composable.formats.calibration_file import SPLITS
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
-from composable.tasks.plain_texts import is_plain, read_texts, refuse_unknown
+from composable.tasks.plain_texts import given_texts, is_plain, read_texts, refuse_unknown
 
 #: First and last layer of a block, and its moments on the calibration and on held-out texts.
 Block = tuple[str, str]
@@ -32,12 +32,12 @@ log = logging.getLogger("composable")
 def calibrate(
     dense: Checkpoint,
     calibration: Path,
-    calibration_data: str | None,
+    calibration_data: str | Sequence[str] | None,
     calibration_samples: int | None,
     memory_budget: int,
     device: str,
     held_out_samples: int | None = None,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     limit: int | None = None,
     held_out: bool = True,
     **_: Any,
@@ -47,7 +47,7 @@ def calibrate(
     Args:
         dense: the dense model.
         calibration: file that holds them, or will.
-        calibration_data: whose texts, as for `data`.
+        calibration_data: whose texts, as for `data`; or the texts, see `given_texts`.
         calibration_samples: so many of the training split; None: see `Amount`.
         memory_budget: bytes.
         device: where it is measured: auto, cpu, cuda or cuda:N.
@@ -71,15 +71,24 @@ def calibrate(
 
 def _split_texts(
     dense: Checkpoint,
-    data: str | None,
+    data: str | Sequence[str] | None,
     wanted: Sequence[Amount],
     first: int = 0,
     limit: int | None = None,
 ) -> list[Texts]:
     """Read the wanted amounts of the splits, from number `first` on, and tokenise them."""
     task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
+    if data is None or isinstance(data, str):
+        read: Callable[..., Any] = functools.partial(task.read, data, default)
+    elif dense.family.stacks in (("encoder",), ("decoder",)) and dense.tokenizer is not None:
+        read = functools.partial(given_texts, data)
+    else:
+        raise UserError(
+            f"data: texts alone say too little for {task.name}; give a folder or file with data "
+            "of the task."
+        )
     return [
-        take(dense, functools.partial(task.read, data, default, split), amount, limit)
+        take(dense, functools.partial(read, split), amount, limit)
         for split, amount in list(zip(SPLITS, wanted, strict=False))[first:]
     ]
 
@@ -87,7 +96,7 @@ def _split_texts(
 def block_moments(
     dense: Checkpoint,
     blocks: Sequence[Block],
-    calibration_data: str | None,
+    calibration_data: str | Sequence[str] | None,
     calibration_samples: int | None,
     device: str,
     held_out_samples: int | None = None,

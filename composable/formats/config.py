@@ -124,11 +124,29 @@ def read_configurations(
         raise _unexpected(value, f"{path}: holds", expected)
     if not value:
         raise ConfigError(f"{path}: [] holds no configuration; {remedy} some.")
-    found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
+    return [
+        parse_configuration(one, f"{path}[{i}]", modules, methods) for i, one in enumerate(value)
+    ]
+
+
+def parse_configuration(
+    value: Any,
+    where: str = "configuration",
+    modules: Mapping[str, Module] | None = None,
+    methods: Sequence[str] | None = None,
+) -> Configuration:
+    """Read and check one configuration, `{module: entry, ...}`.
+
+    Args:
+        value: what `json` read, or the same from Python.
+        where: the beginning of every message.
+        modules: as for `read_configurations`, also the next and the errors.
+        methods: known names.
+    """
+    configuration = _parse_configuration(value, where, methods)
     if modules is not None:
-        for i, configuration in enumerate(found):
-            check_configuration(configuration, modules, f"{path}[{i}]")
-    return found
+        check_configuration(configuration, modules, where)
+    return configuration
 
 
 def write_configurations(path: Path, configurations: Sequence[Configuration]) -> None:
@@ -151,11 +169,21 @@ def read_scheme(
         expected = "an object {module: [entry, ...]} was expected"
         expected += "; run prune_scheme_generator.py to make it"
         raise _unexpected(value, f"{path}: holds", expected)
-    scheme = {name: _parse_variants(name, found, path, methods) for name, found in value.items()}
+    return parse_scheme(value, str(path), modules, methods)
+
+
+def parse_scheme(
+    value: Mapping[str, Any],
+    where: str = "scheme",
+    modules: Mapping[str, Module] | None = None,
+    methods: Sequence[str] | None = None,
+) -> Scheme:
+    """Read and check a scheme, `{module: [entry, ...], ...}`; see `parse_configuration`."""
+    scheme = {name: _parse_variants(name, found, where, methods) for name, found in value.items()}
     if modules is not None:
         for name, entries in scheme.items():
             for entry in entries:
-                _check_kind(name, entry, modules, str(path))
+                _check_kind(name, entry, modules, where)
     return scheme
 
 
@@ -329,15 +357,15 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
 
 
 def _parse_variants(
-    name: str, value: Any, path: Path, methods: Sequence[str] | None
+    name: str, value: Any, place: str, methods: Sequence[str] | None
 ) -> list[Entry]:
-    _check_name(name, str(path))
+    _check_name(name, place)
     if not isinstance(value, list) or not value:
         expected = "a list of rates was expected; list the rates, or leave the module out"
-        raise _unexpected(value, f'{path}: "{name}" holds', expected)
+        raise _unexpected(value, f'{place}: "{name}" holds', expected)
     entries: list[Entry] = []
     for i, given in enumerate(value):
-        where = f'{path}: "{name}"[{i}]'
+        where = f'{place}: "{name}"[{i}]'
         entry = Entry.parse(given, where, methods, name)
         if not entry.removals:
             problem = "has rate 0, which needs no variant; leave it out"
@@ -498,4 +526,4 @@ def _layer_counts(modules: Mapping[str, Module]) -> Counter[str]:
 
 def _shown(value: Any) -> str:
     """Show a JSON value in a message, cut short where it is long."""
-    return shortened(json.dumps(value), 60)
+    return shortened(json.dumps(value, default=repr), 60)

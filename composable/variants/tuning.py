@@ -13,6 +13,7 @@ from composable.calibration.collect import calibrate, facts_of
 from composable.errors import MismatchError
 from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
+from composable.linalg.solver import RIDGE
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
 from composable.training.finetune import corpora_of, with_defaults
@@ -53,10 +54,46 @@ def tune_variants(
     Returns:
         What became of the variants, to be cleaned up once all is written, and the closing report.
     """
-    started = time.perf_counter()
     dense = checkpoint.load(model)
     dense.require_dense(model, "module-level fine-tuning")
     readers = open_bundles(dense, bundles)
+    result, made, facts = fit(
+        dense, readers, training, solver, linear_solver, ridge, stats=stats, **texts
+    )
+    if result.is_main:
+        bundle.write(output, made)
+        if result.rows:
+            files.write_text(stats, stats_file.stats_csv(result.rows))
+    return result, {"wrote": str(output), **facts, "stats": str(stats)}
+
+
+def fit(
+    dense: Checkpoint,
+    readers: Sequence[bundle.Reader],
+    training: Options,
+    solver: str,
+    linear_solver: str = "pcg",
+    ridge: float = RIDGE,
+    stats: Path | None = None,
+    **texts: Any,
+) -> tuple[Result, Bundle, dict[str, Any]]:
+    """Fit all variants of the bundles to the outputs of the dense model's modules.
+
+    Args:
+        dense: the dense model, in float32 afterwards; by the solver grad its hooks are left behind.
+        readers: of the bundles.
+        training: see `tune_variants`, as for all others.
+        solver: hybrid, ls or grad.
+        linear_solver: pcg or exact.
+        ridge: not of the solver grad.
+        stats: of the solver grad, rewritten after every epoch.
+        texts: see `calibrate`.
+
+    Returns:
+        What became of the variants, to be cleaned up once all is written; the bundle of them; and
+        the report.
+    """
+    started = time.perf_counter()
     variants = _union(dense, readers)
     dense.model.float()
     task = tasks.by_name(dense.info["task"])
@@ -82,23 +119,18 @@ def tune_variants(
         tokens = min(facts["calibration_tokens"].values())
         remedy = f"raise calibration_samples (now {tokens} tokens)"
     if result.is_main:
-        made = {**readers[0].options, "solver": solver, "tuned": tuned}
-        bundle.write(output, Bundle(dense.fingerprint, result.variants, made))
-        if result.rows:
-            files.write_text(stats, stats_file.stats_csv(result.rows))
         _warn(result.variants, result.kept, remedy)
+    made = {**readers[0].options, "solver": solver, "tuned": tuned}
     errors = [v.stats for v in result.variants if "error_after" in v.stats]
-    return result, {
-        "wrote": str(output),
+    return result, Bundle(dense.fingerprint, result.variants, made), {
         **result.report,
         **facts,
         "variants": len(variants),
         "solver": solver,
-        "stats": str(stats),
         "kept": dict(sorted(Counter(filter(None, result.kept)).items())),
         "mean_error_before": _mean([stats["error_before"] for stats in errors]),
         "mean_error_after": _mean([stats["error_after"] for stats in errors]),
-    }
+    }  # fmt: skip
 
 
 def _settings(
@@ -134,7 +166,7 @@ def _warn(variants: list[Variant], kept: list[str | None], remedy: str) -> None:
         )
 
 
-def _union(dense: Checkpoint, readers: list[bundle.Reader]) -> list[Variant]:
+def _union(dense: Checkpoint, readers: Sequence[bundle.Reader]) -> list[Variant]:
     """Load all variants; those made for one (module, entry) by two bundles must be equal."""
     found: dict[Any, tuple[Path, Variant]] = {}
     for reader in readers:
