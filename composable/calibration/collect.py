@@ -142,15 +142,15 @@ def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
 
 def calibration_set(
     dense: Checkpoint,
-    calibration_data: str | None,
+    calibration_data: str | Sequence[str] | None,
     key: str,
     calibration_samples: int | None,
     max_length: int | None,
 ) -> Texts:
     """Read the first samples of a calibration set, by default as `Amount` says, and tokenise them.
 
-    They are a file of texts (`key` is that of the text in a .jsonl file), or the training split of
-    data of the task. A text has up to `max_length` tokens.
+    They are a file of texts (`key` is that of the text in a .jsonl file), the texts themselves, or
+    the training split of data of the task. A text has up to `max_length` tokens.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.
@@ -161,6 +161,8 @@ def calibration_set(
     if max_length:
         dense = dataclasses.replace(dense, info=dense.info | {"max_length": max_length})
     amount = Amount(calibration_samples)
+    if calibration_data is not None and not isinstance(calibration_data, str):
+        return _split_texts(dense, calibration_data, (amount,))[0]
     if dense.tokenizer is not None and is_plain(calibration_data):
         if len(dense.family.stacks) > 1:
             log.info("plain texts have no targets: the decoder is not measured.")

@@ -18,9 +18,11 @@ SHOWN = {
     "sentences_per_second": "{:.1f}",
     "samples_per_second": "{:.1f}",
     "parameters": "{:,}",
+    "removed": "{:.1%}",
     "nonzero_parameters": "{:,}",
     "macs_per_token": "{:,.0f}",
 }
+NAMES = {"removed": "parameters removed", "macs_per_token": "MACs per token"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,8 +52,8 @@ class Evaluation:
         for score in self.scores.values():
             yield score.name, f"{score.value:.2f}"
         for key, form in SHOWN.items():
-            if key in self.report:
-                yield key.replace("_", " "), form.format(self.report[key])
+            if self.report.get(key) is not None:
+                yield NAMES.get(key, key.replace("_", " ")), form.format(self.report[key])
 
     def _head(self) -> Row:
         data = self.report["data"]

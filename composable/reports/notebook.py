@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from composable.formats.bundle import Bundle
-from composable.formats.scores_file import Scores
+from composable.formats.scores_file import Numbers, Scores
 
 Row = Sequence[str]
 
@@ -69,17 +69,20 @@ class ShownScores(Scores):
         head = ("stack", "distance", "layers", "smallest of one layer", "largest")
         rows: list[Row] = []
         for one in self.distances:
-            single = (f"{bound(one.values[0]):.4g}" for bound in (np.nanmin, np.nanmax))
-            rows.append((one.stack, one.distance, str(one.layers), *single))
+            measured = one.values[0][~np.isnan(one.values[0])]
+            rows.append((one.stack, one.distance, str(one.layers), *_bounds(measured)))
         return head, rows
 
     def _units(self) -> tuple[Row, list[Row]]:
         head = ("module", "units", "least important", "most important")
         rows: list[Row] = []
         for name, one in self.units.items():
-            bounds = (f"{bound(one.importance):.4g}" for bound in (np.min, np.max))
-            rows.append((name, str(len(one.importance)), *bounds))
+            rows.append((name, str(len(one.importance)), *_bounds(one.importance)))
         return head, rows
+
+
+def _bounds(values: Numbers) -> Row:
+    return (f"{values.min():.4g}", f"{values.max():.4g}") if len(values) else ("", "")
 
 
 @dataclass(repr=False)
