@@ -25,11 +25,9 @@ MODEL_ARGS ?=
 EVAL_ARGS ?=
 
 DATA_ARGS := $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT))
-CALIBRATION_ARGS = --calibration $(OUT)/calibration.npy $(if $(DATA),--calibration-data $(DATA)) \
-	$(if $(LIMIT),--calibration-samples $(LIMIT))
 # $(call run,NAME,SCRIPT ARGS): run a script and keep its report as OUT/json/NAME.json
 run = @mkdir -p $(OUT)/json && echo "$(2)" >&2 && \
-	$(PYTHON) $(2) > $(OUT)/json/$(1).tmp && mv $(OUT)/json/$(1).tmp $(OUT)/json/$(1).json
+	$(PYTHON) $(2) --workdir $(OUT) > $(OUT)/json/$(1).tmp && mv $(OUT)/json/$(1).tmp $(OUT)/json/$(1).json
 
 help:
 	@echo "make setup     make $(VENV) from the constraints file"
@@ -102,10 +100,10 @@ STAGES := pruned block model
 EVALUATIONS = $(OUT)/eval_dense.json $(foreach i,$(INDICES),$(STAGES:%=$(OUT)/eval_%_$(i).json))
 
 table: $(EVALUATIONS) $(OUT)/loss.png
-	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $(OUT)/loss.png > $(OUT)/json/report.json
+	@$(PYTHON) report.py -d $(OUT) > $(OUT)/json/report.json
 
 control-table: $(OUT)/loss_control.png $(EVALUATIONS)
-	@$(PYTHON) report.py -d $(OUT) -o $(OUT)/report.md --plot $< > $(OUT)/json/report.json
+	@$(PYTHON) report.py -d $(OUT) > $(OUT)/json/report.json
 
 ifeq ($(DENSE),)
 $(OUT)/dense.pth: | $(READY)
@@ -127,14 +125,13 @@ $(OUT)/conf_prune.json: $(OUT)/conf.json
 	$(call run,scheme,prune_scheme_generator.py -i $< -o $@)
 
 $(OUT)/modules.npy: $(OUT)/dense.pth $(OUT)/conf_prune.json
-	$(call run,prune,prune.py -m $< -c $(OUT)/conf_prune.json -o $@ $(CALIBRATION_ARGS) $(PRUNE_ARGS))
+	$(call run,prune,prune.py -m $< -c $(OUT)/conf_prune.json -o $@ $(DATA_ARGS) $(PRUNE_ARGS))
 
 control: | $(if $(filter pipeline,$(MAKECMDGOALS)),pipeline)
 
 $(OUT)/modules_finetuned.npy: $(OUT)/dense.pth $(OUT)/modules.npy
 	$(call run,block,block_level_finetuning.py -m $< -p $(OUT)/modules.npy -o $@ \
-		--stats $(OUT)/stats_block.csv --plot $(OUT)/block_errors.png --checkpoint-dir $(OUT)/checkpoints $(DATA_ARGS) \
-		$(if $(findstring grad,$(BLOCK_ARGS)),,$(CALIBRATION_ARGS)) $(BLOCK_ARGS))
+		--stats $(OUT)/stats_block.csv $(DATA_ARGS) $(BLOCK_ARGS))
 
 $(OUT)/pruned_%.pth: $(OUT)/dense.pth $(OUT)/modules.npy $(OUT)/conf.json
 	$(call run,pruned_$*,compose_model.py -m $< -p $(OUT)/modules.npy -c $(OUT)/conf.json -n $* -o $@)
@@ -145,12 +142,11 @@ $(OUT)/block_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.js
 
 $(OUT)/model_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.json
 	$(call run,model_$*,model_level_finetuning.py -m $< -p $(OUT)/modules_finetuned.npy \
-		-c $(OUT)/conf.json -n $* -o $@ --stats $(OUT)/stats_model_$*.csv \
-		--checkpoint-dir $(OUT)/checkpoints/model_$* $(DATA_ARGS) $(MODEL_ARGS))
+		-c $(OUT)/conf.json -n $* -o $@ --stats $(OUT)/stats_model_$*.csv $(DATA_ARGS) $(MODEL_ARGS))
 
 $(OUT)/baseline_%.pth: $(OUT)/pruned_%.pth
 	$(call run,baseline_$*,baseline_finetuning.py -m $< -o $@ --stats $(OUT)/stats_baseline_$*.csv \
-		--checkpoint-dir $(OUT)/checkpoints/baseline_$* $(DATA_ARGS) $(MODEL_ARGS))
+		$(DATA_ARGS) $(MODEL_ARGS))
 
 $(OUT)/eval_%.json: $(OUT)/%.pth
 	$(call run,eval_$*,evaluate.py -m $< -o $@ $(DATA_ARGS) $(EVAL_ARGS))

@@ -2,9 +2,9 @@
 """Measure a model: the scores of its task, speed, loss, parameters, zeros, MACs, file size.
 
 ./evaluate.py                                         # model/finetuned.pth on the test split
-./evaluate.py -m model/t5-small.pth --split valid --limit 64 -o eval.json
-./evaluate.py -m model/composed.pth --num-beams 4 --output-predictions composed.de
-./evaluate.py -m model/sst2.pth --data data/sst2 --output-predictions classes.txt
+./evaluate.py -m model/dense.pth --split valid --limit 64 -o eval.json
+./evaluate.py -m model/composed.pth --num-beams 4 --predictions composed.de
+./evaluate.py -m model/sst2.pth --data data/sst2 --predictions classes.txt
 ./evaluate.py -m model/lm.pth --data data/wikitext-2 --window 1024
 """
 

@@ -30,9 +30,9 @@ def files_to_compare(context: Context) -> dict[str, Artifact]:
     model = run("benchmarks/geometry.py", "small", "-o", Out("model.pth")).output("model.pth")
     names = every_name(context, model)
     scheme = context.write("bundle", every(names[:6] if context.is_quick else names, RATES))
-    pruned = run("prune.py", "-m", model, "-c", scheme, "-o", Out(PRUNED), "--heads", "l1").output(
-        PRUNED
-    )
+    pruned = run(
+        "prune.py", "-m", model, "-c", scheme, "-o", Out(PRUNED), "--attention", "head_l1"
+    ).output(PRUNED)
     pickled = {
         form: run(PROBE, "pickles", form, model, pruned, Out("pickles.npy")).output("pickles.npy")
         for form in OTHERS

@@ -83,7 +83,7 @@ class Context:
     @property
     def samples(self) -> list[str]:
         """Options of the calibration set."""
-        return ["--calibration-samples", str(self.few(4096, 64))]
+        return ["--limit", str(self.few(4096, 64))]
 
     @functools.cached_property
     def model_file(self) -> Artifact | None:
@@ -125,12 +125,12 @@ class Context:
         """Run prune.py; masks and heads that need a calibration measure it (CALIBRATION)."""
         needs = masks != "l1" or heads != "l1"
         calibrating: list[Argument] = [
-            "--calibration", Out(CALIBRATION), "--calibration-data", self.texts, *self.samples,
+            "--calibration", Out(CALIBRATION), "--data", self.texts, *self.samples,
             "--device", self.device,
         ]  # fmt: skip
         return self.runner.run(
             "prune.py", "-m", self.dense(), "-c", scheme, "-o", Out(PRUNED),
-            "--mask", masks, "--heads", heads, *(calibrating if needs else []),
+            "--linear", masks, "--heads", heads, *(calibrating if needs else []),
         )  # fmt: skip
 
     def tune(

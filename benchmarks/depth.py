@@ -91,7 +91,7 @@ class Stack:
         made = self.context.write("depth", [self.entries(cut)])
         run = self.context.runner.run(
             "prune.py", "-m", self.dense, "-c", self.context.scheme(made), "-o", Out(PRUNED),
-            *(("--calibration-data", self.context.data, *self.calibrating) if cut.maps else ()),
+            *(("--data", self.context.data, *self.calibrating) if cut.maps else ()),
         )  # fmt: skip
         return made, run.output(PRUNED)
 
@@ -165,14 +165,14 @@ class Language:
         ).output("test.txt")  # fmt: skip
         self.counts = COUNTS if not context.is_quick else (1, 2)
         scores, self.ranking = rank(
-            context, dense, "decoder", DISTANCES, "--calibration-data", texts, "--largest",
+            context, dense, "decoder", DISTANCES, "--data", texts, "--largest",
             str(max(self.counts)), "--iterative", str(max(self.counts)),
         )  # fmt: skip
         inner = Context(runner, "", self.folder, context.device, context.dtype)
         self.stack = Stack(
             inner, dense, "decoder", layers_of(context, dense), scores,
             ("--data", prefix, *EVALUATION),
-            calibrating=("--calibration-samples", str(context.few(1000, 40))),
+            calibrating=("--limit", str(context.few(1000, 40))),
         )  # fmt: skip
 
     def cuts(self) -> dict[tuple[str, int], Cut]:
@@ -251,7 +251,7 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
     few = ("--limit", "32") if context.is_quick else ()
     found = []
     for other in OTHERS[family]:
-        samples = ("--calibration-data", data, "--calibration-samples", str(context.few(256, 16)))
+        samples = ("--data", data, "--limit", str(context.few(256, 16)))
         scores, _ = rank(context, dense, other.stack, (other.distance,), *samples)
         mine = [name for name in names if family != "T5" or name.startswith(other.stack)]
         inner = Context(context.runner, "", data, context.device, context.dtype)

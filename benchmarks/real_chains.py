@@ -46,7 +46,7 @@ class Chain:
     source: tuple[str, ...]
     dense: tuple[str, ...] | None
     evaluation: tuple[str, ...] = ()
-    calibration: tuple[str, ...] = ("--calibration-samples", "4096")
+    calibration: tuple[str, ...] = ("--limit", "4096")
     model_level: tuple[str, ...] = ("--steps", "200")
     configurations: tuple[int, ...] = (0, 1, 2, 3)
 
@@ -82,7 +82,7 @@ def chains(data: Path) -> list[Chain]:
             "SmolLM2-135M-Instruct (30 layers, 9 heads, 3 key/value heads) on WikiText-2, the "
             "first 400 lines of test",
             str(data / "wikitext-2"), ("-m", smollm, "--dtype", "bfloat16"), None,
-            evaluation=("--limit", "400"), calibration=("--calibration-samples", "128"),
+            evaluation=("--limit", "400"), calibration=("--limit", "128"),
             model_level=("--steps", "30", "--batch-size", "2", "--limit", "600", "--lr", "5e-4"),
             configurations=(1, 2, 3),
         ),
@@ -176,18 +176,18 @@ class _Follower:
     def _prune(self, dense: Artifact, scheme: Artifact) -> Run:
         run = self.runner.run(
             "prune.py", "-m", dense, "-c", scheme, "-o", Out(PRUNED), *self._calibrating(),
-            "--calibration-data", self.data, "--device", self.context.device,
+            "--data", self.data, "--device", self.context.device,
         )  # fmt: skip
         self.course.seconds["calibration and pruning"] = self.context.seconds(run)
         return run
 
     def _calibrating(self) -> list[Argument]:
-        samples = ("--calibration-samples", "16") if self.is_quick else self.chain.calibration
+        samples = ("--limit", "16") if self.is_quick else self.chain.calibration
         return ["--calibration", Out(CALIBRATION), *samples]
 
     def _fit(self, dense: Artifact, pruned: Run, kinds: dict[str, str]) -> Artifact:
         measured = pruned.output(CALIBRATION)
-        samples = ("--calibration-samples", "16") if self.is_quick else self.chain.calibration
+        samples = ("--limit", "16") if self.is_quick else self.chain.calibration
         run = self.runner.run(
             "block_level_finetuning.py", "--solver", "ls", "-m", dense, "-p", pruned.output(PRUNED),
             "-o", Out(TUNED), "--stats", Out("stats.csv"), *self.context.training,

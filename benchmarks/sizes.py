@@ -59,7 +59,7 @@ class Family:
         Returns:
             The run of config_generator.py, and the bundle.
         """
-        reading = ("--calibration-data", self.data, *amount(self.context))
+        reading = ("--data", self.data, *amount(self.context))
         ranked = self._run(
             "rank_importance.py", "--method", "stat", "-m", self.dense, "-o", Out(SCORES),
             "--calibration", Out(CALIBRATION), *reading,

@@ -117,7 +117,7 @@ def mixed(context: Context) -> tuple[Table, Any]:
     named = {**halves, "the two in turns, layer by layer": turns}
     wanted = [{n: e for n, e in entries.items() if e} for entries in named.values()]
     made = context.write("mixed", wanted)
-    reading = ("--calibration-data", data, *amount(context))
+    reading = ("--data", data, *amount(context))
     pruned = context.runner.run(
         "prune.py", "-m", dense, "-c", context.scheme(made), "-o", Out(PRUNED),
         "--calibration", Out(CALIBRATION), *reading,

@@ -84,7 +84,7 @@ def evaluate(context: Context, model: Artifact, data: str, limit: int | None) ->
 
 def amount(context: Context) -> tuple[str, ...]:
     """Options for how much is calibrated on: as prune.py by default."""
-    return ("--calibration-samples", "16") if context.is_quick else ()
+    return ("--limit", "16") if context.is_quick else ()
 
 
 def calibration(context: Context, setup: Setup) -> Artifact:
@@ -92,7 +92,7 @@ def calibration(context: Context, setup: Setup) -> Artifact:
     kinds = context.runner.run("benchmarks/probes.py", "modules", setup.dense).report["kinds"]
     one = next(name for name, kind in kinds.items() if kind == "ffn")
     scheme = context.write("one", {one: [{"rate": 0.5, "method": "stat"}]})
-    reading = (*amount(context), "--calibration-data", setup.data, "--device", context.device)
+    reading = (*amount(context), "--data", setup.data, "--device", context.device)
     pruned = context.runner.run(
         "prune.py", "-m", setup.dense, "-c", scheme, "-o", Out(PRUNED),
         "--calibration", Out(CALIBRATION), *reading,
@@ -141,7 +141,7 @@ def compose_default(context: Context, setup: Setup) -> list[dict[str, Any]]:
     made = context.write("default", wanted)
     pruned = context.runner.run(
         "prune.py", "-m", setup.dense, "-c", context.scheme(made), "-o", Out(PRUNED),
-        "--calibration", Out(CALIBRATION), "--calibration-data", setup.data, *amount(context),
+        "--calibration", Out(CALIBRATION), "--data", setup.data, *amount(context),
     )  # fmt: skip
     fits = [partial(fit, context, setup, pruned, solver) for solver in SOLVERS]
     fitted = dict(zip(SOLVERS, context.runner.parallel(fits), strict=True))
@@ -163,7 +163,7 @@ def fit(context: Context, setup: Setup, pruned: Run, solver: str, *options: str)
     return context.runner.run(
         "block_level_finetuning.py", "--solver", solver, "-m", setup.dense,
         "-p", pruned.output(PRUNED), "-o", Out(TUNED), "--stats", Out("stats.csv"),
-        "--calibration", pruned.output(CALIBRATION), "--calibration-data", setup.data,
+        "--calibration", pruned.output(CALIBRATION), "--data", setup.data,
         "--device", context.device, "--checkpoint-dir", Out("checkpoints"),
         *amount(context), *options,
     )  # fmt: skip

@@ -43,7 +43,7 @@ def main(
 
     dense = checkpoint.load(model)
     found, texts = calibrate(
-        dense, calibration, data, calibration_samples=samples, memory_budget=2 << 30, device="cpu"
+        dense, calibration, data, limit=samples, memory_budget=2 << 30, device="cpu"
     )
     names = [m.name for m in dense.family.modules(dense.model) if m.kind == kind and m.units]
     scheme = {name: [Entry(rate, method) for rate in rates] for name in names}

@@ -19,7 +19,7 @@ from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
 from composable.tasks import images
 
 #: Methods for plain rates that look at nothing but weights.
-BY_WEIGHTS = ("head_l1", "neuron_l1")
+BY_WEIGHTS = {"attention": "head_l1", "ffn": "neuron_l1"}
 WORDS = (
     "a the man woman dog cat child street house red blue green runs sits plays sleeps in on with "
     "and . ein eine der die mann frau hund katze kind straße haus rot blau grün läuft sitzt "

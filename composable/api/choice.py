@@ -139,7 +139,7 @@ def rank(
     with scratch() as folder, in_float32(dense, device) as working:
         if "calibration" in known:
             options.setdefault("calibration", str(folder / "calibration.npy"))
-        texts = collect.calibration_set(
-            working, place_of(data), "text", positive("limit", limit), None
-        ) if ranker.reads_texts else None  # fmt: skip
+        texts = None
+        if ranker.reads_texts:
+            texts = collect.calibration_set(working, place_of(data), positive("limit", limit))
         return ShownScores.of(rankers.rank(ranker, working, texts, ranker.options(**options)))

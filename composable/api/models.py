@@ -162,7 +162,7 @@ def evaluate(
         raise UserError(f"split {split}: expected train, valid or test.")
     task, device = tasks.by_name(model.info["task"]), devices.select_device(device)
     settings = {
-        **evaluation.settings_of(task, num_beams, max_length),
+        **evaluation.settings_of(task, num_beams=num_beams, max_length=max_length),
         "batch_tokens": batch_tokens,
         "limit": positive("limit", limit),
         "device": device,

@@ -28,6 +28,7 @@ from composable.errors import ConfigError, UserError
 from composable.formats import bundle, config
 from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS, Bundle
 from composable.formats.scores_file import Scores
+from composable.linalg.solver import RIDGE
 from composable.methods import random
 from composable.methods.base import Need
 from composable.models.checkpoint import Checkpoint
@@ -86,19 +87,14 @@ def prune(
     require_dense(dense, "pruning")
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     scheme = _scheme(wanted, modules)
-    preferred = _preferred({"attention": attention, "ffn": ffn, "linear": linear})
+    chosen = _chosen({"attention": attention, "ffn": ffn, "linear": linear})
     if gqa not in (PER_GROUP, WHOLE_GROUPS):
         raise ConfigError(f"gqa {gqa}: expected {PER_GROUP} or {WHOLE_GROUPS}.")
-    groups = _by_kind(scheme, modules)
-    needs = {
-        need
-        for kind, some in groups.items()
-        for need in pruning.needs(dense, some, preferred[kind])
-    }
+    needs = pruning.needs(dense, scheme, chosen)
     found = scores_of(dense, scores)
     if found is not None and "scores" not in needs:
         raise UserError('scores: no module is pruned by the method "ranked"; leave them out.')
-    read = {"calibration_data": place_of(data), "calibration_samples": positive("limit", limit)}
+    read = {"data": place_of(data), "limit": positive("limit", limit)}
     importance = (lambda name: torch.from_numpy(found.importance(name))) if found else None
     seeds = functools.partial(random.seed_of, seed)
     with scratch() as folder, in_float32(dense, device) as working:
@@ -106,14 +102,9 @@ def prune(
         blocks = pruning.blocks_of(scheme)
         inputs, states = _measured(working, needs, blocks, path, memory_budget, device, read)
         sources = pruning.Sources(inputs, states, importance, seeds)
-        variants = [
-            variant
-            for kind, some in groups.items()
-            for variant in pruning.make_variants(
-                working, some, preferred[kind], sources, gqa == WHOLE_GROUPS
-            )
-        ]
-    origin = {"source": dense.info["source"], "reading": dense.reading}
+        groups = gqa == WHOLE_GROUPS
+        variants = pruning.make_variants(working, scheme, chosen, sources, groups)
+    origin = {"methods": chosen, "source": dense.info["source"], "reading": dense.reading}
     return ShownBundle(dense.fingerprint, variants, origin)
 
 
@@ -152,23 +143,14 @@ def _scheme(wanted: Any, modules: Mapping[str, Any]) -> config.Scheme:
     return config.scheme_of(configurations, "configuration")[0]
 
 
-def _preferred(chosen: Mapping[str, str | None]) -> dict[str, tuple[str, ...]]:
-    """Kind of a module -> methods for it and for its parts."""
+def _chosen(asked: Mapping[str, str | None]) -> dict[str, str]:
+    """Kind of a module -> method for it, where one is asked for."""
+    chosen = {kind: name for kind, name in asked.items() if name is not None}
     for kind, name in chosen.items():
-        if name is not None and kind not in methods.by_name(name).kinds:
+        if kind not in methods.by_name(name).kinds:
             able = ", ".join(m.name for m in methods.METHODS if kind in m.kinds)
             raise ConfigError(f"{kind} {name}: it does not prune them; those that do: {able}.")
-    linear = chosen["linear"]
-    found = {kind: tuple(filter(None, (name, linear))) for kind, name in chosen.items()}
-    return found | {"layer": ()}
-
-
-def _by_kind(scheme: config.Scheme, modules: Mapping[str, Any]) -> dict[str, config.Scheme]:
-    """Divide a scheme: one method may be wanted for attentions and another for ffns."""
-    found: dict[str, config.Scheme] = {}
-    for name, entries in scheme.items():
-        found.setdefault(modules[name].kind, {})[name] = entries
-    return found
+    return chosen
 
 
 def fit(
@@ -238,14 +220,17 @@ def fit(
             folder, epochs, batch_size, lr, early_stop=early_stop, seed=seed, device=device,
             dtype=dtype,
         )  # fmt: skip
-        limit = positive("limit", limit)
         result, made, _ = tuning.fit(
-            working, readers, training, solver,
-            ridge=0.01 if ridge is None else ridge,
+            working,
+            readers,
+            training,
+            solver,
+            RIDGE if ridge is None else ridge,
+            data=texts,
+            limit=positive("limit", limit),
             calibration=Path(calibration or folder / "calibration.npy"),
-            calibration_data=texts, calibration_samples=limit, data=texts, limit=limit,
-            memory_budget=memory_budget, device=device,
-        )  # fmt: skip
+            memory_budget=memory_budget,
+        )
         result.clean_up()
     return ShownBundle(made.fingerprint, made.variants, made.options)
 

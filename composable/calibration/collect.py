@@ -32,36 +32,31 @@ log = logging.getLogger("composable")
 def calibrate(
     dense: Checkpoint,
     calibration: Path,
-    calibration_data: str | Sequence[str] | None,
-    calibration_samples: int | None,
+    data: str | Sequence[str] | None,
+    limit: int | None,
     memory_budget: int,
     device: str,
     held_out_samples: int | None = None,
-    data: str | Sequence[str] | None = None,
-    limit: int | None = None,
     held_out: bool = True,
-    **_: Any,
 ) -> tuple[Calibration, tuple[Texts, ...]]:
     """Read or measure the statistics of the inputs of every module.
 
     Args:
         dense: the dense model.
         calibration: file that holds them, or will.
-        calibration_data: whose texts, as for `data`; or the texts, see `given_texts`.
-        calibration_samples: so many of the training split; None: see `Amount`.
+        data: see `tasks.base.Task.read`; or the texts, see `plain_texts.given_texts`.
+        limit: the first so many samples of the training split; None: see `Amount`.
         memory_budget: bytes.
         device: where it is measured: auto, cpu, cuda or cuda:N.
         held_out_samples: so many of the validation split; None: a quarter of the calibration.
-        data: the data that `calibration_data` stands for where it is None.
-        limit: samples of each split at most.
         held_out: whether held-out texts are wanted, too.
 
     Returns:
         The statistics, and the texts they are of: of the training split, then the held-out ones.
     """
     dense.model.float()
-    wanted = amounts(calibration_samples, held_out_samples)[: 1 + held_out]
-    texts = tuple(_split_texts(dense, calibration_data or data, wanted, limit=limit))
+    wanted = amounts(limit, held_out_samples)[: 1 + held_out]
+    texts = tuple(_split_texts(dense, data, wanted))
     device = devices.select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return obtain(dense, texts, calibration, memory_budget, device), texts
@@ -74,7 +69,6 @@ def _split_texts(
     data: str | Sequence[str] | None,
     wanted: Sequence[Amount],
     first: int = 0,
-    limit: int | None = None,
 ) -> list[Texts]:
     """Read the wanted amounts of the splits, from number `first` on, and tokenise them."""
     task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
@@ -88,7 +82,7 @@ def _split_texts(
             "of the task."
         )
     return [
-        take(dense, functools.partial(read, split), amount, limit)
+        take(dense, functools.partial(read, split), amount)
         for split, amount in list(zip(SPLITS, wanted, strict=False))[first:]
     ]
 
@@ -96,12 +90,11 @@ def _split_texts(
 def block_moments(
     dense: Checkpoint,
     blocks: Sequence[Block],
-    calibration_data: str | Sequence[str] | None,
-    calibration_samples: int | None,
+    data: str | Sequence[str] | None,
+    limit: int | None,
     device: str,
     held_out_samples: int | None = None,
     texts: Sequence[Texts] = (),
-    **_: Any,
 ) -> States:
     """Measure the states before and after some blocks of layers.
 
@@ -109,8 +102,8 @@ def block_moments(
         dense: the dense model.
         blocks: first and last layer of each. The moments of all are held at once, 32 bytes for
             each pair of features of each block.
-        calibration_data: as for `calibrate`, like the other options.
-        calibration_samples: of the training split.
+        data: as for `calibrate`, like the other options.
+        limit: of the training split.
         device: where the model runs.
         held_out_samples: of the validation split.
         texts: those of `calibrate` with the same options, where they have been read.
@@ -124,8 +117,8 @@ def block_moments(
     pairs: dict[str, list[Pair]] = {}
     for stack, pair in places.values():
         pairs.setdefault(stack, []).append(pair)
-    wanted = amounts(calibration_samples, held_out_samples)
-    missing = _split_texts(dense, calibration_data, wanted, len(texts))
+    wanted = amounts(limit, held_out_samples)
+    missing = _split_texts(dense, data, wanted, len(texts))
     found = [
         layer_states.moments(reader, part.batches(device), pairs) for part in (*texts, *missing)
     ]
@@ -142,10 +135,10 @@ def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
 
 def calibration_set(
     dense: Checkpoint,
-    calibration_data: str | Sequence[str] | None,
-    key: str,
-    calibration_samples: int | None,
-    max_length: int | None,
+    data: str | Sequence[str] | None,
+    limit: int | None,
+    key: str = "text",
+    max_length: int | None = None,
 ) -> Texts:
     """Read the first samples of a calibration set, by default as `Amount` says, and tokenise them.
 
@@ -160,16 +153,16 @@ def calibration_set(
         raise UserError(f"max_length is {max_length}: not for {task.name}; leave it out.")
     if max_length:
         dense = dataclasses.replace(dense, info=dense.info | {"max_length": max_length})
-    amount = Amount(calibration_samples)
-    if calibration_data is not None and not isinstance(calibration_data, str):
-        return _split_texts(dense, calibration_data, (amount,))[0]
-    if dense.tokenizer is not None and is_plain(calibration_data):
+    amount = Amount(limit)
+    if data is not None and not isinstance(data, str):
+        return _split_texts(dense, data, (amount,))[0]
+    if dense.tokenizer is not None and is_plain(data):
         if len(dense.family.stacks) > 1:
             log.info("plain texts have no targets: the decoder is not measured.")
-        read = functools.partial(read_texts, Path(str(calibration_data)), key)
+        read = functools.partial(read_texts, Path(str(data)), key)
         return take(dense, read, amount)
-    refuse_unknown(calibration_data)
-    return _split_texts(dense, calibration_data, (amount,))[0]
+    refuse_unknown(data)
+    return _split_texts(dense, data, (amount,))[0]
 
 
 def facts_of(calibration: Calibration) -> dict[str, Any]:

@@ -1,27 +1,34 @@
 """Fine-tune a whole model, composed or dense, with no module-level fine-tuning before (control)."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from composable.commands import cli
+from composable.commands import cli, options
 
 
-@cli.command()
-@cli.model_option("model/composed.pth")
-@cli.path_option(
-    "-o", "--output", use=cli.WRITTEN, default="model/baseline.pth", text="Model file to write."
-)
-@cli.path_option(
-    "--stats", use=cli.WRITTEN, default="stats_baseline.csv", text="Losses per epoch, CSV."
-)
-@cli.training_options(epochs=4, lr=2e-3, early_stop=2, is_whole_model=True)
-def main(model: Path, output: Path, stats: Path, training: Any, **data: Any) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings(options.WholeModel):
+    """Options of the command."""
+
+    model: Path = options.model("model/composed.pth", "The model file, dense or composed.")
+    output: Path = options.output("model/baseline.pth", "The model file to write.")
+    stats: Path = options.stats("stats_baseline.csv")
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Fine-tune a model file as a whole; pruned weights stay zero."""
     from composable import files
     from composable.models import checkpoint
     from composable.training import finetune
 
-    files.check_writable(output, stats)
+    files.check_writable(settings.output, settings.stats)
     return finetune.tune_model(
-        checkpoint.load(model), output, stats, training, label="baseline", **data
+        checkpoint.load(settings.model),
+        settings.output,
+        settings.stats,
+        settings.training(),
+        label="baseline",
+        data=settings.data,
+        limit=settings.limit,
     )

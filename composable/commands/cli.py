@@ -1,90 +1,161 @@
-"""What all scripts share: options, errors as exit codes, the closing JSON report."""
+"""What all commands share: settings in, a JSON report out, errors as one line and an exit code."""
 
-import dataclasses
 import functools
 import logging
-import math
 import os
-import re
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+import composable
 from composable import files
-from composable.commands import paths, signals
-from composable.commands.paths import BOTH, DATA, READ, WRITTEN, Use  # for the commands, too
+from composable.commands import options, paths, signals
 from composable.commands.terminal import Formatter, one_line, printable
-from composable.errors import ConfigError, UserError
+from composable.errors import UserError
 
 log = logging.getLogger("composable")
-Function = Callable[..., Any]
-Decorator = Callable[[Function], Function]
-PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
-SEED = click.IntRange(0, 2**32 - 1)
+Main = Callable[[Any], dict[str, Any] | None]
 
 
-def together(*options: Any) -> Decorator:
-    """Join decorators that add options into one; --help lists them in this order."""
-    return lambda function: functools.reduce(lambda f, option: option(f), options[::-1], function)
+def command(settings: type) -> Callable[[Main], click.Command]:
+    """Make a function of one argument a command.
 
-
-def command() -> Callable[[Function], click.Command]:
-    """Make a script's main function a command.
-
-    The function returns the report (a dict), which is printed to stdout as one JSON object with
-    `seconds` added. A `UserError` or an `OSError` becomes one line on stderr and exit code 1, a
-    wrong command line exit code 2, Ctrl-C exit code 130, SIGTERM 143 and SIGHUP 129; `--debug`
-    shows the traceback.
+    The function gets a frozen dataclass, whose fields `options` declares, and returns the report,
+    which is printed to stdout as one JSON object with `seconds` added. A method `check` of the
+    dataclass may refuse values that contradict each other. A `UserError` or an `OSError` becomes
+    one line on stderr and exit code 1, a wrong command line exit code 2, Ctrl-C exit code 130,
+    SIGTERM 143 and SIGHUP 129; `--verbose` shows the traceback.
     """
 
-    def decorate(function: Function) -> click.Command:
+    def decorate(function: Main) -> click.Command:
         @functools.wraps(function)
-        def run(verbose: bool, quiet: bool, debug: bool, **options: Any) -> None:
-            _set_up_logging(verbose, quiet)
+        def run(**values: Any) -> None:
             started = time.perf_counter()
-            paths.check(click.get_current_context(), options)
-            report = function(**options)
+            try:
+                report = function(_settings(settings, values))
+            except click.UsageError as error:  # of what only the files told
+                error.ctx = error.ctx or click.get_current_context()
+                raise
             if report is not None and int(os.environ.get("RANK", "0")) == 0:
                 report["seconds"] = round(time.perf_counter() - started, 3)
                 click.echo(printable(files.json_text(report)))
 
-        declared = together(
-            click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-            click.option("-q", "--quiet", is_flag=True, help="Log errors only, no progress bars."),
-            click.option("-v", "--verbose", is_flag=True, help="Show the libraries' remarks too."),
-        )
-        settings = {"help_option_names": ["-h", "--help"], "show_default": True}
-        return click.command(cls=_Command, context_settings=settings)(declared(run))
+        name = function.__module__.rpartition(".")[2]
+        made = Command(name, callback=run, help=function.__doc__, context_settings=CONTEXT)
+        made.params = options.parameters(settings)
+        return made
 
     return decorate
 
 
-class _Command(click.Command):
-    """Options may have several values; what goes wrong becomes one line and an exit code."""
+def _settings(kind: type, values: dict[str, Any]) -> Any:
+    """Fill in the settings of a command; wrong values are usage errors."""
+    context = click.get_current_context()
+    _set_up_logging()
+    workdir = Path(context.meta.get(WORKDIR, ""))
+    for name, value in values.items():
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            values[name] = _within(workdir, value)
+    paths.check(context, values)
+    options.refuse_without_effect(values)
+    if "workdir" in kind.__dataclass_fields__:  # type: ignore[attr-defined]
+        values["workdir"] = workdir
+    made = kind(**values)
+    try:
+        getattr(made, "check", lambda: None)()
+    except UserError as error:
+        raise click.UsageError(str(error).rstrip("."), context) from error
+    return made
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the flag before every further value, which is the form that click itself takes."""
-        options = [each for each in self.params if isinstance(each, click.Option)]
-        flags = {flag for option in options if option.multiple for flag in option.opts}
-        spread: list[str] = []
-        current, fresh = "", False
-        for arg in args:
-            is_flag = arg.startswith("-") and not _is_number(arg)
-            if is_flag:
-                current = arg if arg in flags else ""
-            elif current and not fresh:
-                spread.append(current)
-            fresh = is_flag
-            spread.append(arg)
-        return super().parse_args(ctx, spread)
+
+def _within(workdir: Path, value: Any) -> Any:
+    """Put default paths into the folder that --workdir names."""
+    if isinstance(value, tuple):
+        return tuple(_within(workdir, one) for one in value)
+    return workdir / value if isinstance(value, Path) else value
+
+
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+CONTEXT["max_content_width"] = 100
+WORKDIR, VERBOSE, QUIET = "composable.workdir", "composable.verbose", "composable.quiet"
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Remember a general option, which may be given to the program or to its command."""
+    name = f"composable.{parameter.name}"
+    source = context.get_parameter_source(str(parameter.name))
+    if value and (source is ParameterSource.COMMANDLINE or name not in context.meta):
+        context.meta[name] = value
+
+
+def _show_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"composable {composable.__version__}")
+        context.exit()
+
+
+#: Options of the program, and so of every command.
+GENERAL = (
+    click.Option(
+        ["-q", "--quiet"],
+        is_flag=True,
+        expose_value=False,
+        callback=_keep,
+        help="Log errors only, and show no progress bars.",
+    ),
+    click.Option(
+        ["-v", "--verbose"],
+        is_flag=True,
+        expose_value=False,
+        callback=_keep,
+        help="Also show what the libraries log, and the traceback of an error.",
+    ),
+    click.Option(
+        ["--workdir"],
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        expose_value=False,
+        callback=_keep,
+        envvar="COMPOSABLE_WORKDIR",
+        help="Folder in which all default paths lie, such as model/dense.pth and checkpoints. "
+        "Paths that are given stay as they are. [default: the current folder; also the variable "
+        "COMPOSABLE_WORKDIR]",
+    ),
+    click.Option(
+        ["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_show_version,
+        help="Show the version and exit.",
+    ),
+)
+
+
+class Program(click.Command):
+    """A command with the general options, whose errors become one line and an exit code."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Add the general options, as click itself adds --help."""
+        own = super().get_params(ctx)
+        return [*own[: len(self.params)], *GENERAL, *own[len(self.params) :]]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List options by their headings."""
+        by_group: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                by_group.setdefault(getattr(parameter, "group", "General"), []).append(record)
+        for group, records in by_group.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run; click itself would answer Ctrl-C with an empty line on stderr."""
@@ -102,14 +173,14 @@ class _Command(click.Command):
             try:
                 result = parent.main(args, *rest, standalone_mode=False, **more)
             except click.UsageError as error:
-                name = error.ctx.command_path if error.ctx else self.name  # the script as called
+                name = error.ctx.command_path if error.ctx else f"{self.name}.py"
                 message, code = f"{error.format_message()} (see {name} --help)", 2
             except (click.Abort, KeyboardInterrupt):
                 message, code = self._said(received)
             except (UserError, OSError, MemoryError, RuntimeError) as error:
                 is_stopped = signals.were_behind(error, received)
                 message, code = self._said(received) if is_stopped else (_message(error), 1)
-                if "--debug" in (sys.argv if args is None else args):
+                if log.isEnabledFor(logging.DEBUG):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
                 sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
@@ -118,8 +189,27 @@ class _Command(click.Command):
         sys.exit(code)
 
     def _said(self, received: list[int]) -> tuple[str, int]:
-        resumes = any(each.name == "resume" for each in self.params)
-        return signals.said(received, resumes)
+        return signals.said(received, any(each.name == "epochs" for each in self.params))
+
+
+class Command(Program):
+    """One command; options may have several values."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the flag before every further value, which is the form that click itself takes."""
+        listed = [each for each in self.params if isinstance(each, click.Option)]
+        flags = {flag for each in listed if each.multiple for flag in each.opts}
+        spread: list[str] = []
+        current, fresh = "", False
+        for arg in args:
+            is_flag = arg.startswith("-") and not options.is_number(arg)
+            if is_flag:
+                current = arg if arg in flags else ""
+            elif current and not fresh:
+                spread.append(current)
+            fresh = is_flag
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
 
 
 def _message(error: Exception) -> str:
@@ -135,20 +225,16 @@ def _message(error: Exception) -> str:
     if is_torch or isinstance(error, MemoryError):
         return "out of memory; use smaller batches (see --help) or a smaller model."
     if signals.WORKER in str(error):
-        return "a process that prepares batches was ended, perhaps for memory; use fewer --workers."
+        return "a process that prepares batches was ended, perhaps for memory; run this again."
     raise error
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _set_up_logging(verbose: bool, quiet: bool) -> None:
+def _set_up_logging() -> None:
     """Log to stderr; stdout is for the report alone."""
+    context = click.get_current_context()
+    verbose, quiet = context.meta.get(VERBOSE), context.meta.get(QUIET)
+    if verbose and quiet:
+        raise click.UsageError("-v shows more and -q shows less; give one of them.", context)
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter("%(message)s"))
@@ -156,267 +242,3 @@ def _set_up_logging(verbose: bool, quiet: bool) -> None:
     log.setLevel(level)
     os.environ["COMPOSABLE_PROGRESS"] = "0" if quiet else "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
-
-
-class _Bytes(click.ParamType):
-    """A size such as 512M or 1.5G; K, M and G are powers of 1024."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes; a `UserError` where it is no size, or not above 0."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([KMG]?)", value.strip().upper())
-        powers = {"": 0, "K": 1, "M": 2, "G": 3}
-        size = int(Fraction(match[1]) * 1024 ** powers[match[2]]) if match else 0
-        if size < 1:
-            flag = param.opts[0] if param else self.name
-            raise UserError(
-                f"{flag} {value}: expected a number of bytes above 0, which may end in K, M or G, "
-                "such as 512M or 4G."
-            )
-        return size
-
-
-BYTES = _Bytes()
-
-
-class Finite(click.FloatRange):
-    """A finite number; click's own range lets NaN and infinity pass."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the number."""
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-    def _describe_range(self) -> str:
-        """For --help; click writes "x<=None" where there is no bound."""
-        return "" if self.min is self.max is None else super()._describe_range()
-
-
-def path_option(
-    *flags: str,
-    use: Use,
-    default: str | tuple[str, ...] | None = None,
-    text: str,
-    **settings: Any,
-) -> Any:
-    """Add an option that takes a path; `use` says whether it is read or written."""
-    settings = {"type": PATH, "default": default, "help": text, **settings}
-    return click.option(*flags, cls=paths.PathOption, use=use, **settings)
-
-
-def path_argument(name: str, use: Use, **settings: Any) -> Any:
-    """Add an argument that takes a path."""
-    return click.argument(name, cls=paths.PathArgument, use=use, type=PATH, **settings)
-
-
-def model_option(default: str, text: str = "Model file.") -> Any:
-    """Add -m/--model."""
-    return path_option("-m", "--model", use=READ, default=default, text=text)
-
-
-def bundle_option(default: str) -> Decorator:
-    """Add -p/--pruned, which may be given more than once."""
-    text = "Bundle of variants; several meet in one model."
-    flags = ("-p", "--pruned", "bundles")
-    return path_option(*flags, use=READ, default=(default,), text=text, multiple=True)
-
-
-def parse_numbers(text: str, flag: str) -> list[int]:
-    """Read numbers of layers, separated by commas; each once, ascending."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
-        raise ConfigError(f"{flag} {text}: expected numbers of layers from 0, such as 3,4,5.")
-    return sorted({int(part) for part in parts})
-
-
-def given_options() -> dict[str, str]:
-    """Name of every option that the command line gives a value -> its flag."""
-    context = click.get_current_context()
-    options = [each for each in context.command.params if isinstance(each, click.Option)]
-    found = {str(option.name): option.opts[-1] for option in options}
-    source, given = context.get_parameter_source, ParameterSource.COMMANDLINE
-    return {name: flag for name, flag in found.items() if source(name) is given}
-
-
-configuration_options = together(
-    path_option("-c", "--config", use=READ, default="conf.json", text="File of configurations."),
-    click.option("-n", "--index", default=0, help="Which configuration, from 0."),
-)
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
-#: What is read and where it runs.
-data_options = together(
-    path_option(
-        "--data",
-        use=DATA,
-        type=str,
-        text="Folder or file with the data of the model's task; for translation also "
-        '"embedded" or "multi30k".  [default: what the model file says; for translation else '
-        "multi30k]",
-    ),
-    click.option(
-        "--limit", type=COUNT, help="Read so many samples (lines of a text) of each split only."
-    ),
-    device_option,
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        default="auto",
-        help="Of autocast, not of files. auto: bfloat16 on a GPU that has it, and in trainings on "
-        "a CPU that has it, else float32.",
-    ),
-)
-offset_option = click.option(
-    "--reference-offset",
-    is_flag=True,
-    help="Choose a block of N layers by the scores of N + 1, as short-transformers does.",
-)
-gqa_option = click.option(
-    "--gqa",
-    type=click.Choice(["per-group", "whole-groups"]),
-    default="per-group",
-    help="Where several query heads read one key/value head: equally many leave every group, or "
-    "whole groups leave with their key/value head.",
-)
-#: Which distances count.
-choice_options = together(
-    click.option(
-        "--stack",
-        type=click.Choice(["encoder", "decoder"]),
-        help="Whose layers, where a model has both.",
-    ),
-    click.option("--distance", help="Of the scores.  [default: the first of the file]"),
-    offset_option,
-)
-#: How much of a calibration set is read where nothing is said.
-UNTIL_ENOUGH = "until every stack has 65,536 tokens, or patches of images"
-#: The statistics of the modules' inputs: where they are, of which texts.
-calibration_options = together(
-    path_option(
-        "--calibration",
-        use=BOTH,
-        default="calibration.npy",
-        text="Statistics of the inputs; read if it exists, else measured and written.",
-    ),
-    path_option(
-        "--calibration-data",
-        use=DATA,
-        type=str,
-        text="As --data: whose training samples are measured.  [default: as for --data]",
-    ),
-    click.option(
-        "--calibration-samples",
-        type=COUNT,
-        help="How many of the training samples are measured (lines of a text).  "
-        f"[default: {UNTIL_ENOUGH}]",
-    ),
-    click.option(
-        "--held-out-samples",
-        type=COUNT,
-        help="How many of the validation samples are measured.  [default: a quarter of "
-        "--calibration-samples, or until there are 16,384 tokens]",
-    ),
-    click.option(
-        "--memory-budget",
-        type=BYTES,
-        default="2G",
-        help="Memory for statistics and cached inputs; more modules than fit take more passes.",
-    ),
-)
-_whole_model_options = (
-    click.option(
-        "--steps",
-        type=click.IntRange(min=0),
-        default=0,
-        help="End after so many optimizer steps, with the whole schedule laid out over them; "
-        "0: --epochs says when.",
-    ),
-    click.option(
-        "--compile",
-        is_flag=True,
-        help="Compile the model (torch.compile); takes minutes at the start, so it is worth it "
-        "for long trainings on a GPU only.",
-    ),
-)
-
-
-def training_options(
-    epochs: int | None, lr: float | None, early_stop: int, is_whole_model: bool = False
-) -> Decorator:
-    """Add the options of a training, with this script's defaults; they arrive as `training`.
-
-    Args:
-        epochs: default, as the next two.
-        lr: peak learning rate.
-        early_stop: patience in epochs.
-        is_whole_model: adds `--steps` and `--compile`.
-    """
-    declared = together(
-        click.option("--epochs", type=COUNT, default=epochs, help="At most."),
-        click.option(
-            "--batch-size",
-            type=COUNT,
-            help="Samples per step, over all processes.  [default: the task's, 64 or, for windows "
-            "of text, 8; for hybrid a quarter]",
-        ),
-        click.option(
-            "--lr",
-            type=Finite(min=0, min_open=True),
-            default=lr,
-            help="Peak learning rate, relative to the size of each matrix.",
-        ),
-        click.option(
-            "--early-stop",
-            type=click.IntRange(min=0),
-            default=early_stop,
-            help="Epochs without improvement before it stops; 0: never.",
-        ),
-        click.option("--seed", type=SEED, default=42, help="Of sampling and dropout."),
-        click.option("--resume/--no-resume", default=True, help="Continue an interrupted run."),
-        path_option(
-            "--checkpoint-dir",
-            use=WRITTEN,
-            default="checkpoints",
-            text="Where an unfinished run keeps its checkpoints.",
-        ),
-        click.option(
-            "--save-steps",
-            type=click.IntRange(min=0),
-            help="Write a checkpoint after every so many steps of an epoch, too; 0: at the ends of "
-            "epochs only.  [default: about every 10 minutes; of several processes 0]",
-        ),
-        click.option(
-            "--report-to",
-            type=click.Choice(["none", "tensorboard", "wandb"]),
-            default="none",
-            help="Where live curves go.",
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(min=0),
-            default=0,
-            help="Processes that prepare batches; worth it beside a GPU.",
-        ),
-        *(_whole_model_options if is_whole_model else ()),
-        data_options,
-    )
-
-    def decorate(function: Function) -> Function:
-        @functools.wraps(function)
-        def collect(**options: Any) -> Any:
-            from composable.training.options import Options
-
-            names = {field.name for field in dataclasses.fields(Options)} & set(options)
-            training = Options(**{name: options.pop(name) for name in names}).resolved()
-            shared = {"device": training.device, "dtype": training.dtype}
-            return function(training=training, **shared, **options)
-
-        return declared(collect)
-
-    return decorate

@@ -1,99 +1,153 @@
 """Write conf.json: which rate every prunable module has in each wanted model."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from composable import files
-from composable.commands import cli
+from composable.commands import cli, options
 from composable.errors import ConfigError
 from composable.formats import config
 from composable.formats.config import ALLOCATIONS, METRICS, POLICIES
 
-#: Options that go with --sizes alone, and those that go with it, too.
-OF_SIZES = ("metric", "allocation", "gqa")
-WITH_SIZES = ("sizes", "scores", "model", "output", "number", "verbose", "quiet", "debug")
+KINDS = ("attention", "linear", "ffn")
 DEFAULT_RATES = {"attention": (0.25, 0.5, 0.25), "linear": (0.3, 0.3, 0.5)}
 
 
-def chosen_rates(
-    given: dict[str, tuple[float, ...]], number: int | None, cuts: tuple[str, int] | None = None
-) -> dict[str, list[float]]:
-    """Complete and check the rates of the command line.
-
-    Args:
-        given: kind -> rates after its flag, () where the flag is absent.
-        number: of configurations that were asked for; None: as many as there are rates.
-        cuts: flag and number of values of the option that says which layers go.
-
-    Returns:
-        Kind -> one rate per configuration: the defaults where no flag was given, else 0.
-
-    Raises:
-        ConfigError: the lengths disagree, or a rate is not in 0..1.
-    """
-    listed = {kind: rates for kind, rates in given.items() if rates}
-    listed = listed or ({} if cuts else dict(DEFAULT_RATES))
-    lengths = {len(rates) for rates in listed.values()} | ({cuts[1]} if cuts else set())
-    if len(lengths) > 1 or (number is not None and {number} != lengths):
-        asked = "" if number is None else f"-n asks for {number} configurations, "
-        parts = [f"--{kind} has {len(rates)} rates" for kind, rates in listed.items()]
-        found = " and ".join([*parts, *([f"{cuts[0]} has {cuts[1]} values"] if cuts else [])])
-        raise ConfigError(f"{asked}{found}; give one rate per configuration to each.")
-    zeros = dict.fromkeys(given, (0.0,) * lengths.pop())
-    return {
-        kind: [config.Entry.parse(rate, f"--{kind}").rate for rate in rates]
-        for kind, rates in (zeros | listed).items()
-    }
+def _rates(kind: str, text: str) -> Any:
+    """Declare the rates of a kind."""
+    return options.option(f"--{kind}", help=text, default=(), type=options.RATE, metavar="R..")
 
 
-def refuse_unused_choices(options: dict[str, Any]) -> None:
-    """Refuse options that say which layers go where none are to go."""
-    for name, value in options.items():
-        if value not in (None, "", False) and (name, value) != ("policy", POLICIES[0]):
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} needs --drop-layers N or --layers; add one of them.")
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
 
+    model: Path = options.model("model/dense.pth")
+    output: Path = options.output("conf.json", "The configurations to write.")
+    scores: Path | None = options.path(
+        "--scores",
+        use=options.READ,
+        help="Scores that rank_importance.py wrote, by which --drop-layers and --sizes choose.",
+    )
+    attention: tuple[float, ...] = _rates(
+        "attention",
+        "Fraction of heads to remove from every attention, one rate for each configuration. "
+        "[default: 0.25 0.5 0.25]",
+    )
+    linear: tuple[float, ...] = _rates(
+        "linear",
+        "Fraction of weights to remove from every linear, one rate for each configuration. "
+        "[default: 0.3 0.3 0.5]",
+    )
+    ffn: tuple[float, ...] = _rates(
+        "ffn",
+        "Fraction of neurons to remove from every ffn, one rate for each configuration; where it "
+        "is above 0 the linears of the ffns stay as they are.",
+    )
+    drop_layers: tuple[int, ...] = options.option(
+        "--drop-layers",
+        help="How many whole layers to remove, one number for each configuration.",
+        type=click.IntRange(min=0),
+        default=(),
+        metavar="N..",
+    )
+    layers: tuple[tuple[int, ...], ...] = options.option(
+        "--layers",
+        help="Which layers to remove, their numbers separated by commas, one list for each "
+        "configuration.",
+        type=options.LAYERS,
+        default=(),
+        metavar="I,J..",
+    )
+    policy: str = options.option(
+        "--policy",
+        help="Which layers --drop-layers takes. block: neighbours that together change their input "
+        "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
+        "--iterative found; deepest: the last, but never the very last, without scores.",
+        type=click.Choice(POLICIES),
+        default=POLICIES[0],
+    )
+    stack: str | None = options.stack("Whose layers are removed, where a model has both.")
+    protect: tuple[int, ...] = options.protect("Layers that must stay, such as 0,29.")
+    linear_map: bool = options.option(
+        "--linear-map",
+        help="Put a linear map, which prune.py fits, in the place of every run of layers that go.",
+        is_flag=True,
+        default=False,
+    )
+    sizes: tuple[float, ...] = options.option(
+        "--sizes",
+        help="Instead of rates: fraction of the dense model that stays, one for each "
+        "configuration.",
+        type=options.SIZE,
+        default=(),
+        metavar="S..",
+    )
+    metric: str | None = options.option(
+        "--metric",
+        help="What a size is a fraction of: MACs, at the mean lengths of the texts of --scores "
+        "(without scores at 32 tokens, or those of an image); all parameters; or those inside "
+        "layers. [default: macs]",
+        type=click.Choice(METRICS),
+    )
+    allocate: str | None = options.option(
+        "--allocate",
+        help="How a size is shared out. uniform: every attention keeps the same share of its "
+        "heads, every ffn of its neurons; stat: modules that lose least by it give up most, by "
+        "scores of rank_importance.py --method stat. [default: stat with such scores, else "
+        "uniform]",
+        type=click.Choice(ALLOCATIONS),
+    )
+    gqa: str | None = options.gqa(
+        None,
+        "Matters for --sizes; give prune.py the same. [default: as --scores were measured, else "
+        "per-group]",
+    )
 
-def asked_rates(
-    given: dict[str, tuple[float, ...]],
-    number: int | None,
-    drop_layers: tuple[int, ...],
-    layers: tuple[str, ...],
-    choice: dict[str, Any],
-) -> tuple[Any, dict[str, list[float]]]:
-    """Read what the command line says without --sizes; for the errors see `chosen_rates`.
-
-    Returns:
-        For every configuration the number of layers to drop, or their numbers; () where none are.
-        And the rates by kind. `protect` of `choice` becomes a list of numbers.
-    """
-    if drop_layers and layers:
-        raise ConfigError("--drop-layers and --layers both say which layers go; give one of them.")
-    flag = "--layers" if layers else "--drop-layers"
-    cuts = [cli.parse_numbers(text, "--layers") for text in layers] or drop_layers
-    if not cuts:
-        refuse_unused_choices(choice)
-    choice["protect"] = cli.parse_numbers(choice["protect"], "--protect")
-    return cuts, chosen_rates(given, number, (flag, len(cuts)) if cuts else None)
-
-
-def refuse_beside_sizes(sizes: tuple[float, ...], number: int | None) -> None:
-    """Refuse what says something else than --sizes, or belongs to it where it is not given."""
-    for name, flag in cli.given_options().items():
-        if sizes and name not in (*OF_SIZES, *WITH_SIZES):
-            raise ConfigError(
-                f"{flag}: --sizes says what every module keeps; leave one of the two out."
+    def check(self) -> None:
+        """Refuse values that contradict each other, or would have no effect."""
+        if self.sizes:
+            rates = (*KINDS, "drop_layers", "layers", "policy", "stack", "protect", "linear_map")
+            options.refuse(
+                rates, "has no effect beside --sizes, which says what every module keeps"
             )
-        if not sizes and name in OF_SIZES:
-            raise ConfigError(f"{flag} needs --sizes; add it.")
-    if sizes and number not in (None, len(sizes)):
-        raise ConfigError(
-            f"-n asks for {number} configurations, --sizes has {len(sizes)} values; give one size "
-            "per configuration."
-        )
+            return
+        options.refuse(("metric", "allocate", "gqa"), "has no effect without --sizes")
+        if self.drop_layers and self.layers:
+            raise ConfigError("--drop-layers and --layers both say which layers go; give one.")
+        choice = ("policy", "scores", "protect")
+        if not self.drop_layers:
+            options.refuse(choice, "has no effect without --drop-layers")
+        if not (self.drop_layers or self.layers):
+            options.refuse(("stack", "linear_map"), "has no effect without --drop-layers N")
+        if self.policy == "deepest":
+            options.refuse(["scores"], "has no effect with --policy deepest")
+        self.rates()
+
+    def rates(self) -> dict[str, list[float]]:
+        """Return one rate per configuration for each kind: the defaults where none was given.
+
+        Raises:
+            ConfigError: the options have unequal numbers of values.
+        """
+        asked = {kind: getattr(self, kind) for kind in KINDS if getattr(self, kind)}
+        given = {f"--{kind}": len(rates) for kind, rates in asked.items()}
+        flag = "--layers" if self.layers else "--drop-layers"
+        cuts = self.layers or self.drop_layers
+        given |= {flag: len(cuts)} if cuts else {}
+        if not given:
+            asked = dict(DEFAULT_RATES)
+        counts = {*given.values()} or {len(DEFAULT_RATES["attention"])}
+        if len(counts) > 1:
+            said = " and ".join(f"{flag} has {count} values" for flag, count in given.items())
+            raise ConfigError(f"{said}; give one for each configuration to every option.")
+        (count,) = counts
+        kinds = KINDS if "ffn" in asked else KINDS[:2]
+        return {kind: list(asked.get(kind, (0.0,) * count)) for kind in kinds}
 
 
 def sized_configurations(
@@ -161,109 +215,12 @@ def shares(
     }
 
 
-def _rates(kind: str, text: str) -> Any:
-    return click.option(f"--{kind}", type=float, multiple=True, metavar="R..", help=text)
-
-
-@cli.command()
-@cli.model_option("model/t5-small.pth", "The dense model.")
-@cli.path_option(
-    "-o", "--output", use=cli.WRITTEN, default="conf.json", text="Configurations to write."
-)
-@_rates(
-    "attention",
-    "Fraction of heads to remove, one rate per configuration.  [default: 0.25 0.5 0.25]",
-)
-@_rates(
-    "linear", "Fraction of weights to remove, one rate per configuration.  [default: 0.3 0.3 0.5]"
-)
-@_rates(
-    "ffn",
-    "Fraction of neurons to remove, one rate per configuration; where it is above 0 the linears "
-    "of the ffns stay as they are.",
-)
-@click.option(
-    "--drop-layers",
-    type=click.IntRange(min=0),
-    multiple=True,
-    metavar="N..",
-    help="Whole layers to remove, one number per configuration.",
-)
-@click.option(
-    "--layers",
-    multiple=True,
-    metavar="I,J..",
-    help="Numbers of the layers to remove, separated by commas, one list per configuration.",
-)
-@click.option(
-    "--policy",
-    type=click.Choice(POLICIES),
-    default=POLICIES[0],
-    help="Which layers --drop-layers takes. block: neighbours that together change their input "
-    "least; singles: those that do so alone; iterative: in the order that rank_importance.py "
-    "--iterative found; deepest: the last, but never the very last, without scores.",
-)
-@cli.path_option("--scores", use=cli.READ, text="Scores that rank_importance.py wrote.")
-@cli.choice_options
-@click.option("--protect", default="", help="Layers that must stay, e.g. 0,29.")
-@click.option(
-    "--linear-map",
-    is_flag=True,
-    help="Put a fitted linear map in the place of every run of layers that go.",
-)
-@click.option(
-    "--sizes",
-    type=float,
-    multiple=True,
-    metavar="S..",
-    help="Instead of rates: fraction of the dense model that stays, one per configuration.",
-)
-@click.option(
-    "--metric",
-    type=click.Choice(METRICS),
-    help="What --sizes are fractions of: MACs, at the mean lengths of the texts of --scores "
-    "(without scores at 32 tokens, or those of an image); all parameters; or those inside layers.  "
-    "[default: macs]",
-)
-@click.option(
-    "--allocate",
-    "allocation",
-    type=click.Choice(ALLOCATIONS),
-    help="Of --sizes. uniform: every attention keeps the same share of its heads, every ffn of "
-    "its neurons; stat: modules that lose least by it give up most, by --scores of "
-    "rank_importance.py --method stat.  [default: stat with such scores, else uniform]",
-)
-@click.option(
-    "--gqa",
-    type=click.Choice(["per-group", "whole-groups"]),
-    help="Of --sizes: how heads leave that share a key/value head; give prune.py the same.  "
-    "[default: as --scores were measured, else per-group]",
-)
-@click.option(
-    "-n",
-    "--number",
-    type=cli.COUNT,
-    help="Number of configurations.  [default: as many as there are rates]",
-)
-def main(
-    model: Path,
-    output: Path,
-    attention: tuple[float, ...],
-    linear: tuple[float, ...],
-    ffn: tuple[float, ...],
-    number: int | None,
-    drop_layers: tuple[int, ...],
-    layers: tuple[str, ...],
-    sizes: tuple[float, ...],
-    metric: str | None,
-    allocation: str | None,
-    gqa: str | None,
-    **choice: Any,
-) -> dict[str, object]:
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Write conf.json: which rate every prunable module has in each wanted model.
 
-    A rate is the fraction removed: 0 leaves a module untouched, 1 removes it. Once a rate flag is
-    given, kinds without a flag get 0. Listed are all attentions and linears (the output projection
+    A rate is the fraction removed: 0 leaves a module untouched, 1 removes it. Once a rate is
+    given, kinds without one get 0. Listed are all attentions and linears (the output projection
     of every attention, all of the ffns), with --ffn the ffns as well, to be edited by hand.
 
     --drop-layers and --layers remove whole layers (rate 1) and leave what lies in them at 0.
@@ -271,37 +228,57 @@ def main(
     --sizes chooses the rates of all attentions and ffns so that a fraction of the dense model
     stays, and never more than that. The report says what every configuration keeps and costs.
     """
-    refuse_beside_sizes(sizes, number)
-    given = {"attention": attention, "linear": linear, **({"ffn": ffn} if ffn else {})}
-    cuts, rates = ((), {}) if sizes else asked_rates(given, number, drop_layers, layers, choice)
-    files.check_writable(output)
     from composable.models import checkpoint
-    from composable.ranking import layer_choice
 
-    loaded = checkpoint.load(model)
-    loaded.require_dense(model, "config_generator.py")
-    by_name = {module.name: module for module in loaded.family.modules(loaded.model)}
+    files.check_writable(settings.output)
+    dense = checkpoint.load(settings.model)
+    dense.require_dense(settings.model, "config_generator.py")
+    by_name = {module.name: module for module in dense.family.modules(dense.model)}
     how: tuple[Any, ...] = ()
-    if sizes:
-        metric = metric or METRICS[0]
+    if settings.sizes:
+        metric = settings.metric or METRICS[0]
         configurations, allocation, how = sized_configurations(
-            loaded, sizes, choice["scores"], gqa, metric, allocation
+            dense, settings.sizes, settings.scores, settings.gqa, metric, settings.allocate
         )
-        said: dict[str, Any] = {"sizes": sizes, "metric": metric, "allocation": allocation}
+        said: dict[str, Any] = {"sizes": settings.sizes, "metric": metric}
+        said["allocation"] = allocation
     else:
-        dropped = layer_choice.configurations(loaded, cuts, **choice) if cuts else None
-        configurations = config.uniform_configurations([*by_name.values()], rates, dropped)
-        gone = {"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}
-        said = {"rates": rates, **gone}
+        configurations, said = _with_rates(settings, dense, [*by_name.values()])
     for i, configuration in enumerate(configurations):
-        config.check_configuration(configuration, by_name, f"{output}[{i}]")
-    costs = shares(loaded, configurations, *how)
-    config.write_configurations(output, configurations)
+        config.check_configuration(configuration, by_name, f"{settings.output}[{i}]")
+    costs = shares(dense, configurations, *how)
+    config.write_configurations(settings.output, configurations)
     kinds = [by_name[name].kind for name in configurations[0] if by_name[name].kind != "layer"]
     return {
-        "wrote": str(output),
+        "wrote": str(settings.output),
         "configurations": len(configurations),
         "modules": Counter(kinds),
         **said,
         **costs,
     }
+
+
+def _with_rates(
+    settings: Settings, dense: Any, modules: list[Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Make configurations of rates and of layers that go, and what the report says of them."""
+    from composable.ranking import layer_choice
+
+    dropped = None
+    if cuts := settings.layers or settings.drop_layers:
+        if settings.stack is None and len(dense.family.stacks) > 1:
+            stacks = " and ".join(dense.family.stacks)
+            raise click.UsageError(f"the model has {stacks} layers; say which with --stack.")
+        dropped = layer_choice.configurations(
+            dense,
+            cuts,
+            policy=settings.policy,
+            scores=settings.scores,
+            stack=settings.stack,
+            protect=settings.protect,
+            linear_map=settings.linear_map,
+        )
+    rates = settings.rates()
+    configurations = config.uniform_configurations(modules, rates, dropped)
+    gone = {"dropped": [config.all_covered(one) for one in dropped]} if dropped else {}
+    return configurations, {"rates": rates, **gone}

@@ -1,66 +1,72 @@
 """Measure a model: the scores of its task, speed, loss, parameters, zeros, MACs, file size."""
 
 import importlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from composable.commands import cli
+from composable.commands import cli, options
 
-#: Options that only some tasks have (`Task.options`).
-OF_TASKS = ("num_beams", "max_length", "target_length", "window", "null_threshold")
+#: Tokens of a sentence for which MACs are counted.
+TRANSLATED = 32
+#: Settings that a score may depend on, whatever the task.
+MACHINE = ("batch_tokens", "limit", "device", "dtype")
 
 
-@cli.command()
-@cli.model_option("model/finetuned.pth", "Model file, dense or composed.")
-@cli.path_option("-o", "--output", use=cli.WRITTEN, text="Write the report here, too.")
-@click.option(
-    "--split", type=click.Choice(["valid", "test"]), default="test", help="Which split is measured."
-)
-@click.option(
-    "--batch-tokens",
-    type=cli.COUNT,
-    default=8192,
-    help="Tokens in a batch (of the source, in translation), at most.",
-)
-@cli.path_option(
-    "--output-predictions",
-    "--output-translations",
-    "predictions",
-    use=cli.WRITTEN,
-    text="Write the model's answer to each sample here, one a line, in the order of the data: a "
-    "translation, class, number, answer, or loss of a window.",
-)
-@click.option("--num-beams", type=cli.COUNT, default=1, help="Translation: 1 is greedy.")
-@click.option(
-    "--max-length", type=cli.COUNT, default=80, help="Translation: most tokens of a translation."
-)
-@click.option(
-    "--window",
-    type=click.IntRange(min=2),
-    help="Language modelling: tokens of a window.  [default: what the model file says, else 512]",
-)
-@click.option(
-    "--null-threshold",
-    type=cli.Finite(),
-    default=0.0,
-    help="Question answering: by how much no answer must beat the best span to be the answer.",
-)
-@click.option(
-    "--source-length",
-    type=cli.COUNT,
-    default=32,
-    help="Tokens, for the MACs. Other tasks than translation: by default the most that the model "
-    "reads of a sample.",
-)
-@click.option(
-    "--target-length", type=cli.COUNT, default=32, help="Translation: target tokens, for the MACs."
-)
-@cli.data_options
-def main(
-    model: Path, output: Path | None, predictions: Path | None, **options: Any
-) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
+
+    model: Path = options.model("model/finetuned.pth", "The model file, dense or composed.")
+    output: Path | None = options.output(None, "Also write the report to this file.")
+    predictions: Path | None = options.path(
+        "--predictions",
+        use=options.WRITTEN,
+        help="Write the model's answer to each sample to this file, one a line, in the order of "
+        "the data: a translation, class, number, answer, or loss of a window.",
+    )
+    data: str | None = options.data()
+    limit: int | None = options.limit("Read the first N samples only (lines, of a text).")
+    split: str = options.option(
+        "--split",
+        help="Which split is measured.",
+        default="test",
+        type=click.Choice(["valid", "test"]),
+    )
+    num_beams: int = options.option(
+        "--num-beams",
+        help="Beams of the search for a translation; 1 is greedy.",
+        default=1,
+        type=options.COUNT,
+    )
+    max_length: int | None = options.option(
+        "--max-length",
+        help="Tokens of a translation at most; of a language model, the tokens of a window. "
+        "[default: 80; the window that the model file names, else 512]",
+        type=click.IntRange(min=2),
+    )
+    length: int | None = options.option(
+        "--length",
+        help="Tokens of a text for which the MACs are counted; in translation of the source and "
+        "of the target. [default: 32 in translation, else the most that the model reads of a "
+        "sample]",
+        type=options.COUNT,
+    )
+    batch_tokens: int = options.option(
+        "--batch-tokens",
+        help="Tokens of a batch (of the source, in translation) at most.",
+        default=8192,
+        type=options.COUNT,
+        group=options.MACHINE,
+    )
+    device: str = options.device()
+    dtype: str = options.dtype(trains=False)
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Run a model on a split of its task's data; report quality, speed and cost as JSON.
 
     In translation, bleu is sacreBLEU with its signature; bleu_thesis is torchtext's BLEU on
@@ -70,60 +76,50 @@ def main(
     from composable import devices, files, tasks
     from composable.models import checkpoint, cost
 
-    files.check_writable(output, predictions)
-    options["device"] = devices.select_device(options["device"])
-    options["dtype"] = devices.select_dtype(options["dtype"], options["device"], trains=False)
-    loaded = checkpoint.load(model)
+    files.check_writable(settings.output, settings.predictions)
+    loaded = checkpoint.load(settings.model)
     task = tasks.by_name(loaded.info["task"])
-    _refuse_foreign(task)
-    data = loaded.info.get("data")
-    corpus = task.read(options["data"], data, options["split"], options["limit"])
-    lengths = _lengths(task, loaded, options)
+    options.refuse(
+        {"num_beams", "max_length"} - set(task.options),
+        f"has no effect on {task.name}, the task of this model",
+    )
+    device = devices.select_device(settings.device)
+    dtype = devices.select_dtype(settings.dtype, device, trains=False)
+    how = asdict(settings) | {"device": device, "dtype": dtype}
+    how["max_length"] = settings.max_length or task.answer_tokens
+    corpus = task.read(settings.data, loaded.info.get("data"), settings.split, settings.limit)
+    lengths = _lengths(task, loaded, how)
     dense = loaded.info.get("dense_parameters")
-    if options["dtype"] == "float32":
+    if dtype == "float32":
         loaded.model.float()  # weights in bfloat16 would be computed with as they are
-    lines, quality = task.evaluate(loaded, corpus, options)
+    lines, quality = task.evaluate(loaded, corpus, how)
     report = {
-        "model": str(model),
+        "model": str(settings.model),
         "fingerprint": loaded.fingerprint,
         "task": task.name,
         "main": task.main,
         **quality,
         **cost.report(loaded.model, loaded.family, dense, *lengths),
-        "file_bytes": model.stat().st_size,
-        "settings": _settings(task, options, loaded.info.get("prefix", "")),
+        "file_bytes": settings.model.stat().st_size,
+        "settings": {
+            **{name: how[name] for name in (*task.options, *MACHINE)},
+            "prefix": loaded.info.get("prefix", ""),
+        },
         "versions": _versions(task),
     }
-    if predictions:
-        files.write_text(predictions, "".join(f"{line}\n" for line in lines))
-    if output:
-        files.write_json(output, report)
+    if settings.predictions:
+        files.write_text(settings.predictions, "".join(f"{line}\n" for line in lines))
+    if settings.output:
+        files.write_json(settings.output, report)
     return report
 
 
-def _refuse_foreign(task: Any) -> None:
-    """Refuse options that were given, and that the task of the model does not have."""
-    for name, flag in cli.given_options().items():
-        if name in OF_TASKS and name not in task.options:
-            raise click.UsageError(
-                f"{flag} has no meaning for {task.name}, the task of this model; leave it out.",
-                click.get_current_context(),
-            )
-
-
-def _lengths(task: Any, loaded: Any, options: dict[str, Any]) -> tuple[int, int]:
+def _lengths(task: Any, loaded: Any, how: dict[str, Any]) -> tuple[int, int]:
     """Source and target tokens for the MACs; a model with one stack has one kind of tokens."""
-    if "target_length" in task.options:
-        return options["source_length"], options["target_length"]
-    is_given = "source_length" in cli.given_options()
-    tokens = options["source_length"] if is_given else options["window"] or task.length(loaded)
+    if len(loaded.family.stacks) == 2:
+        return (how["length"] or TRANSLATED, how["length"] or TRANSLATED)
+    tokens = how["length"] or how["max_length"] or task.length(loaded)
     return (tokens, 0) if "encoder" in loaded.family.stacks else (0, tokens)
-
-
-def _settings(task: Any, options: dict[str, Any], prefix: str) -> dict[str, Any]:
-    names = [name for name in OF_TASKS if name in task.options and name != "target_length"]
-    names += ["batch_tokens", "limit", "device", "dtype"]
-    return {name: options[name] for name in names} | {"prefix": prefix}
 
 
 def _versions(task: Any) -> dict[str, str]:

@@ -1,21 +1,28 @@
 """Write a model as a plain transformers folder, which AutoModel reads."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from composable.commands import cli
+from composable.commands import cli, options
 
 
-@cli.command()
-@cli.model_option("model/composed.pth")
-@cli.path_option("-o", "--output", use=cli.WRITTEN, default="exported", text="Folder to write.")
-@click.option(
-    "--pad",
-    is_flag=True,
-    help="Fill up what has fewer heads or neurons than the folder's config can say with zeros.",
-)
-def main(model: Path, output: Path, pad: bool) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
+
+    model: Path = options.model("model/composed.pth", "The model file, dense or composed.")
+    output: Path = options.output("exported", "The folder to make.")
+    pad: bool = options.option(
+        "--pad",
+        is_flag=True,
+        default=False,
+        help="Fill layers that have fewer heads or neurons than others up with zeros, so that "
+        "one number holds for all.",
+    )
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Write a model as a plain transformers folder.
 
     Such a folder has one number of heads and one of neurons for all layers; --pad fills up layers
@@ -24,8 +31,9 @@ def main(model: Path, output: Path, pad: bool) -> dict[str, object]:
     from composable import files
     from composable.models import checkpoint, cost, export
 
+    model, output = settings.model, settings.output
     files.check_folder(output)
-    written = export.write(checkpoint.load(model), model, output, pad)
+    written = export.write(checkpoint.load(model), model, output, settings.pad)
     return {
         "wrote": str(output),
         "architecture": type(written.model).__name__,

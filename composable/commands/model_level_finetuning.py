@@ -1,57 +1,59 @@
 """Compose a configuration out of fine-tuned variants and fine-tune it as a whole."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from composable.commands import cli
+from composable.commands import cli, options
 
 
-@cli.command()
-@cli.model_option("model/t5-small.pth")
-@cli.bundle_option("modules_finetuned.npy")
-@cli.configuration_options
-@cli.path_option(
-    "-o", "--output", use=cli.WRITTEN, default="model/finetuned.pth", text="Model file to write."
-)
-@cli.path_option(
-    "--stats", use=cli.WRITTEN, default="stats_model.csv", text="Losses per epoch, CSV."
-)
-@click.option(
-    "--heal",
-    "how",
-    type=click.Choice(["full", "neighbours", "lora"]),
-    default="full",
-    help="What learns: all weights; the layers beside those that are gone; or low-rank adapters of "
-    "the ffns, merged at the end.",
-)
-@click.option("--rank", type=cli.COUNT, default=64, help="Of the adapters of lora.")
-@cli.training_options(epochs=4, lr=None, early_stop=2, is_whole_model=True)
-def main(
-    model: Path,
-    bundles: tuple[Path, ...],
-    config: Path,
-    index: int,
-    output: Path,
-    stats: Path,
-    how: str,
-    rank: int,
-    training: Any,
-    **data: Any,
-) -> dict[str, object]:
-    """Finish configuration N with a short fine-tuning of the whole model.
+@dataclass(frozen=True, kw_only=True)
+class Settings(options.WholeModel):
+    """Options of the command."""
 
-    The peak learning rate is 0.002 unless --lr says otherwise; with --heal lora 0.0003, which is
-    AdamW's and not relative to the size of a matrix.
-    """
+    model: Path = options.model("model/dense.pth")
+    bundles: tuple[Path, ...] = options.bundles("modules_finetuned.npy")
+    config: Path = options.config()
+    index: int = options.index()
+    output: Path = options.output("model/finetuned.pth", "The model file to write.")
+    stats: Path = options.stats("stats_model.csv")
+    heal: str = options.option(
+        "--heal",
+        help="What learns: all weights; the layers beside those that are gone; or low-rank "
+        "adapters of the ffns, which are merged at the end.",
+        default="full",
+        type=click.Choice(["full", "neighbours", "lora"]),
+    )
+    rank: int = options.option(
+        "--rank", help="Rank of the adapters.", default=64, type=options.COUNT,
+        only=("heal", ("lora",)),
+    )  # fmt: skip
+    lr: float | None = options.lr(
+        "Peak learning rate, relative to the size of each matrix; with --heal lora that of AdamW. "
+        "[default: 0.002; with --heal lora 0.0003]"
+    )
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
+    """Finish a configuration with a short fine-tuning of the whole model."""
     from composable import files
     from composable.training import finetune
     from composable.training.heal import Heal
     from composable.variants import compose
 
-    files.check_writable(output, stats)
-    composed, _ = compose.compose_files(model, bundles, config, index)
+    files.check_writable(settings.output, settings.stats)
+    composed, _ = compose.compose_files(
+        settings.model, settings.bundles, settings.config, settings.index
+    )
     return finetune.tune_model(
-        composed, output, stats, training, label="model", heal=Heal(how, rank), **data
+        composed,
+        settings.output,
+        settings.stats,
+        settings.training(),
+        label="model",
+        heal=Heal(settings.heal, settings.rank),
+        data=settings.data,
+        limit=settings.limit,
     )

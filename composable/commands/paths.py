@@ -28,10 +28,11 @@ class Use:
     reads: bool = False
     writes: bool = False
     inside: str = ""
-    also: Callable[[Path], Path] | None = None
+    also: Callable[[Path], tuple[Path, ...]] | None = None
     default: Callable[[Mapping[str, Any]], Any] | None = None
 
 
+NO_PATH = Use()
 READ, WRITTEN, BOTH = Use(reads=True), Use(writes=True), Use(reads=True, writes=True)
 #: Data are named after their splits, or as the package datasets saves them; models are not data.
 _SPLIT = r"(train|val|valid|validation|dev|test)(_matched|_2016_flickr|-v[0-9.]+)?"
@@ -42,16 +43,8 @@ DATA = Use(
 )
 
 
-class PathOption(click.Option):
-    """An option whose value is a path, or several."""
-
-    def __init__(self, *args: Any, use: Use, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.use = use
-
-
 class PathArgument(click.Argument):
-    """The same without a flag."""
+    """A path, or several, without a flag."""
 
     def __init__(self, *args: Any, use: Use, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -93,20 +86,18 @@ def check(context: click.Context, options: dict[str, Any]) -> None:
 
 def _named(command: click.Command, options: dict[str, Any]) -> Iterator[_Named]:
     for parameter in command.params:
-        if not isinstance(parameter, PathOption | PathArgument):
+        name, use = str(parameter.name), getattr(parameter, "use", NO_PATH)
+        if use is NO_PATH:
             continue
-        name, use = str(parameter.name), parameter.use
         if options.get(name) in (None, ()) and use.default is not None:
             options[name] = use.default(options)
         value = options.get(name)
-        is_option = isinstance(parameter, PathOption)
-        flag = (
-            parameter.opts[0] if is_option else str(parameter.metavar or name.upper()).strip("[].")
-        )
+        word = str(parameter.metavar or name.upper()).strip("[].")
+        flag = word if isinstance(parameter, PathArgument) else parameter.opts[0]
         for path in value if isinstance(value, tuple) else (value,) if value is not None else ():
             yield _Named(flag, Path(path), use)
-            if use.also is not None:
-                yield _Named(flag, use.also(path), Use(writes=True))
+            for made in use.also(Path(path)) if use.also is not None else ():
+                yield _Named(flag, made, Use(writes=True))
 
 
 def _problem(one: _Named, other: _Named) -> str:

@@ -1,46 +1,39 @@
 """Draw how much every block of layers changes its input, and which blocks change it least."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
-from composable.commands import cli
+from composable.commands import cli, options
 from composable.commands.paths import Use
 
 
-@cli.command()
-@cli.path_argument("scores", cli.READ, default=Path("scores.npz"))
-@cli.path_option(
-    "-o",
-    "--output",
-    use=Use(writes=True, default=lambda options: options["scores"].with_suffix(".png")),
-    text="PNG to write.  [default: SCORES.png]",
-)
-@cli.choice_options
-@click.option("--raw", is_flag=True, help="Colours of the distances, not of each row's range.")
-@click.option("--title", help="Over the picture.  [default: the model's name]")
-def main(
-    scores: Path,
-    output: Path,
-    stack: str | None,
-    distance: str | None,
-    reference_offset: bool,
-    raw: bool,
-    title: str | None,
-) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
+
+    scores: Path = options.argument("scores", options.READ, Path("scores.npz"))
+    output: Path = options.output(
+        None,
+        "The picture, a PNG file. [default: SCORES.png]",
+        use=Use(writes=True, default=lambda options: options["scores"].with_suffix(".png")),
+        type=options.PNG,
+    )
+    distance: str | None = options.option(
+        "--distance", help="Which distance is drawn. [default: the first of the file]"
+    )
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Draw all blocks as a heat map, the best of every size marked, and a strip of the layers."""
     from composable import files
-    from composable.errors import UserError
     from composable.formats import scores_file
     from composable.reports import importance_plot
 
-    if output.suffix.lower() != ".png":
-        raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
-    found = scores_file.load(scores)
-    stacks = [stack] if stack else found.stacks or [""]
-    tables = [found.blocks(name, distance) for name in stacks]
-    files.check_writable(output)
-    source = found.origin.model if found.origin else ""
-    title = source if title is None else title
-    files.write_bytes(output, importance_plot.png(tables, title, raw, reference_offset))
-    return {"wrote": str(output), "stacks": stacks, "distance": tables[0].distance}
+    found = scores_file.load(settings.scores)
+    stacks = found.stacks or [""]
+    tables = [found.blocks(name, settings.distance) for name in stacks]
+    files.check_writable(settings.output)
+    title = found.origin.model if found.origin else ""
+    files.write_bytes(settings.output, importance_plot.png(tables, title))
+    return {"wrote": str(settings.output), "stacks": stacks, "distance": tables[0].distance}

@@ -1,38 +1,37 @@
 """Draw the loss curves of one or more fine-tuning runs into one picture."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from composable.commands import cli
+from composable.commands import cli, options
 from composable.commands.paths import Use
 
 
-@cli.command()
-@cli.path_argument(
-    "csvs",
-    Use(reads=True, default=lambda _: (Path("stats_model.csv"),)),
-    nargs=-1,
-    metavar="[CSV]...",
-)
-@cli.path_option(
-    "-o", "--output", use=cli.WRITTEN, default="loss.png", text="Picture to write, a PNG."
-)
-def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
+
+    csvs: tuple[Path, ...] = options.argument(
+        "csvs", Use(reads=True), (Path("stats_model.csv"),), nargs=-1, metavar="[CSV]..."
+    )
+    output: Path = options.output("loss.png", "The picture, a PNG file.", type=options.PNG)
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Draw validation (solid) and training loss (dashed) over epochs, one colour per CSV.
 
     CSV is a file that a fine-tuning script wrote with --stats; stats_model.csv if none is given.
     """
     from composable import files
-    from composable.errors import UserError
     from composable.formats import stats_file
     from composable.reports import loss_plot
 
-    if output.suffix.lower() != ".png":
-        raise UserError(f"{output}: only .png can be written; give -o a name that ends in .png.")
-    curves = stats_file.read_all(csvs)
-    files.check_writable(output)
-    files.write_bytes(output, loss_plot.loss_png(curves))
+    curves = stats_file.read_all(settings.csvs)
+    files.check_writable(settings.output)
+    files.write_bytes(settings.output, loss_plot.loss_png(curves))
     return {
-        "wrote": str(output),
+        "wrote": str(settings.output),
         "curves": [
             {
                 "file": str(path),
@@ -40,6 +39,6 @@ def main(csvs: tuple[Path, ...], output: Path) -> dict[str, object]:
                 "first_validation_loss": curve.validation[0],
                 "best_validation_loss": min(curve.validation),
             }
-            for path, curve in zip(csvs, curves, strict=True)
+            for path, curve in zip(settings.csvs, curves, strict=True)
         ],
     }

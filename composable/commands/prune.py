@@ -1,194 +1,216 @@
 """Make every variant that the scheme asks for, once, and write them as one bundle."""
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from composable.commands import cli
+from composable.commands import cli, options
 
-HEADS = {"l1": "head_l1", "gram": "head_gram"}
-#: Option -> what methods must need for it to matter, and what those are called.
-MATTERS = {
-    "seed": ("seed", "method random"),
-    "held_out_samples": ("states", "linear map in the place of layers"),
+#: Kind of module -> methods that can prune it, for --help; the registry itself needs torch.
+METHODS = {
+    "attention": ("head_gram", "head_l1", "stat", "unit_wanda", "fluctuation", "ranked", "random"),
+    "ffn": ("exchange", "neuron_l1", "stat", "unit_wanda", "fluctuation", "ranked", "random"),
+    "linear": ("l1", "wanda", "wanda_matrix", "obs", "sparsegpt", "alps"),
 }
 
 
-@cli.command()
-@cli.model_option("model/t5-small.pth")
-@cli.path_option(
-    "-c", "--config", use=cli.READ, default="conf_prune.json", text="Which variants must exist."
-)
-@cli.path_option("-o", "--output", use=cli.WRITTEN, default="modules.npy", text="Bundle to write.")
-@cli.path_option(
-    "-p", "--test-model", use=cli.WRITTEN, text="Also compose a model of first variants."
-)
-@click.option(
-    "--mask",
-    type=click.Choice(["l1", "wanda", "wanda_matrix", "obs", "sparsegpt", "alps"]),
-    help="Which weights go at plain rates.  [default: l1]",
-)
-@click.option(
-    "--heads",
-    type=click.Choice(list(HEADS)),
-    help="Which heads go at plain rates.  [default: gram]",
-)
-@click.option(
-    "--method",
-    "preferred",
-    multiple=True,
-    help="Method for plain rates of the kinds it can prune, by its name in conf.json; others "
-    "keep their default (attention: head_gram, linear: l1, ffn: exchange).",
-)
-@cli.gqa_option
-@cli.path_option(
-    "--scores",
-    use=cli.READ,
-    text="Scores that rank_importance.py wrote: the heads and neurons of the highest importance "
-    "stay at plain rates that no other option decides (method ranked).",
-)
-@click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
-@cli.calibration_options
-@cli.device_option
-def main(
-    model: Path,
-    config: Path,
-    output: Path,
-    test_model: Path | None,
-    preferred: tuple[str, ...],
-    mask: str | None,
-    heads: str | None,
-    gqa: str,
-    scores: Path | None,
-    seed: int,
-    **options: Any,
-) -> dict[str, object]:
+class _Method(options.Registered):
+    """The name of a method that can prune modules of a kind."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name; a rate is given to config_generator.py under the same flag."""
+        if options.is_number(value):
+            self.fail("a rate belongs in config_generator.py; name a method here.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def _able(kind: str) -> list[str]:
+    from composable import methods
+
+    return [method.name for method in methods.METHODS if kind in method.kinds]
+
+
+def _method(kind: str, what: str) -> Any:
+    """Declare the option of a kind."""
+    names = METHODS[kind]
+    text = f"Which {what} at rates that name no method: {', '.join(names)}. [default: {names[0]}]"
+    known = _Method(names, functools.partial(_able, kind))
+    return options.option(f"--{kind}", help=text, type=known, metavar="METHOD")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
+
+    model: Path = options.model("model/dense.pth")
+    config: Path = options.path(
+        "-c",
+        "--config",
+        use=options.READ,
+        default=Path("conf_prune.json"),
+        help="The scheme: which variants are to be made.",
+    )
+    output: Path = options.output("modules.npy", "The bundle to write.")
+    test_model: Path | None = options.path(
+        "-p",
+        "--test-model",
+        use=options.WRITTEN,
+        help="Also compose a model of the first variant of every module, as a test.",
+    )
+    scores: Path | None = options.path(
+        "--scores",
+        use=options.READ,
+        help="Scores that rank_importance.py wrote, by which the method ranked chooses.",
+    )
+    data: str | None = options.data(options.MEASURED)
+    limit: int | None = options.limit(options.CALIBRATED)
+    calibration: Path = options.calibration()
+    attention: str | None = _method("attention", "heads go")
+    ffn: str | None = _method("ffn", "neurons of the ffns go")
+    linear: str | None = _method("linear", "weights of the linears go")
+    gqa: str = options.gqa()
+    seed: int = options.seed("Seed of the method random.")
+    memory_budget: int = options.memory_budget()
+    device: str = options.device()
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """Kind -> method for plain rates."""
+        named = {"attention": self.attention, "ffn": self.ffn, "linear": self.linear}
+        return {kind: name for kind, name in named.items() if name}
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Prune every module at every rate of the scheme; heads, neurons and weights go for good.
 
-    Heads and neurons are chosen by the inputs of the modules, and weights by all masks but l1. The
-    inputs are measured once and written to --calibration, or read from it where it exists. The
-    methods head_l1, neuron_l1 and random, and --scores, need no texts. Linear maps in the place of
-    layers are fitted to the same texts.
+    Most methods look at the inputs of the modules. These are measured once and written to
+    --calibration, or read from it where it exists. The methods head_l1, neuron_l1, l1, ranked and
+    random need no texts. Linear maps in the place of layers are fitted to the same texts.
     """
     from composable import files, methods
-    from composable.calibration import collect
     from composable.formats import bundle
     from composable.formats.config import read_scheme
-    from composable.methods import random
     from composable.models import checkpoint
     from composable.variants import compose, pruning
 
-    preferred = _preferred(preferred, mask, HEADS[heads] if heads else None)
-    if scores:
-        preferred = tuple(dict.fromkeys((*preferred, methods.RANKED.name)))
-    files.check_writable(output, test_model)
-    dense = checkpoint.load(model)
-    dense.require_dense(model, "pruning")
+    files.check_writable(settings.output, settings.test_model)
+    dense = checkpoint.load(settings.model)
+    dense.require_dense(settings.model, "pruning")
     modules = {module.name: module for module in dense.family.modules(dense.model)}
-    scheme = read_scheme(config, modules, [method.name for method in methods.METHODS])
-    needs, facts, inputs, states = pruning.needs(dense, scheme, preferred), {}, None, None
-    texts: tuple[Any, ...] = ()
-    whole_groups = gqa == bundle.WHOLE_GROUPS
-    importance, measured = _importance(scores, dense, needs, gqa)
-    _refuse_unused(needs)
-    measured |= {"seed": seed} if "seed" in needs else {}
-    if "inputs" in needs:
-        calibration, texts = _calibrate(dense, options)
-        inputs, facts = calibration.inputs, collect.facts_of(calibration)
-    if "states" in needs:
-        blocks = pruning.blocks_of(scheme)
-        states = collect.block_moments(dense, blocks, texts=texts, **options)
-    seeds = functools.partial(random.seed_of, seed)
-    sources = pruning.Sources(inputs, states, importance, seeds)
-    variants = pruning.make_variants(dense, scheme, preferred, sources, whole_groups)
-    if test_model:
+    names = [method.name for method in methods.METHODS]
+    scheme = read_scheme(settings.config, modules, names)
+    needs = pruning.needs(dense, scheme, settings.chosen)
+    _refuse_unused(settings, scheme, modules, needs)
+    sources, facts, origin = _measure(settings, dense, scheme, needs)
+    whole_groups = settings.gqa == bundle.WHOLE_GROUPS
+    variants = pruning.make_variants(dense, scheme, settings.chosen, sources, whole_groups)
+    if settings.test_model:
         # made before anything is written
         test = compose.compose(dense, compose.that_fit(dense, variants))
-    origin = {"preferred": list(preferred), "source": dense.info["source"], **measured}
+    origin = {"methods": settings.chosen, "source": dense.info["source"], **origin}
     origin["reading"] = dense.reading
-    bundle.write(output, bundle.Bundle(dense.fingerprint, variants, origin))
+    bundle.write(settings.output, bundle.Bundle(dense.fingerprint, variants, origin))
     report: dict[str, object] = {
-        "wrote": str(output),
+        "wrote": str(settings.output),
         "variants": len(variants),
         "modules": len(scheme),
-        "bytes": output.stat().st_size,
+        "bytes": settings.output.stat().st_size,
         **facts,
         **pruning.maps_of(variants),
         **pruning.head_rates_of(variants, modules),
     }
-    if test_model:
-        checkpoint.save(test_model, test)
-        report["test_model"] = str(test_model)
+    if settings.test_model:
+        checkpoint.save(settings.test_model, test)
+        report["test_model"] = str(settings.test_model)
     return report
 
 
-def _preferred(preferred: tuple[str, ...], *chosen: str | None) -> tuple[str, ...]:
-    """Join --method with what --mask and --heads stand for; refuse two answers for one kind."""
-    from composable import methods
-    from composable.errors import UserError
-
-    names = tuple(dict.fromkeys((*preferred, *filter(None, chosen))))
-    answers: dict[str, str] = {}
-    for name in names:
-        for kind in methods.by_name(name).kinds:
-            if answers.setdefault(kind, name) != name and name in chosen:
-                raise UserError(
-                    f"{answers[kind]} and {name} are both asked for {kind}s; name one of them."
-                )
-    return names
-
-
-def _refuse_unused(needs: Any) -> None:
-    """Refuse options that the methods of the scheme have no use for."""
-    from composable.errors import UserError
-
-    for name, flag in cli.given_options().items():
-        need, what = MATTERS.get(name, (None, ""))
-        if need and need not in needs:
-            raise UserError(f"{flag}: the scheme asks for no {what}; leave it out.")
+def _refuse_unused(settings: Settings, scheme: Any, modules: Any, needs: Any) -> None:
+    """Refuse options that the scheme has no use for."""
+    entries = [(modules[name].kind, entry) for name, many in scheme.items() for entry in many]
+    entries += [("linear", part) for _, entry in entries for part in entry.parts.values()]
+    plain = {kind for kind, entry in entries if entry.method is None and entry.rate < 1}
+    for kind in METHODS.keys() - plain:
+        options.refuse([kind], f"has no effect: no {kind} has a rate that names no method")
+    if "scores" not in needs:
+        options.refuse(["scores"], "has no effect: add --attention ranked, --ffn ranked or both")
+    if "seed" not in needs:
+        options.refuse(["seed"], "has no effect: no method here is random")
+    if not {"inputs", "states"} & set(needs):
+        texts = ("data", "limit", "calibration", "memory_budget")
+        options.refuse(texts, "has no effect: no method here looks at texts")
 
 
-def _calibrate(dense: Any, options: dict[str, Any]) -> Any:
+def _measure(
+    settings: Settings, dense: Any, scheme: Any, needs: Any
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Measure or read what methods need: it, what a report and what a bundle say of it."""
+    from composable.calibration import collect
+    from composable.methods import random
+    from composable.variants import pruning
+
+    importance, origin = _importance(settings, dense) if "scores" in needs else (None, {})
+    inputs, states, facts = None, None, {}
+    texts: tuple[Any, ...] = ()
+    if "seed" in needs:
+        origin["seed"] = settings.seed
+    if "inputs" in needs:
+        calibration, texts = _calibrate(settings, dense)
+        inputs, facts = calibration.inputs, collect.facts_of(calibration)
+    if "states" in needs:
+        blocks = pruning.blocks_of(scheme)
+        states = collect.block_moments(
+            dense, blocks, settings.data, settings.limit, settings.device, texts=texts
+        )
+    seeds = functools.partial(random.seed_of, settings.seed)
+    return pruning.Sources(inputs, states, importance, seeds), facts, origin
+
+
+def _calibrate(settings: Settings, dense: Any) -> Any:
     """Read or measure the inputs; say what helps where there are no texts."""
     from composable.calibration import collect
     from composable.errors import NoDataError
 
     try:
-        return collect.calibrate(dense, held_out=False, **options)
+        return collect.calibrate(
+            dense,
+            settings.calibration,
+            settings.data,
+            settings.limit,
+            settings.memory_budget,
+            settings.device,
+            held_out=False,
+        )
     except NoDataError as error:
         raise NoDataError(
             "no texts to calibrate on, and the methods of the scheme look at inputs: the model "
-            "file names no data; give --calibration-data, or methods that read weights alone "
-            "(--heads l1, --method neuron_l1, --mask l1)."
+            "file names no data; give --data, or methods that read weights alone "
+            "(--attention head_l1 --ffn neuron_l1 --linear l1)."
         ) from error
 
 
-def _importance(
-    scores: Path | None, dense: Any, needs: Any, gqa: str
-) -> tuple[Any, dict[str, Any]]:
+def _importance(settings: Settings, dense: Any) -> tuple[Any, dict[str, Any]]:
     """Read a file of scores: a function from a module to its importance, and what to remember."""
     import torch
 
     from composable.errors import UserError
     from composable.formats import scores_file
 
-    if scores is None:
-        return None, {}
-    if "scores" not in needs:
-        raise UserError(
-            f"--scores {scores}: other options or methods decide on every attention and ffn of the "
-            "scheme, or it has none; leave it out."
-        )
-    found = scores_file.load(scores)
-    found.require_model(dense.fingerprint, scores)
-    dense.require_reading(scores, found.reading)
+    path = settings.scores
+    if path is None:
+        raise UserError("the method ranked needs --scores; rank_importance.py measures them.")
+    found = scores_file.load(path)
+    found.require_model(dense.fingerprint, path)
+    dense.require_reading(path, found.reading)
     origin = found.origin
-    if origin and origin.options.get("gqa", gqa) != gqa:
+    if origin and origin.options.get("gqa", settings.gqa) != settings.gqa:
         raise UserError(
-            f"--gqa {gqa}: the scores {scores} are of heads that leave {origin.options['gqa']}; "
-            "give the same --gqa, or measure the scores again."
+            f"--gqa {settings.gqa}: the scores {path} are of heads that leave "
+            f"{origin.options['gqa']}; give the same --gqa, or measure the scores again."
         )
     remembered = {"method": origin.method, "options": dict(origin.options)} if origin else {}
     return lambda module: torch.from_numpy(found.importance(module)), {"scores": remembered}

@@ -1,105 +1,82 @@
 """Measure what matters in a model, once: heads, neurons, layers, by a method of choice."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
-from composable.commands import cli
-from composable.errors import ConfigError
-
-#: Options of every ranker, of those that read texts, and of the tables of blocks.
-ALWAYS = ("model", "method", "output", "device", "verbose", "quiet", "debug")
-OF_TEXTS = ("calibration_data", "key", "calibration_samples", "max_length")
-OF_BLOCKS = ("threshold", "reference_offset")
+from composable.commands import cli, options
 
 
-@cli.command()
-@cli.model_option("model/t5-small.pth")
-@click.option(
-    "--method",
-    default="layer_distance",
-    help="What is measured. layer_distance: how much every block of layers changes its input; "
-    "stat: heads and neurons by how little the others make up for them; l1: by the size of their "
-    "weights; random: by lot, as a control.",
-)
-@click.option(
-    "--distance",
-    "distances",
-    multiple=True,
-    default=("angular_all",),
-    metavar="NAME..",
-    help="Of layer_distance: angular_all, angular_last, angular_token:I, bi_score, "
-    "relative_magnitude, relative_residual, euclidean_last, linear_approximation_last (both also "
-    "token:I), linear_fit; several are measured in one pass.",
-)
-@cli.path_option(
-    "--calibration-data",
-    use=cli.DATA,
-    type=str,
-    text="File with a text a line, or .jsonl (--key); or a folder with the data of the model's "
-    "task, as --data of the other scripts, whose training split is read.  [default: what the "
-    "model file says]",
-)
-@click.option("--key", default="text", help="Of the text in a line of .jsonl.")
-@click.option(
-    "--calibration-samples",
-    type=cli.COUNT,
-    help="The first so many samples; of a language model's folder, lines.  "
-    f"[default: {cli.UNTIL_ENOUGH}]",
-)
-@click.option("--max-length", type=cli.COUNT, help="Tokens of a text at most.")
-@click.option(
-    "--batch-size",
-    type=cli.COUNT,
-    help="Samples of a batch.  [default: as many as are 2,048 tokens]",
-)
-@cli.path_option("-o", "--output", use=cli.WRITTEN, default="scores.npz", text="File to write.")
-@click.option("--threshold", type=cli.Finite(), help="List blocks up to this score only.")
-@cli.offset_option
-@click.option(
-    "--iterative",
-    type=cli.COUNT,
-    help="Also let so many layers go one by one, by the first distance, measuring again each time.",
-)
-@click.option(
-    "--stack",
-    type=click.Choice(["encoder", "decoder"]),
-    help="Whose layers --iterative takes, where a model has both.",
-)
-@click.option("--protect", default="", help="Layers that --iterative leaves, e.g. 0,29.")
-@click.option(
-    "--largest", type=cli.COUNT, help="Most layers of a block by linear_fit.  [default: all]"
-)
-@click.option(
-    "--memory-budget",
-    type=cli.BYTES,
-    help="Memory for the moments of linear_fit and stat; what does not fit takes more passes.  "
-    "[default: 2G]",
-)
-@cli.path_option(
-    "--calibration",
-    use=cli.BOTH,
-    default="calibration.npy",
-    text="Of the method stat: statistics of the inputs, which prune.py shares; read if it exists, "
-    "else measured and written.",
-)
-@cli.gqa_option
-@click.option("--seed", type=cli.SEED, default=42, help="Of the method random.")
-@cli.device_option
-def main(
-    model: Path,
-    method: str,
-    output: Path,
-    threshold: float | None,
-    reference_offset: bool,
-    protect: str,
-    memory_budget: int | None,
-    calibration: Path,
-    device: str,
-    **settings: Any,
-) -> dict[str, object]:
+def _rankers() -> list[str]:
+    from composable import ranking
+
+    return [ranker.name for ranker in ranking.RANKERS]
+
+
+LAYERS = ("method", ("layer_distance",))
+STAT = ("method", ("stat",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the command."""
+
+    model: Path = options.model("model/dense.pth")
+    output: Path = options.output("scores.npz", "The scores to write.")
+    data: str | None = options.path(
+        "--data",
+        use=options.DATA,
+        type=str,
+        help="Texts to measure: a file with one a line, or with one under the key text in each "
+        "line (.jsonl); or a folder with the data of the model's task, whose training split is "
+        "read. [default: what the model file names]",
+    )
+    limit: int | None = options.limit(
+        "Measure the first N texts only (lines, of a language model's folder). "
+        f"{options.UNTIL_ENOUGH}"
+    )
+    calibration: Path = options.calibration(only=STAT)
+    method: str = options.option(
+        "--method",
+        help="layer_distance: how much every block of layers changes its input; stat: heads and "
+        "neurons by how little the others make up for them; l1: heads and neurons by the size of "
+        "their weights; random: by lot, as a control.",
+        default="layer_distance",
+        type=options.Registered(("layer_distance", "stat", "l1", "random"), _rankers),
+        metavar="METHOD",
+    )
+    distances: tuple[str, ...] = options.option(
+        "--distance",
+        help="Distances to measure, all in one pass: angular_all, angular_last, angular_token:I, "
+        "bi_score, relative_magnitude, relative_residual, euclidean_last, "
+        "linear_approximation_last (both also token:I), linear_fit.",
+        default=("angular_all",),
+        metavar="NAME..",
+        only=LAYERS,
+    )
+    iterative: int | None = options.option(
+        "--iterative",
+        help="Also find an order in which so many layers go one by one, by the first distance, "
+        "measured again each time.",
+        type=options.COUNT,
+        metavar="N",
+        only=LAYERS,
+    )
+    stack: str | None = options.stack("Whose layers --iterative takes, where a model has both.")
+    protect: tuple[int, ...] = options.protect("Layers that --iterative leaves, such as 0,29.")
+    gqa: str = options.gqa(only=STAT)
+    seed: int = options.seed("Seed of the method random.", only=("method", ("random",)))
+    device: str = options.device()
+
+    def check(self) -> None:
+        """Refuse what only a removal of layers one by one looks at."""
+        if not self.iterative:
+            options.refuse(["stack", "protect"], "has no effect without --iterative")
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Measure what matters in a model, and write it as scores.
 
     config_generator.py --scores chooses layers by their distances, which plot_importance.py draws:
@@ -113,22 +90,22 @@ def main(
     from composable.models import checkpoint
     from composable.ranking import base, block_table
 
-    ranker = ranking.by_name(method)
-    settings |= {
-        "protect": cli.parse_numbers(protect, "--protect"),
-        "memory_budget": memory_budget,
-        "calibration": str(calibration),
-    }
-    options = _options(ranker, settings)
-    files.check_writable(output)
-    dense = checkpoint.load(model)
-    dense.require_dense(model, "rank_importance.py")
-    dense.model.float().to(devices.select_device(device))  # type: ignore[arg-type]
-    reading = {name: settings[name] for name in OF_TEXTS}
-    texts = collect.calibration_set(dense, *reading.values()) if ranker.reads_texts else None
-    scores = base.rank(ranker, dense, texts, options)
-    scores_file.save(output, scores)
-    report: dict[str, object] = {"wrote": str(output), "method": method}
+    ranker = ranking.by_name(settings.method)
+    if not ranker.reads_texts:
+        options.refuse(["data", "limit"], f"has no effect with --method {ranker.name}")
+    names = {field.name for field in dataclasses.fields(ranker.options)} & {*vars(settings)}
+    own: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    how = ranker.options(**own)
+    files.check_writable(settings.output)
+    dense = checkpoint.load(settings.model)
+    dense.require_dense(settings.model, "rank_importance.py")
+    dense.model.float().to(devices.select_device(settings.device))  # type: ignore[arg-type]
+    texts = None
+    if ranker.reads_texts:
+        texts = collect.calibration_set(dense, settings.data, settings.limit)
+    scores = base.rank(ranker, dense, texts, how)
+    scores_file.save(settings.output, scores)
+    report: dict[str, object] = {"wrote": str(settings.output), "method": settings.method}
     if read := scores.origin and scores.origin.texts:
         report["calibration_data"] = {"name": read.name, "sha256": read.sha256}
         report |= {"samples": read.samples, "tokens": read.tokens}
@@ -136,17 +113,6 @@ def main(
     if scores.units:
         report["units"] = {name: len(one.importance) for name, one in scores.units.items()}
     if scores.distances:
-        report["blocks"] = block_table.tables(scores, threshold, reference_offset)
+        report["blocks"] = block_table.tables(scores)
         report["removal"] = [order.modules for order in scores.orders]
     return report
-
-
-def _options(ranker: Any, settings: dict[str, Any]) -> Any:
-    """Make the options of a ranker; refuse what it does not look at."""
-    own = {field.name for field in dataclasses.fields(ranker.options)}
-    known = {*ALWAYS, *own, *(OF_TEXTS if ranker.reads_texts else ())}
-    known |= {*OF_BLOCKS} if "distances" in own else set()
-    for name, flag in cli.given_options().items():
-        if name not in known:
-            raise ConfigError(f"{flag}: is no option of the method {ranker.name}; leave it out.")
-    return ranker.options(**{name: value for name, value in settings.items() if name in own})

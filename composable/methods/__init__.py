@@ -1,5 +1,7 @@
 """What goes in a module at a rate: one file a method, each of one paper, and the table of them."""
 
+from collections.abc import Mapping
+
 from composable.errors import find_named
 from composable.methods.alps import ALPS
 from composable.methods.base import Evidence, Method, Pruned
@@ -36,9 +38,7 @@ def by_name(name: str) -> Method:
     return find_named(METHODS, name, "method")
 
 
-def for_kind(kind: str, preferred: tuple[str, ...] = ()) -> Method | None:
-    """Choose the method for plain rates of a kind: the preferred one that can, else the default."""
-    for name in preferred:
-        if kind in by_name(name).kinds:
-            return by_name(name)
-    return DEFAULTS.get(kind)
+def for_kind(kind: str, chosen: Mapping[str, str] | None = None) -> Method | None:
+    """Return the method for plain rates of a kind: the one that was chosen, else the default."""
+    name = (chosen or {}).get(kind)
+    return by_name(name) if name else DEFAULTS.get(kind)

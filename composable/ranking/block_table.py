@@ -33,11 +33,11 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tables(scores: Scores, threshold: float | None, offset: bool) -> dict[str, Any]:
+def tables(scores: Scores) -> dict[str, Any]:
     """Return the best blocks by stack and distance, and log them as tables."""
     found: dict[str, Any] = {}
     for one in scores.distances:
-        rows = list(block_table(one, threshold, offset))
+        rows = list(block_table(one))
         found.setdefault(one.stack, {})[one.distance] = rows
         more = f"... {len(rows) - SHOWN} more in the report\n" if len(rows) > SHOWN else ""
         log.info(

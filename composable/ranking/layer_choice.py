@@ -173,8 +173,6 @@ def configurations(
     policy: str,
     scores: Path | None,
     stack: str | None,
-    distance: str | None,
-    reference_offset: bool,
     protect: Collection[int],
     linear_map: bool,
 ) -> list[Configuration]:
@@ -196,7 +194,7 @@ def configurations(
         found.require_model(dense.fingerprint, scores)
         dense.require_reading(scores, found.reading)
     check_protected(protect, len(names))
-    choice = Choice(policy, found, name, distance, protect, reference_offset)
+    choice = Choice(policy, found, name, protected=protect)
     chosen = [
         choice.layers(one, len(names)) if isinstance(one, int) else sorted(set(one)) for one in cuts
     ]

@@ -94,32 +94,26 @@ def evaluate(loaded: Checkpoint, corpus: Any, settings: dict[str, Any]) -> Evalu
     )
 
 
-def settings_of(task: Task, num_beams: int | None, max_length: int | None) -> dict[str, Any]:
+def settings_of(task: Task, **asked: int | None) -> dict[str, Any]:
     """Return the options of a task, those that are None by their defaults.
 
     Raises:
         UserError: the task does not have one that is given.
     """
-    is_text = "target_length" in task.options
-    for name, value, has in (
-        ("num_beams", num_beams, is_text),
-        ("max_length", max_length, is_text or "window" in task.options),
-    ):
-        if value is not None and not has:
+    for name, value in asked.items():
+        if value is not None and name not in task.options:
             raise UserError(f"{name} {value}: has no meaning for {task.name}; leave it out.")
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: expected a number from 1.")
-    if is_text:
-        return {"num_beams": num_beams or 1, "max_length": max_length or 80}
-    known = {"window": max_length, "null_threshold": 0.0}
-    return {name: value for name, value in known.items() if name in task.options}
+    defaults = {"num_beams": 1, "max_length": task.answer_tokens}
+    return {name: asked.get(name) or defaults.get(name) for name in task.options}
 
 
 def _lengths(task: Task, loaded: Checkpoint, settings: dict[str, Any]) -> tuple[int, int]:
     """Source and target tokens for the MACs; a model with one stack has one kind of tokens."""
-    if "target_length" in task.options:
+    if len(loaded.family.stacks) == 2:
         return cost.SOURCE_LENGTH, cost.TARGET_LENGTH
-    tokens = settings.get("window") or task.length(loaded)
+    tokens = settings.get("max_length") or task.length(loaded)
     return (tokens, 0) if "encoder" in loaded.family.stacks else (0, tokens)
 
 

@@ -50,6 +50,7 @@ class Task(ABC):
         heads: how class names of its models end.
         main: key of the score that stands for all others in a table.
         options: those of evaluate.py that not every task has, and this one has.
+        answer_tokens: of an answer at most, where the model writes one.
         batch_size: samples of a training step, if nothing else is said.
         has_length: whether a model file may say how many tokens a sample has at most.
         tokens: how many these are, if it does not.
@@ -63,6 +64,7 @@ class Task(ABC):
     heads: ClassVar[tuple[str, ...]]
     main: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
+    answer_tokens: ClassVar[int | None] = None
     batch_size: ClassVar[int] = 64
     has_length: ClassVar[bool] = True
     tokens: ClassVar[int]

@@ -100,7 +100,7 @@ class LanguageModeling(Task):
     auto_class = "AutoModelForCausalLM"
     heads = ("ForCausalLM", "LMHeadModel")
     main = "perplexity"
-    options = ("window",)
+    options = ("max_length",)
     batch_size = 8  # windows: a step of 64 would need gigabytes for the logits alone
     stacks = (("decoder",),)
     tokens = 512  # of a window
@@ -133,7 +133,7 @@ class LanguageModeling(Task):
         self, checkpoint: Any, corpus: Stream, settings: dict[str, Any]
     ) -> tuple[list[str], dict[str, Any]]:
         """Measure the perplexity, and bits per byte of the text as it is in the file."""
-        window = _window(settings.get("window"), self.length(checkpoint), checkpoint)
+        window = _window(settings.get("max_length"), self.length(checkpoint), checkpoint)
         data = self.dataset(corpus, checkpoint, window=window)
         settings = settings | {"batch_tokens": _batch_tokens(checkpoint, settings)}
         found = measure(checkpoint, data, self.collator(checkpoint), sample_losses, settings)

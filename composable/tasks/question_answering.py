@@ -56,7 +56,6 @@ class QuestionAnswering(Task):
     auto_class = "AutoModelForQuestionAnswering"
     heads = ("ForQuestionAnswering",)
     main = "f1"
-    options = ("null_threshold",)
     tokens = 384  # of a question and a part of its context
     run = staticmethod(find_spans)
     read = staticmethod(squad.read)

@@ -19,7 +19,7 @@ from composable.tasks.base import Task, measured
 from composable.tasks.losses import sample_losses, training_functions
 from composable.tasks.samples import Samples, check_tokens, pad_texts, padded
 from composable.tasks.splits import first_of, short_name
-from composable.tasks.translation_decode import translate
+from composable.tasks.translation_decode import MAX_LENGTH, translate
 
 #: Names a split may have as a file, the first that exists is read.
 SPLITS = {"train": ("train",), "valid": ("val", "valid"), "test": ("test_2016_flickr", "test")}
@@ -192,7 +192,8 @@ class Translation(Task):
     main = "bleu"
     stacks = (("encoder", "decoder"),)
     has_length = False
-    options = ("num_beams", "max_length", "target_length")
+    options = ("num_beams", "max_length")
+    answer_tokens = MAX_LENGTH
     functions = staticmethod(training_functions)
     collator = staticmethod(collator_for)
 

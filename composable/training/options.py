@@ -6,6 +6,9 @@ from typing import Any
 
 from composable.devices import select_device, select_dtype
 
+#: Epochs without a lower validation loss after which the commands end a training.
+EARLY_STOP = 2
+
 
 @dataclass(frozen=True)
 class Options:

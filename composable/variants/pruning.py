@@ -57,7 +57,7 @@ class Sources:
 def make_variants(
     dense: Checkpoint,
     scheme: dict[str, list[Entry]],
-    preferred: tuple[str, ...] = (),
+    chosen: Mapping[str, str] | None = None,
     sources: Sources | None = None,
     whole_groups: bool = False,
 ) -> list[Variant]:
@@ -66,7 +66,8 @@ def make_variants(
     Args:
         dense: the dense model; left as it is.
         scheme: module name -> entries, as conf_prune.json has them.
-        preferred: methods for plain rates; other kinds get their default.
+        chosen: kind of module -> name of the method for plain rates; other kinds get their
+            default.
         sources: what was measured for the methods that need it.
         whole_groups: with grouped queries, whole groups of heads leave, instead of equally many
             heads from every group.
@@ -75,7 +76,7 @@ def make_variants(
         ConfigError: no method can prune a kind at a rate; a method cannot prune a kind.
         UserError: a method needs what was not measured.
     """
-    for name in preferred:
+    for name in (chosen or {}).values():
         if methods.by_name(name).replaces:
             raise ConfigError(
                 f"method {name}: is for entries that name it; config_generator.py writes them, "
@@ -83,24 +84,24 @@ def make_variants(
             )
     sources = sources or Sources()
     found: dict[tuple[str, Entry], Variant] = {}
-    wanted = _wanted(dense, scheme, preferred)
+    wanted = _wanted(dense, scheme, chosen)
     bar = tqdm(wanted, "prune", unit="variant", disable=not progress.shows_progress())
     for module, entry, resolved in bar:
         key = (module.name, resolved)
         if key not in found:
             make = _replace if _replaces(resolved) else _prune
-            chosen = dataclasses.replace(module, whole_groups=whole_groups)
-            found[key] = make(dense, chosen, resolved, sources)
+            how = dataclasses.replace(module, whole_groups=whole_groups)
+            found[key] = make(dense, how, resolved, sources)
         plain = {name for name, each in entry.removals.items() if each.method is None}
         found[key].plain |= plain
     return list(found.values())
 
 
 def needs(
-    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...] = ()
+    dense: Checkpoint, scheme: dict[str, list[Entry]], chosen: Mapping[str, str] | None = None
 ) -> set[Need]:
     """Collect what the methods that a scheme asks for need to be measured."""
-    entries = [resolved for *_, resolved in _wanted(dense, scheme, preferred)]
+    entries = [resolved for *_, resolved in _wanted(dense, scheme, chosen)]
     names = {str(each.method) for entry in entries for each in entry.removals.values()}
     return {need for name in names - {REMOVE} for need in methods.by_name(name).needs}
 
@@ -145,46 +146,47 @@ def _replaces(entry: Entry) -> bool:
 
 
 def _wanted(
-    dense: Checkpoint, scheme: dict[str, list[Entry]], preferred: tuple[str, ...]
+    dense: Checkpoint, scheme: dict[str, list[Entry]], chosen: Mapping[str, str] | None
 ) -> list[tuple[Module, Entry, Entry]]:
     """List every entry of the scheme as it is, and with its methods filled in."""
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     return [
-        (modules[name], entry, _resolve(modules[name], entry, preferred))
+        (modules[name], entry, _resolve(modules[name], entry, chosen))
         for name, entries in scheme.items()
         for entry in entries
     ]
 
 
-def _resolve(module: Module, entry: Entry, preferred: tuple[str, ...]) -> Entry:
+def _resolve(module: Module, entry: Entry, chosen: Mapping[str, str] | None) -> Entry:
     """Fill in the methods that plain rates leave open."""
     parts = {}
     for key, part in entry.parts.items():
         path = f"{module.holder}.{key}"
-        parts[key] = Entry(part.rate, _method(path, "linear", part, preferred))
-    method = _method(module.name, module.kind, entry, preferred)
+        parts[key] = Entry(part.rate, _method(path, "linear", part, chosen))
+    method = _method(module.name, module.kind, entry, chosen)
     return Entry(entry.rate, method, parts, entry.through)
 
 
-def _method(name: str, kind: str, entry: Entry, preferred: tuple[str, ...]) -> str:
+def _method(name: str, kind: str, entry: Entry, chosen: Mapping[str, str] | None) -> str:
     """Name the method of an entry; removal of a module is not a matter of method."""
     if kind == "linear":
         check_linear(entry, f'"{name}"')
     if entry.method is not None:
-        chosen: Method | None = methods.by_name(entry.method)
+        method: Method | None = methods.by_name(entry.method)
     elif entry.rate == 1:
         return REMOVE
     else:
-        chosen = methods.for_kind(kind, preferred)
-    is_able = chosen is not None and kind in chosen.kinds
-    if (entry.rate < 1 or entry.through or (chosen and chosen.replaces)) and not is_able:
+        method = methods.for_kind(kind, chosen)
+    is_able = method is not None and kind in method.kinds
+    if (entry.rate < 1 or entry.through or (method and method.replaces)) and not is_able:
         able = ", ".join(m.name for m in methods.METHODS if kind in m.kinds) or "none yet"
-        why = f"{entry.method} does not prune" if entry.method else "no method prunes"
+        named = method.name if method else None
+        why = f"{named} does not prune" if named else "no method prunes"
         raise ConfigError(
             f'"{name}" at rate {entry.rate:g}: {why} modules of kind {kind} '
             f"(methods that do: {able}); use rate 0 or 1, or another method."
         )
-    return chosen.name if chosen else REMOVE
+    return method.name if method else REMOVE
 
 
 def _prune(dense: Checkpoint, module: Module, entry: Entry, sources: Sources) -> Variant:

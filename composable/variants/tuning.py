@@ -13,7 +13,6 @@ from composable.calibration.collect import calibrate, facts_of
 from composable.errors import MismatchError
 from composable.formats import bundle, stats_file
 from composable.formats.bundle import Bundle, Variant
-from composable.linalg.solver import RIDGE
 from composable.models import checkpoint
 from composable.models.checkpoint import Checkpoint
 from composable.training.finetune import corpora_of, with_defaults
@@ -34,9 +33,14 @@ def tune_variants(
     stats: Path,
     training: Options,
     solver: str,
-    linear_solver: str,
     ridge: float,
-    **texts: Any,
+    *,
+    data: str | None,
+    limit: int | None,
+    calibration: Path,
+    memory_budget: int,
+    linear_solver: str = "pcg",
+    held_out_samples: int | None = None,
 ) -> tuple[Result, dict[str, Any]]:
     """Fine-tune all variants of the bundles beside the dense model and write one bundle.
 
@@ -45,11 +49,15 @@ def tune_variants(
         bundles: what to tune; equal variants are tuned once.
         output: bundle to write.
         stats: CSV of the summed losses per epoch.
-        training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
+        training: see `fit`, as for all others.
         solver: hybrid, ls or grad.
-        linear_solver: see `solver.solve`, as for the ridge; not of the solver grad.
-        ridge: pull toward the weights as pruned.
-        texts: options of the data and of the calibration, see `calibrate`.
+        ridge: of the least squares.
+        data: of the model's task.
+        limit: samples.
+        calibration: file of the statistics.
+        memory_budget: bytes.
+        linear_solver: pcg or exact.
+        held_out_samples: of the validation split.
 
     Returns:
         What became of the variants, to be cleaned up once all is written, and the closing report.
@@ -58,7 +66,18 @@ def tune_variants(
     dense.require_dense(model, "module-level fine-tuning")
     readers = open_bundles(dense, bundles)
     result, made, facts = fit(
-        dense, readers, training, solver, linear_solver, ridge, stats=stats, **texts
+        dense,
+        readers,
+        training,
+        solver,
+        ridge,
+        data=data,
+        limit=limit,
+        calibration=calibration,
+        memory_budget=memory_budget,
+        linear_solver=linear_solver,
+        held_out_samples=held_out_samples,
+        stats=stats,
     )
     if result.is_main:
         bundle.write(output, made)
@@ -72,22 +91,31 @@ def fit(
     readers: Sequence[bundle.Reader],
     training: Options,
     solver: str,
+    ridge: float,
+    *,
+    data: str | Sequence[str] | None,
+    limit: int | None,
+    calibration: Path,
+    memory_budget: int,
     linear_solver: str = "pcg",
-    ridge: float = RIDGE,
+    held_out_samples: int | None = None,
     stats: Path | None = None,
-    **texts: Any,
 ) -> tuple[Result, Bundle, dict[str, Any]]:
     """Fit all variants of the bundles to the outputs of the dense model's modules.
 
     Args:
         dense: the dense model, in float32 afterwards; by the solver grad its hooks are left behind.
         readers: of the bundles.
-        training: see `tune_variants`, as for all others.
-        solver: hybrid, ls or grad.
-        linear_solver: pcg or exact.
-        ridge: not of the solver grad.
-        stats: of the solver grad, rewritten after every epoch.
-        texts: see `calibrate`.
+        training: settings; of epochs, batch_size and lr those may be None that the defaults fill.
+        solver: hybrid, ls or grad; what follows on calibration and least squares is not of grad.
+        ridge: pull toward the weights as pruned, see `solver.solve`.
+        data: see `calibrate`, as for the others; the solver grad takes no texts.
+        limit: with grad, samples of each split.
+        calibration: file of the statistics.
+        memory_budget: bytes.
+        linear_solver: see `solver.solve`.
+        held_out_samples: of the validation split.
+        stats: of the solver grad, CSV of the losses that is rewritten after every epoch.
 
     Returns:
         What became of the variants, to be cleaned up once all is written; the bundle of them; and
@@ -99,25 +127,28 @@ def fit(
     task = tasks.by_name(dense.info["task"])
     if solver == "grad":
         options = with_defaults(training, epochs=4, batch_size=task.batch_size, lr=4e-2)
-        corpora = corpora_of(dense, texts["data"], texts["limit"])
+        assert data is None or isinstance(data, str)
+        corpora = corpora_of(dense, data, limit)
         result = gradient.tune(dense, variants, corpora, options, stats)
         facts: dict[str, Any] = {}
         tuned = options.identity()
         remedy = f"lower lr (now {options.lr:g}), or give more training data"
     else:
-        calibration, (train_texts, held_out) = calibrate(dense, **texts)
+        found, (texts, held_out) = calibrate(
+            dense, calibration, data, limit, memory_budget, training.device, held_out_samples
+        )
         seconds = round(time.perf_counter() - started, 3)
-        facts = {**facts_of(calibration), "calibration_seconds": seconds}
+        facts = {**facts_of(found), "calibration_seconds": seconds}
         size = task.batch_size // 4
         training = with_defaults(training, epochs=Phase.epochs, batch_size=size, lr=Phase.lr)
-        settings = _settings(training, solver, linear_solver, ridge, texts["memory_budget"])
+        settings = _settings(training, solver, linear_solver, ridge, memory_budget)
         folder = training.checkpoint_dir
         result = least_squares.tune(
-            dense, variants, calibration, (train_texts, held_out), settings, folder, training.resume
+            dense, variants, found, (texts, held_out), settings, folder, training.resume
         )
-        tuned = dataclasses.asdict(settings) | {"calibration": calibration.info}
+        tuned = dataclasses.asdict(settings) | {"calibration": found.info}
         tokens = min(facts["calibration_tokens"].values())
-        remedy = f"raise calibration_samples (now {tokens} tokens)"
+        remedy = f"measure more samples (now {tokens} tokens)"
     if result.is_main:
         _warn(result.variants, result.kept, remedy)
     made = {**readers[0].options, "solver": solver, "tuned": tuned}

@@ -133,7 +133,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     for script, args in (
         ("config_generator.py", "-m model.pth"),
         ("prune_scheme_generator.py", ""),
-        ("prune.py", "-m model.pth --heads l1"),
+        ("prune.py", "-m model.pth --attention head_l1"),
         ("compose_model.py", "-m model.pth -o composed.pth"),
         ("block_level_finetuning.py", "-m model.pth --epochs 2 --device cpu"),
     ):

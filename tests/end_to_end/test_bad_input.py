@@ -312,8 +312,8 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
         ("block_level_finetuning.py", {option: value}, (f"{option}: is no option", "grad"), 1)
         for option, value in (
             ("--ridge", "0.01"), ("--linear-solver", "exact"), ("--held-out-samples", "4"),
-            ("--calibration", "c.npy"), ("--calibration-data", "{folder}"),
-            ("--calibration-samples", "4"), ("--memory-budget", "1G"),
+            ("--calibration", "c.npy"), ("--data", "{folder}"),
+            ("--limit", "4"), ("--memory-budget", "1G"),
         )
     ),
     *(
@@ -374,7 +374,7 @@ WRITES = [
     *((script, "-o") for script in COMMANDS),
     ("prune.py", "-p"),
     *((script, "--stats") for script in TRAININGS),
-    ("evaluate.py", "--output-translations"),
+    ("evaluate.py", "--predictions"),
 ]
 
 
@@ -510,7 +510,7 @@ def test_data_folder_of_the_model_is_gone(script: str, places: dict[str, str], o
 
 
 def test_debug_shows_the_traceback(places: dict[str, str], out: Path) -> None:
-    found = run("compose_model.py", {"-m": "{text}"}, places, out, "--debug")
+    found = run("compose_model.py", {"-m": "{text}"}, places, out, "--verbose")
     assert (found.code, found.out) == (1, "")
     assert found.err.startswith("Traceback (most recent call last):\n")
     assert found.err.splitlines()[-1].startswith("Error: ")

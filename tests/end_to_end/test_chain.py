@@ -49,7 +49,7 @@ def chain(
     """A working folder after the whole chain; what every script said, and which files it made."""
     folder = tmp_path_factory.mktemp("chain")
     runs, made = {}, {}
-    save_model(folder / "model/t5-small.pth", tiny.corpus(folder / "corpus"))
+    save_model(folder / "model/dense.pth", tiny.corpus(folder / "corpus"))
     for script in CHAIN:
         before = files_in(folder)
         runs[script] = call(script, cwd=folder)
@@ -102,7 +102,7 @@ def test_nothing_else_is_left(chain: Any) -> None:
     corpus = [
         f"corpus/{split}.{side}" for split in ("train", "val", "test") for side in ("en", "de")
     ]
-    assert files_in(folder) == sorted([*expected, *corpus, "model/t5-small.pth"])
+    assert files_in(folder) == sorted([*expected, *corpus, "model/dense.pth"])
 
 
 def test_quiet_scripts_say_nothing(tmp_path: Path, workshop: Workshop) -> None:
@@ -168,7 +168,7 @@ def test_module_level_finetuning_helps(chain: Any) -> None:
 def test_written_variants_have_the_error_that_was_reported(chain: Any, tmp_path: Path) -> None:
     """Least squares said so; measured by the gradient form, which starts from its bundle."""
     folder, runs, _ = chain
-    args = ("-m", folder / "model/t5-small.pth", "-p", folder / "modules_finetuned.npy")
+    args = ("-m", folder / "model/dense.pth", "-p", folder / "modules_finetuned.npy")
     args += ("--solver", "grad", "--epochs", 1, "--dtype", "float32")
     again = call(BLOCK, *args, cwd=tmp_path).report
     reported = runs["block_level_finetuning.py"].report["mean_error_after"]
@@ -204,14 +204,14 @@ def test_module_level_finetuning_brings_a_model_nearer_to_the_dense_one(
 ) -> None:
     """In logits: with random weights, a model that is nearer may well have the higher loss."""
     folder, runs, _ = chain
-    args = ("-m", folder / "model/t5-small.pth", "-c", folder / "conf.json")
+    args = ("-m", folder / "model/dense.pth", "-c", folder / "conf.json")
     call("compose_model.py", *args, "-p", folder / "modules_finetuned.npy", "-o", "tuned.pth",
          cwd=tmp_path)  # fmt: skip
     lines = [(folder / f"corpus/val.{side}").read_text().splitlines() for side in ("en", "de")]
     source, target = (
         tiny.tokenizer()(side, padding=True, return_tensors="pt")["input_ids"] for side in lines
     )
-    paths = [folder / "model/t5-small.pth", tmp_path / "tuned.pth", folder / "model/composed.pth"]
+    paths = [folder / "model/dense.pth", tmp_path / "tuned.pth", folder / "model/composed.pth"]
     with torch.no_grad():
         dense, tuned, pruned = (
             checkpoint.load(path).model(input_ids=source, labels=target).logits for path in paths
@@ -308,7 +308,7 @@ TWICE = [
         "model_level_finetuning.py",
         ["-m", "{model}", "-p", "{finetuned}", "-c", "{conf}", "-n", "2", "--epochs", "2"],
     ),
-    ("evaluate.py", ["-m", "{composed}", "--output-translations", "out.de"]),
+    ("evaluate.py", ["-m", "{composed}", "--predictions", "out.de"]),
     ("plot_loss.py", ["{stats}"]),
 ]
 
@@ -365,7 +365,7 @@ class Bench:
 
     def prune(self, scheme: dict[str, list[Any]], output: str, *more: Any) -> dict[str, Any]:
         (self.folder / "conf_prune.json").write_text(json.dumps(scheme))
-        args = ("-m", self.model, "-o", output, "--heads", "l1", *more)
+        args = ("-m", self.model, "-o", output, "--attention", "head_l1", *more)
         return call("prune.py", *args, cwd=self.folder).report
 
     def compose(
@@ -390,7 +390,7 @@ class Bench:
 
 
 def test_bundles_of_two_methods_meet_in_one_model(bench: Bench) -> None:
-    bench.prune({ATTENTION: [0.5]}, "heads.npy", "--method", "head_l1")
+    bench.prune({ATTENTION: [0.5]}, "heads.npy", "--attention", "head_l1")
     bench.prune({WI: [0.4], f"{ATTENTION}.o": [0.4]}, "weights.npy", "--method", "l1")
     assert (
         bench.compose({ATTENTION: 0.5, WI: 0.4}, "heads.npy", "weights.npy").report["variants"] == 2
@@ -513,7 +513,7 @@ def test_a_pair_missing_from_a_hand_edited_scheme_is_named(
     del scheme[ATTENTION][2], scheme[WI][1]
     (tmp_path / "conf_prune.json").write_text(json.dumps(scheme))
     shutil.copy(workshop.conf, tmp_path / "conf.json")
-    made = call("prune.py", "-m", workshop.model, "--heads", "l1", cwd=tmp_path)
+    made = call("prune.py", "-m", workshop.model, "--attention", "head_l1", cwd=tmp_path)
     assert made.report["variants"] == 32
     args = ("-q", "-m", workshop.model, "-p", "modules.npy", "-n")
     before = files_in(tmp_path)

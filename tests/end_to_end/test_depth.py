@@ -56,7 +56,7 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     model, data = made_of(layout, tmp_path)
     stack = ["--stack", "decoder"] if layout == "t5" else []
     report = ok(
-        tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data,
+        tmp_path, "rank_importance.py", "-m", model, "--data", data,
         "--distance", "bi_score", "angular_token:0", "--iterative", 2, *stack,
     )  # fmt: skip
     names = {"t5": ["encoder", "decoder"]}.get(layout) or list(report["blocks"])
@@ -67,7 +67,7 @@ def test_the_whole_way(layout: str, tmp_path: Path) -> None:
     choose = ("config_generator.py", "-m", model, "--scores", "scores.npz", *stack)
     ok(tmp_path, *choose, "--drop-layers", 1, 2, "--attention", 0.5, 0.25)
     ok(tmp_path, "prune_scheme_generator.py")
-    ok(tmp_path, "prune.py", "-m", model, "--heads", "l1")
+    ok(tmp_path, "prune.py", "-m", model, "--attention", "head_l1")
     scores = scores_file.load(tmp_path / "scores.npz").blocks(names[-1])
     first, _ = layer_choice.best_block(scores, 2)
     ok(tmp_path, "compose_model.py", "-m", model, "-n", 1, "-o", "composed.pth")
@@ -119,7 +119,7 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
     model, data = made_of("llama_gqa", tmp_path)
     texts = tmp_path / "texts.txt"
     texts.write_text("the man sits in the house\nthe red dog runs . a cat sleeps\n" * 3)
-    rank = ("rank_importance.py", "-m", model, "--calibration-data", texts)
+    rank = ("rank_importance.py", "-m", model, "--data", texts)
     fit = ok(tmp_path, *rank, "--distance", "linear_fit", "--largest", 2, "--batch-size", 2)
     assert [row["block_size"] for row in fit["blocks"]["decoder"]["linear_fit"]] == [1, 2]
     choose = ("config_generator.py", "-m", model, "--scores", "scores.npz")
@@ -129,7 +129,7 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
     assert entry["method"] == "linear_map"
     assert int(entry["through"].rpartition(".")[2]) == int(name.rpartition(".")[2]) + 1
     ok(tmp_path, "prune_scheme_generator.py")
-    report = ok(tmp_path, "prune.py", "-m", model, "--calibration-data", data)
+    report = ok(tmp_path, "prune.py", "-m", model, "--data", data)
     assert report["variants"] == 1
     tuned = ("block_level_finetuning.py", "-m", model, "--data", data, "--solver")
     for solver in ("ls", "grad"):  # a map is made by prune.py, and passes through
@@ -156,7 +156,7 @@ def test_a_test_model_of_blocks_that_overlap(tmp_path: Path) -> None:
         for maps in ([], ["--linear-map"]):
             ok(tmp_path, "config_generator.py", "-m", model, "--layers", *lists, *maps)
             ok(tmp_path, "prune_scheme_generator.py")
-            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", "--calibration-data", data)
+            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", "--data", data)
             assert len(checkpoint.load(tmp_path / "test.pth").model.model.decoder.layers) >= 1
 
 
@@ -180,12 +180,12 @@ def test_a_second_export_counts_in_the_original(tmp_path: Path) -> None:
 def test_texts_under_the_usual_key(tmp_path: Path) -> None:
     model, data = made_of("opt", tmp_path)
     (tmp_path / "a.jsonl").write_text('{"text": "a dog"}\n{"text": "the man sits in the house"}\n')
-    report = ok(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", "a.jsonl")
+    report = ok(tmp_path, "rank_importance.py", "-m", model, "--data", "a.jsonl")
     assert (report["samples"], report["tokens"]) == (2, {"decoder": 8})
     assert report["tokens_per_input"] == round(8 / 48, 2)
-    first = ok(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data)
+    first = ok(tmp_path, "rank_importance.py", "-m", model, "--data", data)
     sized = ok(
-        tmp_path, "rank_importance.py", "-m", model, "--calibration-data", data,
+        tmp_path, "rank_importance.py", "-m", model, "--data", data,
         "--batch-size", 3, "--max-length", 5,
     )  # fmt: skip
     assert sized["samples"] > first["samples"]  # shorter windows
@@ -255,31 +255,31 @@ def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
     ("args", "message"),
     [
         (["--distance", "near"], 'unknown distance "near"; known are angular_all'),
-        (["--calibration-data", "none"], "data none: no such file or folder"),
-        (["--calibration-data", "empty.txt"], "empty.txt: no text in it"),
-        (["--calibration-data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
-        (["--calibration-data", "a.json"], "a.json: .json is not read here; give a text a line"),
+        (["--data", "none"], "data none: no such file or folder"),
+        (["--data", "empty.txt"], "empty.txt: no text in it"),
+        (["--data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
+        (["--data", "a.json"], "a.json: .json is not read here; give a text a line"),
         (
-            ["--calibration-data", "data", "--protect", 1],
+            ["--data", "data", "--protect", 1],
             "stack and protect say which layers go",
         ),
         (
-            ["--calibration-data", "data", "--iterative", 1, "--protect", 9],
+            ["--data", "data", "--iterative", 1, "--protect", 9],
             "protected layer 9: expected 0 to 3",
         ),
         (
-            ["--calibration-data", "data", "--iterative", 1, "--stack", "encoder"],
+            ["--data", "data", "--iterative", 1, "--stack", "encoder"],
             "stack encoder: only the decoder is measured here",
         ),
         (
-            ["--calibration-data", "data", "--iterative", 4],
+            ["--data", "data", "--iterative", 4],
             "iterative is 4, by angular_all: expected 1",
         ),
         (
-            ["--calibration-data", "data", "--distance", "angular_token:99"],
+            ["--data", "data", "--distance", "angular_token:99"],
             "no sample of the calibration",
         ),
-        (["--calibration-data", "data", "--memory-budget", "x"], "--memory-budget x"),
+        (["--data", "data", "--memory-budget", "x"], "--memory-budget x"),
     ],
 )
 def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
@@ -311,7 +311,7 @@ def test_bad_pictures(tmp_path: Path) -> None:
 def test_plain_texts_measure_the_encoder_alone(tmp_path: Path) -> None:
     model, _ = made_of("t5", tmp_path)
     (tmp_path / "a.txt").write_text("a dog runs .\nthe man sits\n")
-    ended = call(tmp_path, "rank_importance.py", "-m", model, "--calibration-data", "a.txt")
+    ended = call(tmp_path, "rank_importance.py", "-m", model, "--data", "a.txt")
     assert ended.code == 0, ended.err
     assert "plain texts have no targets: the decoder is not measured" in ended.err
     assert list(json.loads(ended.out)["blocks"]) == ["encoder"]

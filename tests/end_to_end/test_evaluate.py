@@ -49,7 +49,7 @@ def evaluated(folder: Path, *arguments: object) -> dict:
 
 def test_report_is_complete(folder: Path, tmp_path: Path) -> None:
     output, lines = tmp_path / "eval.json", tmp_path / "out.de"
-    found = evaluated(folder, "-o", output, "--output-translations", lines)
+    found = evaluated(folder, "-o", output, "--predictions", lines)
     model = checkpoint.load(folder / "model.pth").model
     references = (folder / "data/test.de").read_text(encoding="utf-8")
     translations = lines.read_text(encoding="utf-8").splitlines()
@@ -98,7 +98,7 @@ def test_loss_is_the_token_cross_entropy(folder: Path) -> None:
 
 def test_limit_takes_the_first(folder: Path, tmp_path: Path) -> None:
     for name, limit in (("all", ()), ("few", ("--limit", 3))):
-        evaluated(folder, "--output-translations", tmp_path / name, *limit)
+        evaluated(folder, "--predictions", tmp_path / name, *limit)
     whole, few = ((tmp_path / name).read_text().splitlines() for name in ("all", "few"))
     assert few == whole[:3]
 

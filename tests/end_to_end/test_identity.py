@@ -28,13 +28,13 @@ def chain(folder: Path, spelled: list[str]) -> dict[str, bytes]:
     checkpoint.save(folder / "model.pth", made)
     ways = iter(spelled * 9)
     tuned, few = ("--epochs", 1, "--device", "cpu"), ("--limit", 2, "--max-length", 4)
-    measured = ("--calibration-data", next(ways))
+    measured = ("--data", next(ways))
     ok(folder, "rank_importance.py", "-m", "model.pth", "--method", "stat", *measured)
     given = ("--scores", "scores.npz", "--sizes", 0.7)
     ok(folder, "config_generator.py", "-m", "model.pth", *given)
     ok(folder, "prune_scheme_generator.py")
     for test in ("measured.pth", "read.pth"):
-        measured = ("--calibration-data", next(ways))
+        measured = ("--data", next(ways))
         ok(folder, "prune.py", "-m", "model.pth", "-p", test, "--calibration", "c.npy", *measured)
     read = (folder / "read.pth").read_bytes()
     assert (folder / "measured.pth").read_bytes() == read
@@ -89,7 +89,7 @@ def made_by_one_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = tiny.checkpoint()
         change(made)
         checkpoint.save(folder / f"{name}.pth", made)
-    data = ("--calibration-data", "data")
+    data = ("--data", "data")
     ok(folder, "rank_importance.py", "-m", "model.pth", "--method", "stat", *data)
     given = ("--scores", "scores.npz", "--sizes", 0.7)
     ok(folder, "config_generator.py", "-m", "model.pth", *given)
@@ -119,9 +119,7 @@ def test_nothing_is_composed_across_a_change(name: str, made_by_one_model: Path)
             said = f"Error: {file}: made with another {CHANGES[name][0]} than that of this model; "
             assert ended.err.startswith(said), (script, ended.err)
     assert {it: (folder / it).read_bytes() for it in before} == before
-    calibrated = call(
-        "prune.py", "-m", model, "--calibration-data", "data", "-o", "x.npy", cwd=folder
-    )
+    calibrated = call("prune.py", "-m", model, "--data", "data", "-o", "x.npy", cwd=folder)
     if name in ("template", "length"):  # of no influence on what this model sees
         assert calibrated.code == 0, calibrated.err
     else:

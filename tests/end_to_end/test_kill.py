@@ -114,7 +114,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for script, args in (
             ("config_generator.py", "--attention 0.5 --linear 0.3 -n 1"),
             ("prune_scheme_generator.py", ""),
-            ("prune.py", "--heads l1"),
+            ("prune.py", "--attention head_l1"),
             ("compose_model.py", "-o composed.pth"),
         ):
             model = () if script.startswith("prune_s") else ("-m", "model.pth")
@@ -283,7 +283,7 @@ def test_another_bundle_does_not_continue_this_one(place: Place) -> None:
         (place.folder / "conf_prune.json").read_text().replace("0.3", "0.4")
     )
     place.server.run(
-        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", "--heads", "l1",
+        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", "--attention", "head_l1",
         cwd=place.folder,
     )  # fmt: skip
     kill_late(place)

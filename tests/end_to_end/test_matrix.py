@@ -108,7 +108,7 @@ def test_the_whole_chain(layout: str, name: str, tmp_path: Path) -> None:
     texts = Texts(made, corpora[0]), Texts(made, corpora[1])
     measured = obtain.measure(made, texts, tmp_path / "c.npy", 1 << 30)
     scheme = scheme_of(made)
-    place = {"calibration_data": str(folder), "calibration_samples": 40, "device": "cpu"}
+    place = {"data": str(folder), "limit": 40, "device": "cpu"}
     states = collect.block_moments(made, blocks_of(scheme), **place)
     scores = base.rank(ranking.by_name("random"), made, None, RandomOptions())
     sources = Sources(

@@ -62,8 +62,6 @@ def test_import_leaves_torch_alone() -> None:
         " <= {*composable.__all__} <= {*dir(composable)}\n"
         "assert not hasattr(composable, 'other')\n"
         "assert 'torch' not in sys.modules\n"
-        "assert callable(composable.depth.cut) and callable(composable.load)\n"
-        "assert 'torch' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

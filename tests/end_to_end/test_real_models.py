@@ -42,7 +42,7 @@ def test_smollm2_is_pruned_and_composed_within_3_gb(tmp_path: Path, gqa: str) ->
     rates = ("--attention", 0.3333, 0.3333, "--ffn", 0, 0.5, "--linear", 0.5, 0)
     run(tmp_path, "config_generator.py", "-m", "dense.pth", *rates)
     run(tmp_path, "prune_scheme_generator.py")
-    by_weights = ("--method", "head_l1", "neuron_l1")
+    by_weights = ("--attention", "head_l1", "neuron_l1")
     report, peak = run(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", gqa, *by_weights)
     assert report["head_rates"] == {"0.3333": 0.3333}
     assert report["variants"] == 30 * (2 + 3 + 1)  # pairs and heads, linears of the ffn, neurons
@@ -73,7 +73,7 @@ def test_bfloat16_goes_through_the_scripts(tmp_path: Path) -> None:
     call_here("download_model.py", "-m", "hf", "--dtype", "bfloat16", "-o", "dense.pth")
     call_here("config_generator.py", "-m", "dense.pth", "--attention", 0.5, "--linear", 0.5)
     call_here("prune_scheme_generator.py")
-    call_here("prune.py", "-m", "dense.pth", "--heads", "l1")
+    call_here("prune.py", "-m", "dense.pth", "--attention", "head_l1")
     call_here("compose_model.py", "-m", "dense.pth", "-n", 0, "-o", "composed.pth")
     made = checkpoint.load(tmp_path / "composed.pth")
     assert {parameter.dtype for parameter in made.model.parameters()} == {torch.bfloat16}

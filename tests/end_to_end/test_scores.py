@@ -36,13 +36,13 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
     assert set(report) == {"wrote", "method", "units", "seconds"}
     scheme(tmp_path, "--attention", 0.5, 0.25, "--ffn", 0.5, 0.25, "--linear", 0.3, 0)
     for gqa in ("per-group", "whole-groups"):
-        plain = variants(tmp_path, "--gqa", gqa, "--method", "head_l1", "neuron_l1")
+        plain = variants(tmp_path, "--gqa", gqa, "--attention", "head_l1", "neuron_l1")
         scored = variants(tmp_path, "--gqa", gqa, "--scores", "scores.npz")
         assert plain.keys() == scored.keys()
         for key, one in scored.items():
             assert one.kept_units == plain[key].kept_units
             assert one.entry.method == {"linear": "l1"}.get(one.kind, "ranked")
-    mixed = variants(tmp_path, "--heads", "l1", "--scores", "scores.npz")
+    mixed = variants(tmp_path, "--attention", "head_l1", "--scores", "scores.npz")
     assert {(v.kind, v.entry.method) for v in mixed.values()} == {
         ("attention", "head_l1"), ("ffn", "ranked"),
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_units_by_stat_from_one_calibration(
         lambda self, batch: (passes.append(script), measure(self, batch))[1],
     )  # fmt: skip
     script = "rank"
-    texts = ("--calibration-data", data, "--calibration-samples", 4096)
+    texts = ("--data", data, "--limit", 4096)
     rank = ("rank_importance.py", "-m", "dense.pth", "--method", "stat", "--gqa", gqa, *texts)
     ok(tmp_path, *rank)
     assert passes
@@ -117,10 +117,10 @@ def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:
         (["--scores", "other.npz"], "other.npz: measured on another model"),
         (["--scores", "memory.npz"], "the scores hold no importance of the units of"),
         (["--scores", "one.npz"], "(they have those of 1 modules); measure it with"),
-        (["--scores", "l1.npz", "--heads", "l1", "--method", "neuron_l1"],
+        (["--scores", "l1.npz", "--attention", "head_l1", "--ffn", "neuron_l1"],
          "--scores l1.npz: other options or methods decide on every attention and ffn"),
         (["--method", "ranked"], "method ranked needs a file of scores, and there is none"),
-        (["--heads", "l1", "--method", "neuron_l1", "--seed", 3],
+        (["--attention", "head_l1", "--ffn", "neuron_l1", "--seed", 3],
          "--seed: the scheme asks for no method random; leave it out."),
         (["--held-out-samples", 3], "--held-out-samples: the scheme asks for no linear map in"),
     ],
@@ -148,7 +148,7 @@ def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: 
         (["--method", "near"], 'unknown way of measuring importance "near"'),
         (["--method", "l1", "--seed", 1], "--seed: is no option of the method l1; leave it out"),
         (["--method", "random", "--distance", "bi_score"], "--distance: is no option of the"),
-        (["--method", "l1", "--calibration-data", "data"], "--calibration-data: is no option"),
+        (["--method", "l1", "--data", "data"], "--data: is no option"),
         (["--method", "random", "--threshold", 0.5], "--threshold: is no option of the method ran"),
         (["--seed", 1], "--seed: is no option of the method layer_distance"),
     ],
@@ -215,7 +215,7 @@ def test_a_ranker_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.M
     _, data = made_of("opt", tmp_path)
     report = ok(
         tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "by_length",
-        "--calibration-data", data, "--batch-size", 2,
+        "--data", data, "--batch-size", 2,
     )  # fmt: skip
     assert report["samples"] > 2
     scores = scores_file.load(tmp_path / "scores.npz")

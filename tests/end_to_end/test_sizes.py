@@ -26,7 +26,7 @@ def test_from_stat_to_a_model_of_that_size(
     layout: str, metric: str, allocation: str, gqa: str | None, tmp_path: Path
 ) -> None:
     _, data = made_of(layout, tmp_path)
-    model, texts = ("-m", "dense.pth"), ("--calibration-data", data)
+    model, texts = ("-m", "dense.pth"), ("--data", data)
     how = ("--gqa", gqa) if gqa else ()
     ok(tmp_path, "rank_importance.py", *model, "--method", "stat", *how, *texts)
     report = ok(

@@ -43,9 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for script, args in (
             ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3 -n 1"),
             ("prune_scheme_generator.py", ""),
-            ("prune.py", "-m model.pth --heads l1"),
+            ("prune.py", "-m model.pth --attention head_l1"),
             ("prune_scheme_generator.py", "-i removed.json -o removed_prune.json"),
-            ("prune.py", "-m model.pth -c removed_prune.json -o removed.npy --heads l1"),
+            ("prune.py", "-m model.pth -c removed_prune.json -o removed.npy --attention head_l1"),
         ):
             ended = server.run(script, *args.split(), cwd=place)
             assert ended.code == 0, ended.err

@@ -20,10 +20,12 @@ def test_defaults_need_texts_and_say_so(tmp_path: Path) -> None:
     ended = call(tmp_path, "prune.py", "-m", "dense.pth")
     assert (ended.code, ended.err.count("\n")) == (1, 1)
     assert "no texts to calibrate on, and the methods of the scheme look at inputs" in ended.err
-    assert "--calibration-data, or methods that read weights alone (--heads l1," in ended.err
-    weights = ok(tmp_path, "prune.py", "-m", "dense.pth", "--heads", "l1", "--method", "neuron_l1")
+    assert "--data, or methods that read weights alone (--attention head_l1," in ended.err
+    weights = ok(
+        tmp_path, "prune.py", "-m", "dense.pth", "--attention", "head_l1", "--ffn", "neuron_l1"
+    )
     assert "calibration" not in weights
-    report = ok(tmp_path, "prune.py", "-m", "dense.pth", "--calibration-data", data)
+    report = ok(tmp_path, "prune.py", "-m", "dense.pth", "--data", data)
     assert report["calibration"] == "calibration.npy"
     found = bundle.open_bundle(tmp_path / "modules.npy").load_all()
     assert {(v.kind, v.entry.method) for v in found} == {
@@ -38,7 +40,7 @@ def test_neurons_by_weights_are_warned_of_once_where_there_is_a_gate(
     made_of(layout, tmp_path)
     scheme(tmp_path, "--ffn", 0.5)
     neuron_l1._warn_of_gates.cache_clear()
-    for script in (("prune.py", "--method", "neuron_l1"), ("rank_importance.py", "--method", "l1")):
+    for script in (("prune.py", "--ffn", "neuron_l1"), ("rank_importance.py", "--method", "l1")):
         ended = call(tmp_path, script[0], "-m", "dense.pth", *script[1:])
         assert ended.code == 0
         assert ended.err.count("neuron_l1: in an ffn with a gate") == warnings
@@ -52,10 +54,12 @@ def test_rates_of_grouped_heads_are_those_that_were_made(tmp_path: Path) -> None
         ("per-group", {"0.3": 0.25, "0.5": 0.5, "0.99": 0.75}),
         ("whole-groups", {"0.3": 0.5, "0.5": 0.5, "0.99": 0.5}),
     ):
-        ended = call(tmp_path, "prune.py", "-m", "dense.pth", "--heads", "l1", "--gqa", gqa)
+        ended = call(
+            tmp_path, "prune.py", "-m", "dense.pth", "--attention", "head_l1", "--gqa", gqa
+        )
         assert ended.report["head_rates"] == rates
         said = f"grouped queries: rates of heads are rounded; 0.3 is {rates['0.3']}, "
         assert ended.err.count(said) == 1
     made_of("opt", tmp_path)
     scheme(tmp_path, "--attention", 0.3)
-    assert "head_rates" not in ok(tmp_path, "prune.py", "-m", "dense.pth", "--heads", "l1")
+    assert "head_rates" not in ok(tmp_path, "prune.py", "-m", "dense.pth", "--attention", "head_l1")

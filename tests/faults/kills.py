@@ -20,14 +20,14 @@ MODEL = ("-m", "model.pth")
 COMMANDS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "download_model.py": (("download_model.py", "-m", "t5_folder", "-o", "o.pth"), ("o.pth",)),
     "rank_importance.py": (
-        ("rank_importance.py", *MODEL, "--method", "stat", "--calibration-data", "data",
-         "--calibration", "new.npy", "--calibration-samples", 12, "-o", "o.npz", *CPU),
+        ("rank_importance.py", *MODEL, "--method", "stat", "--data", "data",
+         "--calibration", "new.npy", "--limit", 12, "-o", "o.npz", *CPU),
         ("o.npz", "new.npy"),
     ),
     "config_generator.py": (("config_generator.py", *MODEL, "-o", "o.json"), ("o.json",)),
     "prune_scheme_generator.py": (("prune_scheme_generator.py", "-o", "o.json"), ("o.json",)),
     "prune.py": (
-        ("prune.py", *MODEL, "--calibration", "new.npy", "--calibration-data", "data",
+        ("prune.py", *MODEL, "--calibration", "new.npy", "--data", "data",
          "-o", "o.npy", "-p", "o.pth", *CALIBRATION[:2], *CPU),
         ("o.npy", "o.pth", "new.npy"),
     ),
@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "baseline_finetuning.py": (TRAININGS["baseline"], ("trained.pth", "stats*.csv")),
     "evaluate.py": (
         ("evaluate.py", *MODEL, "--data", "data", "--max-length", 6, "--limit", 4, "-o", "o.json",
-         "--output-predictions", "o.txt", *CPU),
+         "--predictions", "o.txt", *CPU),
         ("o.json", "o.txt"),
     ),
     "plot_loss.py": (("plot_loss.py", "stats_baseline.csv", "-o", "o.png"), ("o.png",)),

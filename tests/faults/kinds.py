@@ -95,7 +95,7 @@ OWN = (
         "conf_prune.json",
         ("conf_prune.json",),
         ("model.pth", "conf_prune.json"),
-        ((*PRUNE, "--heads", "l1", "--mask", "l1"),),
+        ((*PRUNE, "--attention", "head_l1", "--linear", "l1"),),
         ("made.npy",),
         documents={".json": form.JSON},
         free="^[^/]+/[0-9]+$",  # a number or an object

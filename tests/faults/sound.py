@@ -23,16 +23,16 @@ TRAINING = (
     "float32",
 )
 #: Texts for `calibration.npy`, as few as will do.
-CALIBRATION = ("--calibration-samples", 12, "--held-out-samples", 6, "--device", "cpu")
+CALIBRATION = ("--limit", 12, "--held-out-samples", 6, "--device", "cpu")
 #: Command lines that make one file of the chain after the other, each from those before it.
 CHAIN: tuple[tuple[Any, ...], ...] = (
     ("config_generator.py", "-m", "model.pth", "--attention", 0.5, "--linear", 0.3),
     ("prune_scheme_generator.py",),
-    ("prune.py", "-m", "model.pth", "--heads", "l1", "--mask", "l1"),
+    ("prune.py", "-m", "model.pth", "--attention", "head_l1", "--linear", "l1"),
     ("compose_model.py", "-m", "model.pth", "-o", "composed.pth"),
-    ("rank_importance.py", "-m", "model.pth", "--calibration-data", "data", "--iterative", 1,
+    ("rank_importance.py", "-m", "model.pth", "--data", "data", "--iterative", 1,
      "--stack", "encoder", "--distance", "bi_score", "-o", "scores.npz", *CALIBRATION[:2]),
-    ("rank_importance.py", "-m", "model.pth", "--method", "stat", "--calibration-data", "data",
+    ("rank_importance.py", "-m", "model.pth", "--method", "stat", "--data", "data",
      "--calibration", "measured.npy", "-o", "units.npz", *CALIBRATION[:2]),
     ("block_level_finetuning.py", "-m", "model.pth", "--solver", "ls", "--data", "data",
      *CALIBRATION),

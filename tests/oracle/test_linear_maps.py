@@ -216,7 +216,10 @@ def test_variants_of_blocks_are_made_by_a_scheme() -> None:
     )  # fmt: skip
     with pytest.raises(ConfigError, match="method linear_map: is for entries that name it"):
         make_variants(
-            made, scheme, ("linear_map",), sources=Sources(states=lambda block: states[block])
+            made,
+            scheme,
+            {"layer": "linear_map"},
+            sources=Sources(states=lambda block: states[block]),
         )
     with pytest.raises(UserError, match="linear_map needs a calibration set"):
         make_variants(made, scheme)

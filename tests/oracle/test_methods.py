@@ -163,9 +163,9 @@ def test_methods_have_names_and_kinds_a_default() -> None:
     for kind, method in methods.DEFAULTS.items():
         assert kind in method.kinds
         assert set(method.needs) <= {"inputs"}  # what a command can measure without being asked
-    assert methods.for_kind("layer", ("l1", "head_l1")) is None
-    assert methods.for_kind("linear", ("head_gram", "alps")) is methods.by_name("alps")
-    assert methods.for_kind("attention", ("head_gram", "alps")) is methods.by_name("head_gram")
+    assert methods.for_kind("layer", {"linear": "l1"}) is None
+    assert methods.for_kind("linear", {"linear": "alps"}) is methods.by_name("alps")
+    assert methods.for_kind("attention", {"linear": "alps"}) is methods.by_name("head_gram")
 
 
 def test_neurons_by_a_plain_loop() -> None:

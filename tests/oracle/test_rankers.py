@@ -38,8 +38,8 @@ def pruned(made: Checkpoint, scores: Scores | None, whole_groups: bool = False) 
     modules = [m for m in made.family.modules(made.model) if m.kind in ("attention", "ffn")]
     scheme = {m.name: [Entry(rate) for rate in RATES] for m in modules}
     sources = Sources(scores=scores and (lambda name: torch.from_numpy(scores.importance(name))))
-    preferred = ("ranked",) if scores else ("head_l1", "neuron_l1")
-    return make_variants(made, scheme, preferred, sources, whole_groups)
+    chosen = {"attention": "ranked", "ffn": "ranked"} if scores else tiny.BY_WEIGHTS
+    return make_variants(made, scheme, chosen, sources, whole_groups)
 
 
 @pytest.mark.parametrize("whole_groups", [False, True])
@@ -107,7 +107,8 @@ def test_stat_measures_what_least_squares_leaves(layout: str, gqa: str, tmp_path
             scheme.setdefault(module.name, []).append(Entry(rate))
     source = Sources(moments, scores=lambda name: torch.from_numpy(scores.importance(name)))
     for name in ("stat", "ranked"):
-        made_of = make_variants(made, scheme, (name,), source, gqa == "whole-groups")
+        chosen = {"attention": name, "ffn": name}
+        made_of = make_variants(made, scheme, chosen, source, gqa == "whole-groups")
         kept[name] = [(v.module, v.entry.rate, v.kept_units) for v in made_of]
     assert kept["stat"] == kept["ranked"]
 

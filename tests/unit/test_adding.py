@@ -106,7 +106,7 @@ def test_a_method_that_changes_o(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     loud = pruned.tensors["out_proj.weight"] / dense.model.get_parameter(f"{o}.weight")[:, columns]
     assert loud.min() > 1.01  # it did change o
     torch.testing.assert_close(loud, loud.mean().expand_as(loud), rtol=1e-5, atol=0)
-    options = {"calibration_data": None, "calibration_samples": 4096, "memory_budget": 1 << 30}
+    options = {"data": None, "limit": 4096, "memory_budget": 1 << 30}
     _, texts = calibrate(dense, tmp_path / "calibration.npy", device="cpu", **options)
     batches = texts[1].batches()
     target = outputs(dense.model, o, batches)

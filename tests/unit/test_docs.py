@@ -19,7 +19,7 @@ REMEDY = "run python docs/make_commands.py"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SOURCES = sorted([*ROOT.glob("*.py"), *PACKAGE.rglob("*.py"), *ROOT.glob("assets/*.py")])
 MODEL_TYPES = sorted({kind for family in families.FAMILIES for kind in family.model_types})
-DEFAULT_PATHS = ("model/t5-small.pth", "google-t5/t5-small")
+DEFAULT_PATHS = ("model/dense.pth", "google-t5/t5-small")
 
 
 def load_maker() -> Any:

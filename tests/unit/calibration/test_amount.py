@@ -13,7 +13,7 @@ from composable.calibration import amount, collect
 from composable.calibration.amount import Amount, amounts, take
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import real_tokens
-from composable.commands import cli
+from composable.commands import options
 from composable.models.checkpoint import Checkpoint
 from composable.tasks.plain_texts import read_texts
 from tests import tiny, tiny_tasks
@@ -125,7 +125,7 @@ def test_both_stacks_have_so_many(
 def test_plain_texts_pass_one_stack_only(tmp_path: Path) -> None:
     dense = tiny.checkpoint()
     (tmp_path / "x.txt").write_text("a dog sits .\n" * 50)
-    found = collect.calibration_set(dense, str(tmp_path / "x.txt"), "text", None, None)
+    found = collect.calibration_set(dense, str(tmp_path / "x.txt"), None)
     assert len(found) == 50  # shorter than wanted: all of it
     read = functools.partial(read_texts, tmp_path / "x.txt", "text")
     assert len(take(dense, read, Amount(tokens=21))) == 5
@@ -153,20 +153,21 @@ def test_a_quarter_is_held_out() -> None:
 
 def test_calibrations_hold_a_quarter_out(model_and_text: Any, tmp_path: Path) -> None:
     dense, folder = model_and_text
-    settings = {"calibration_data": str(folder), "memory_budget": 1 << 30, "device": "cpu"}
+    settings = {"data": str(folder), "memory_budget": 1 << 30, "device": "cpu"}
 
     def split(name: str, lines: int) -> str:
         corpus = tasks.by_name("language_modeling").read(str(folder), None, name, lines)
         return Texts(dense, corpus).identity
 
     for index, (samples, held_out, wanted) in enumerate(((40, None, 10), (40, 15, 15))):
-        how = settings | {"calibration_samples": samples, "held_out_samples": held_out}
+        how = settings | {"limit": samples, "held_out_samples": held_out}
         found, texts = collect.calibrate(dense, tmp_path / f"{index}.npy", **how)
         assert [part.identity for part in texts] == [split("train", 40), split("valid", wanted)]
         assert [found.info[name]["samples"] for name in ("train", "valid")] == [*map(len, texts)]
         (first,) = collect.calibrate(dense, tmp_path / "c.npy", held_out=False, **how)[1]
         assert first.identity == texts[0].identity
     layer = next(m.name for m in dense.family.modules(dense.model) if m.kind == "layer")
+    del how["memory_budget"]
     states = collect.block_moments(dense, [(layer, layer)], **how)((layer, layer))
     assert [side.inputs.count for side in states] == [
         found.info[name]["tokens"]["decoder"] for name in ("train", "valid")
@@ -192,4 +193,4 @@ def test_facts_for_reports(model_and_text: Any, tmp_path: Path) -> None:
 
 
 def test_help_says_how_much() -> None:
-    assert f"{amount.TOKENS:,}" in cli.UNTIL_ENOUGH
+    assert f"{amount.TOKENS:,}" in options.UNTIL_ENOUGH

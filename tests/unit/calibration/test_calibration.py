@@ -500,7 +500,7 @@ def test_a_calibration_that_cannot_be_finished_stays_as_it_was(
 
 
 def calibrated(dense: Checkpoint, path: Path, data: Path, **options: Any) -> Calibration:
-    settings = {"calibration_data": None, "calibration_samples": 12, "memory_budget": PLENTY}
+    settings = {"data": None, "limit": 12, "memory_budget": PLENTY}
     found, parts = collect.calibrate(
         dense, path, device="cpu", data=str(data), **settings | options
     )

@@ -40,7 +40,7 @@ def evaluated(folder: Path, task: str, *arguments: Any) -> Any:
 @pytest.mark.parametrize("task", tiny_tasks.TASKS)
 def test_reports_are_complete(folder: Path, task: str, tmp_path: Path) -> None:
     lines, written = tmp_path / "lines.txt", tmp_path / "eval.json"
-    found = evaluated(folder, task, "-o", written, "--output-predictions", lines)
+    found = evaluated(folder, task, "-o", written, "--predictions", lines)
     it, loaded = tasks.by_name(task), checkpoint.load(folder / f"{task}.pth")
     assert (found["task"], found["main"]) == (task, it.main)
     assert found["fingerprint"] == loaded.fingerprint
@@ -66,8 +66,8 @@ def test_reports_are_complete(folder: Path, task: str, tmp_path: Path) -> None:
 
 def test_translation_is_as_it_was(folder: Path, tmp_path: Path) -> None:
     old, new = tmp_path / "old.de", tmp_path / "new.de"
-    found = evaluated(folder, "translation", "--output-translations", old, "--target-length", 4)
-    evaluated(folder, "translation", "--output-predictions", new)
+    found = evaluated(folder, "translation", "--predictions", old, "--target-length", 4)
+    evaluated(folder, "translation", "--predictions", new)
     assert old.read_text() == new.read_text()
     assert (found["main"], found["settings"]["num_beams"]) == ("bleu", 1)
     assert (found["source_length"], found["target_length"]) == (32, 4)

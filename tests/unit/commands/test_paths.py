@@ -10,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from composable.commands.paths import PathArgument, PathOption
+from composable.commands.paths import NO_PATH, PathArgument
 from composable.errors import UserError
 from tests.paths import ROOT
 
@@ -21,7 +21,7 @@ COMMANDS = sorted(
 #: What an input or output may be called, as somebody who reads docs/commands.md would say.
 READS = {
     "baseline_finetuning": "model data",
-    "block_level_finetuning": "model bundles data calibration calibration_data",
+    "block_level_finetuning": "model bundles data calibration",
     "compose_model": "model bundles config",
     "config_generator": "model scores",
     "download_model": "source",
@@ -30,26 +30,26 @@ READS = {
     "model_level_finetuning": "model bundles config data",
     "plot_importance": "scores",
     "plot_loss": "csvs",
-    "prune": "model config scores calibration calibration_data",
+    "prune": "model config scores calibration data",
     "prune_scheme_generator": "source",
-    "rank_importance": "model calibration calibration_data",
-    "report": "directory plot",
+    "rank_importance": "model calibration data",
+    "report": "directory",
 }
 WRITES = {
-    "baseline_finetuning": "output stats checkpoint_dir",
-    "block_level_finetuning": "output stats plot calibration checkpoint_dir",
+    "baseline_finetuning": "output stats",
+    "block_level_finetuning": "output stats calibration",
     "compose_model": "output",
     "config_generator": "output",
     "download_model": "output",
     "evaluate": "output predictions",
     "export_model": "output",
-    "model_level_finetuning": "output stats checkpoint_dir",
+    "model_level_finetuning": "output stats",
     "plot_importance": "output",
     "plot_loss": "output",
     "prune": "output test_model calibration",
     "prune_scheme_generator": "output",
     "rank_importance": "output calibration",
-    "report": "output",
+    "report": "",
 }
 
 
@@ -59,8 +59,8 @@ def command(name: str) -> click.Command:
 
 
 def paths_of(name: str) -> dict[str, Any]:
-    known = (PathOption, PathArgument)
-    return {str(p.name): p for p in command(name).params if isinstance(p, known)}
+    params: list[Any] = command(name).params
+    return {str(p.name): p for p in params if p.use is not NO_PATH}
 
 
 def run(name: str, given: dict[str, Path]) -> None:
@@ -68,7 +68,7 @@ def run(name: str, given: dict[str, Path]) -> None:
     args: list[str] = []
     for key, path in given.items():
         parameter = paths_of(name)[key]
-        flags = parameter.opts[:1] if isinstance(parameter, PathOption) else []
+        flags = [] if isinstance(parameter, PathArgument) else parameter.opts[:1]
         args = [*args, *flags, str(path)] if flags else [str(path), *args]
     command(name).main(args, prog_name=f"{name}.py", standalone_mode=False)
 
@@ -142,11 +142,10 @@ def test_outputs_that_are_named_after_others(tmp_path: Path) -> None:
     ("name", "source", "output", "files"),
     [
         ("baseline_finetuning", "data", "stats", "train.en val.de test_2016_flickr.en dev.tsv"),
-        ("block_level_finetuning", "data", "plot", "train/cat/0.png validation_matched.jsonl"),
-        ("prune", "calibration_data", "output", "wiki.train.tokens train-v2.0.json state.json"),
+        ("block_level_finetuning", "data", "output", "train/cat/0.png validation_matched.jsonl"),
+        ("prune", "data", "output", "wiki.train.tokens train-v2.0.json state.json"),
         ("evaluate", "data", "predictions", "test/data-00000-of-00001.arrow ptb.test.txt"),
         ("download_model", "source", "output", "config.json model.safetensors tokenizer.json"),
-        ("report", "directory", "output", "eval_dense.json conf.json json/block.json"),
     ],
 )
 def test_no_output_is_a_file_of_a_folder_that_is_read(

@@ -39,7 +39,7 @@ def fails(name: str) -> dict[str, object]:
     raise UserError(f"{name}: is not\nwhat it should be.")
 
 
-@pytest.mark.parametrize("debug", [[], ["--debug"]])
+@pytest.mark.parametrize("debug", [[], ["--verbose"]])
 def test_the_last_line_of_a_command(debug: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         fails.main(["--name", f"{EVIL}\nError: none", *debug])

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 
 from composable.calibration import collect
 from composable.calibration.batching import GivenBatches
-from composable.commands import cli
+from composable.commands import options
 from composable.errors import ConfigError, ShapeError, UserError
 from composable.formats import config
 from composable.formats.config import Entry
@@ -39,15 +40,15 @@ def test_runs_of_layers_become_blocks(layers: list[int], expected: dict[str, str
 
 @pytest.mark.parametrize("text", ["1;2", "a", "-1", "1.5", "1 2"])
 def test_numbers_of_layers(text: str) -> None:
-    assert cli.parse_numbers(" 3,1,,3 ", "--layers") == [1, 3]
-    with pytest.raises(ConfigError, match=f"--layers {text}: expected numbers of layers from 0"):
-        cli.parse_numbers(text, "--layers")
+    assert options.LAYERS.convert(" 3,1,,3 ", None, None) == (1, 3)
+    with pytest.raises(click.BadParameter, match="is no list of numbers from 0, such as 3,4,5"):
+        options.LAYERS.convert(text, None, None)
 
 
 def test_a_task_without_lengths(tmp_path: Path) -> None:
     made = tiny.dense("vit")
     with pytest.raises(UserError, match="max_length is 5: not for image_classification; leave it"):
-        collect.calibration_set(made, str(tmp_path), "text", 4, 5)
+        collect.calibration_set(made, str(tmp_path), 4, max_length=5)
 
 
 def test_an_order_needs_to_know_its_stack() -> None:
@@ -81,9 +82,11 @@ def test_options_without_a_meaning(settings: dict[str, Any], message: str) -> No
 
 def test_a_cut_needs_to_know_its_stack() -> None:
     settings: Any = {
-        "policy": "deepest", "scores": None, "distance": None, "reference_offset": False,
-        "protect": (), "linear_map": False,
-    }  # fmt: skip
+        "policy": "deepest",
+        "scores": None,
+        "protect": (),
+        "linear_map": False,
+    }
     made = tiny.dense("t5")
     with pytest.raises(ConfigError, match="has encoder and decoder; name one of them as the stack"):
         layer_choice.configurations(made, [1], stack=None, **settings)

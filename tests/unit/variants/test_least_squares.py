@@ -335,10 +335,10 @@ def test_one_warning_counts_what_stays_as_pruned(caplog: pytest.LogCaptureFixtur
         tuning._warn([variant(0.0), variant(0.1)], ["pruned", None], "raise it")
         assert not caplog.messages, "nothing was to be gained, or is left"
         kept = ["pruned", "ls", "pruned", None]
-        tuning._warn([variant(0.1) for _ in kept], kept, "raise calibration_samples (now 12)")
+        tuning._warn([variant(0.1) for _ in kept], kept, "measure more samples (now 12)")
     (message,) = caplog.messages
     assert message.startswith("2 of 3 variants stay as pruned")
-    assert message.endswith("raise calibration_samples (now 12).")
+    assert message.endswith("measure more samples (now 12).")
 
 
 class Constant:

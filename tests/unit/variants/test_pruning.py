@@ -27,8 +27,8 @@ def dense() -> Any:
     return tiny.checkpoint()
 
 
-def made(dense: Any, scheme: dict[str, list[Entry]], *preferred: str) -> list[tuple[Any, ...]]:
-    variants = make_variants(dense, scheme, (*preferred, *tiny.BY_WEIGHTS))
+def made(dense: Any, scheme: dict[str, list[Entry]], **chosen: str) -> list[tuple[Any, ...]]:
+    variants = make_variants(dense, scheme, {**tiny.BY_WEIGHTS, **chosen})
     return [(v.module, v.entry, sorted(v.plain)) for v in variants]
 
 
@@ -84,16 +84,18 @@ def test_every_variant_once_with_what_it_answers(
     assert made(dense, scheme) == expected
 
 
-@pytest.mark.parametrize("preferred", [(), ("l1",), ("head_l1", "l1"), ("l1", "head_l1")])
-def test_preferred_methods_go_to_the_kinds_they_can(dense: Any, preferred: tuple[str, ...]) -> None:
-    scheme = {A: [pair(0.25, 0.3)], WI: [Entry(0.3)]}
-    assert made(dense, scheme, *preferred) == [
-        (A, pair(0.25, 0.3, "head_l1", "l1"), ["", "o"]),
-        (WI, Entry(0.3, "l1"), [""]),
+def test_a_method_is_chosen_for_one_kind(dense: Any) -> None:
+    """The method random prunes heads and neurons; it is asked for in heads alone."""
+    scheme = {A: [pair(0.25, 0.3)], FFN: [Entry(0.3)]}
+    sources = Sources(seed=lambda name: 7)
+    variants = make_variants(dense, scheme, {**tiny.BY_WEIGHTS, "attention": "random"}, sources)
+    assert [variant.entry for variant in variants] == [
+        pair(0.25, 0.3, "random", "l1"),
+        Entry(0.3, "neuron_l1"),
     ]
 
 
-def test_a_preferred_method_replaces_the_default_for_plain_rates_only(
+def test_a_chosen_method_replaces_the_default_for_plain_rates_only(
     dense: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
@@ -101,7 +103,7 @@ def test_a_preferred_method_replaces_the_default_for_plain_rates_only(
     other = replace(methods.L1, name="other")
     monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, other))
     scheme = {WI: [Entry(0.3), Entry(0.3, "l1")], A: [pair(0.25, 0.3), pair(0.25, 0.3, None, "l1")]}
-    assert made(dense, scheme, "other") == [
+    assert made(dense, scheme, linear="other") == [
         (WI, Entry(0.3, "other"), [""]),
         (WI, Entry(0.3, "l1"), []),
         (A, pair(0.25, 0.3, "head_l1", "other"), ["", "o"]),
@@ -256,6 +258,6 @@ def test_what_cannot_be_pruned_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_preferred_method_is_refused(dense: Any) -> None:
+def test_an_unknown_method_is_refused(dense: Any) -> None:
     with pytest.raises(UserError, match='unknown method "magic"'):
-        make_variants(dense, {WI: [Entry(0.3)]}, ("magic",))
+        make_variants(dense, {WI: [Entry(0.3)]}, {"linear": "magic"})
