@@ -11,6 +11,7 @@ from composable.formats.bundle import Bundle
 from composable.formats.scores_file import Numbers, Scores
 
 Row = Sequence[str]
+DPI = 70  # of pictures
 
 
 def as_html(head: Row, rows: Sequence[Row]) -> str:
@@ -63,7 +64,7 @@ class ShownScores(Scores):
         from composable.reports import importance_plot  # takes a second to import
 
         title = self.origin.model if self.origin else ""
-        return importance_plot.png([self.blocks(stack) for stack in self.stacks], title)
+        return importance_plot.png([self.blocks(stack) for stack in self.stacks], title, dpi=DPI)
 
     def _distances(self) -> tuple[Row, list[Row]]:
         head = ("stack", "distance", "layers", "smallest of one layer", "largest")
