@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,21 @@ MOST_BYTES = 2**30  # that are read of one file
 TEMPORARY = ".composable.tmp"  # how the name of a file ends while it is written
 LONGEST_NAME = 255  # bytes, on the usual file systems
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Outputs that are still to be written, see `reads_no_output`.
+_awaited: ContextVar[list[Path]] = ContextVar("awaited outputs")
+
+
+@contextmanager
+def reads_no_output() -> Iterator[None]:
+    """Let `open_input` refuse what `check_writable` was given, until that is written.
+
+    So no input is lost, whatever named it: a model file, too, says where its data are.
+    """
+    before = _awaited.set([])
+    try:
+        yield
+    finally:
+        _awaited.reset(before)
 
 
 @contextmanager
@@ -49,6 +65,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 made.replace(target)  # while it is locked: see `remove_leftovers`
+            _awaited.get([])[:] = [one for one in _awaited.get([]) if one != target]
             sync_folder(target.parent)
         finally:
             made.unlink(missing_ok=True)
@@ -80,7 +97,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def _beside(path: Path) -> Path:
     """Name a temporary file or folder that is later renamed to `path`; no longer than allowed."""
     ending = f".{secrets.token_hex(4)}{TEMPORARY}"
-    start = path.name.encode()[: LONGEST_NAME - 1 - len(ending)].decode(errors="ignore")
+    name = path.name.encode(errors="ignore")  # bytes of a name that is no UTF-8 are left out
+    start = name[: LONGEST_NAME - 1 - len(ending)].decode(errors="ignore")
     return path.with_name(f".{start}{ending}")
 
 
@@ -183,7 +201,7 @@ def check_writable(*paths: Path | None) -> None:
             raise UserError(f"{path}: is named for two outputs; give each a name of its own.")
         seen.add(os.path.realpath(path))
         with _naming(path):
-            _target_of(path)
+            _awaited.get([]).append(_target_of(path))
         _try_writing(path)
 
 
@@ -212,7 +230,7 @@ def _target_of(path: Path) -> Path:
     except OSError as error:  # a file where a folder should be, a link to itself, a long name
         error.filename = str(path)
         raise
-    _require_ordinary(status, path)
+    require_ordinary(status, path)
     for printed in (1, 2):  # stdout and stderr
         with suppress(OSError):  # closed
             if os.path.samestat(status, os.fstat(printed)):
@@ -221,7 +239,8 @@ def _target_of(path: Path) -> Path:
     return target
 
 
-def _require_ordinary(status: os.stat_result, path: Path) -> None:
+def require_ordinary(status: os.stat_result, path: Path) -> None:
+    """Raise OSError for a folder, a device or a pipe."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file was expected", str(path))
     if not stat.S_ISREG(status.st_mode):
@@ -233,14 +252,25 @@ def open_input(path: Path) -> BinaryIO:
 
     Raises:
         OSError: the file cannot be read, or is none.
+        UserError: it is to be written, see `reads_no_output`.
     """
     opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        _require_ordinary(os.fstat(opened), path)
+        status = os.fstat(opened)
+        require_ordinary(status, path)
+        _require_input(status, path)
         return open(opened, "rb")
     except BaseException:
         os.close(opened)
         raise
+
+
+def _require_input(status: os.stat_result, path: Path) -> None:
+    for output in _awaited.get([]):
+        with suppress(OSError):  # not there yet
+            if os.path.samestat(status, output.stat()):
+                problem = "is to be written and is also read; name another file to write"
+                raise UserError(f"{path}: {problem}.")
 
 
 def read_bytes(path: Path, limit: int = MOST_BYTES) -> bytes:
@@ -323,7 +353,8 @@ def parse_json(text: str | bytes) -> Any:
         )
         _check_depth(value)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"not a JSON file ({error})") from error
+        said = str(error).partition(";")[0]  # of Python's limits, without how to lift them
+        raise FormatError(f"not a JSON file ({said})") from error
     return value
 
 

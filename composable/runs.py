@@ -76,6 +76,7 @@ class RunFolder:
         while self._descriptor < 0:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
+                files.require_ordinary(os.fstat(descriptor), path)
                 if not _is_free(descriptor, tries=5):
                     raise UserError(
                         f"{self.path}: {_holder(descriptor)} is at work on the same; wait until it "

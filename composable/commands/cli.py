@@ -38,7 +38,9 @@ def command(settings: type) -> Callable[[Main], click.Command]:
         def run(**values: Any) -> None:
             started = time.perf_counter()
             try:
-                report = function(_settings(settings, values))
+                made = _settings(settings, values)
+                with files.reads_no_output():
+                    report = function(made)
             except click.UsageError as error:  # of what only the files told
                 error.ctx = error.ctx or click.get_current_context()
                 raise
@@ -62,10 +64,10 @@ def _settings(kind: type, values: dict[str, Any]) -> Any:
     for name, value in values.items():
         if context.get_parameter_source(name) is ParameterSource.DEFAULT:
             values[name] = _within(workdir, value)
-    paths.check(context, values)
+    trains = "workdir" in kind.__dataclass_fields__  # type: ignore[attr-defined]
+    paths.check(context, values, workdir / options.CHECKPOINTS if trains else None)
     options.refuse_without_effect(values)
-    if "workdir" in kind.__dataclass_fields__:  # type: ignore[attr-defined]
-        values["workdir"] = workdir
+    values |= {"workdir": workdir} if trains else {}
     made = kind(**values)
     try:
         getattr(made, "check", lambda: None)()
@@ -141,6 +143,11 @@ GENERAL = (
 class Program(click.Command):
     """A command with the general options, whose errors become one line and an exit code."""
 
+    @property
+    def program(self) -> str:
+        """Return the name of its script."""
+        return f"{self.name}.py"
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Add the general options, as click itself adds --help."""
         own = super().get_params(ctx)
@@ -151,7 +158,7 @@ class Program(click.Command):
         by_group: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(parameter, click.Argument):
                 by_group.setdefault(getattr(parameter, "group", "General"), []).append(record)
         for group, records in by_group.items():
             with formatter.section(group):
@@ -167,13 +174,14 @@ class Program(click.Command):
     def main(self, args: Any = None, *rest: Any, **more: Any) -> Any:  # type: ignore[override]
         """Run; in standalone mode (the default) end the process with the exit code."""
         parent: Any = super()
+        more.setdefault("prog_name", self.program)  # what messages call it, however it was started
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
         with signals.stopping() as received:
             try:
                 result = parent.main(args, *rest, standalone_mode=False, **more)
             except click.UsageError as error:
-                name = error.ctx.command_path if error.ctx else f"{self.name}.py"
+                name = error.ctx.command_path if error.ctx else self.program
                 message, code = f"{error.format_message()} (see {name} --help)", 2
             except (click.Abort, KeyboardInterrupt):
                 message, code = self._said(received)
@@ -184,8 +192,9 @@ class Program(click.Command):
                     click.echo(printable(traceback.format_exc()), err=True, nl=False)
             else:
                 sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-        if not (received and int(os.environ.get("RANK", "0"))):  # of several processes one says so
-            click.echo("Error: " + one_line(message), err=True)
+            is_other = int(os.environ.get("RANK", "0")) > 0  # of several processes one says so
+            if not (received and is_other):
+                click.echo("Error: " + one_line(message), err=True)
         sys.exit(code)
 
     def _said(self, received: list[int]) -> tuple[str, int]:

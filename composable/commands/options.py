@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: Headings of --help, in this order; the general options come last.
 FILES, WHAT, TRAINING, MACHINE = "Files", "What to do", "Training", "Machine"
 GROUPS = (FILES, WHAT, TRAINING, MACHINE)
+CHECKPOINTS = "checkpoints"  # folder within that of --workdir
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
@@ -399,5 +400,5 @@ def training_of(settings: Any) -> "Options":
 
     names = {field.name for field in dataclasses.fields(Options)}
     own = {name: value for name, value in vars(settings).items() if name in names}
-    folder = settings.workdir / "checkpoints"
+    folder = settings.workdir / CHECKPOINTS
     return Options(**own, early_stop=EARLY_STOP, checkpoint_dir=folder).resolved()

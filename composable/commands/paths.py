@@ -21,6 +21,7 @@ class Use:
         reads: the file, or files of the folder.
         writes: the same; a calibration, which is read if it exists, is both.
         inside: pattern of the files of a folder that are read, relative to it.
+        is_folder: what is written is a folder, in which other outputs may lie.
         also: the path -> further ones that are written with it.
         default: all options of the command -> the path, where none is given.
     """
@@ -28,11 +29,14 @@ class Use:
     reads: bool = False
     writes: bool = False
     inside: str = ""
+    is_folder: bool = False
     also: Callable[[Path], tuple[Path, ...]] | None = None
     default: Callable[[Mapping[str, Any]], Any] | None = None
 
 
 NO_PATH = Use()
+#: What a training keeps until it is done: folders of its own, see `runs`.
+CHECKPOINTS = Use(writes=True, is_folder=True, inside=r"[a-z]+-[0-9a-f]{16}/.+")
 READ, WRITTEN, BOTH = Use(reads=True), Use(writes=True), Use(reads=True, writes=True)
 #: Data are named after their splits, or as the package datasets saves them; models are not data.
 _SPLIT = r"(train|val|valid|validation|dev|test)(_matched|_2016_flickr|-v[0-9.]+)?"
@@ -63,12 +67,13 @@ class _Named:
         return f"{self.flag} {self.path}"
 
 
-def check(context: click.Context, options: dict[str, Any]) -> None:
+def check(context: click.Context, options: dict[str, Any], checkpoints: Path | None = None) -> None:
     """Fill in the paths that others stand for, and refuse what would destroy an input.
 
     Args:
         context: of the command.
         options: name -> value; those that were not given get the default of their `Use`.
+        checkpoints: folder in which a training keeps its own.
 
     Raises:
         click.UsageError: an output is an input, or a file of a folder that is read, or two outputs
@@ -76,6 +81,8 @@ def check(context: click.Context, options: dict[str, Any]) -> None:
         OSError: an input is a device, a pipe, or a circle of links.
     """
     found = list(_named(context.command, options))
+    if checkpoints is not None:
+        found.append(_Named("the checkpoints", checkpoints, CHECKPOINTS))
     for each in found:
         _refuse_special(each)
     for one, other in itertools.permutations(found, 2):
@@ -106,12 +113,15 @@ def _problem(one: _Named, other: _Named) -> str:
         return ""
     if _same(one.path, other.path):
         return f"is the file of {one}" if one.use.reads else f"is written by {one}, too"
-    if one.use.inside and one.path.is_dir():  # a new file is read there by the next command
-        place, folder = Path(os.path.realpath(other.path)), os.path.realpath(one.path)
-        if place.is_relative_to(folder) and re.fullmatch(
-            one.use.inside, str(place.relative_to(folder))
-        ):
-            return f"is read as a part of {one}"
+    place, folder = Path(os.path.realpath(other.path)), os.path.realpath(one.path)
+    if not place.is_relative_to(folder):
+        return ""
+    if one.use.writes and not one.use.is_folder:
+        return f"lies in {one}, which is a file"
+    is_there = one.use.writes or one.path.is_dir()
+    if is_there and re.fullmatch(one.use.inside, str(place.relative_to(folder))):
+        # a new file is read there by the next command
+        return f"is read as a part of {one}" if one.use.reads else f"would be removed with {one}"
     return ""
 
 
@@ -126,7 +136,15 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _refuse_special(named: _Named) -> None:
-    """Raise OSError for what can never be read: it might make a command wait for ever."""
+    """Refuse what can never be read, as it might make a command wait for ever, and odd names.
+
+    Names that are no UTF-8 fit into no file of ours, and some libraries cannot open them.
+    """
+    try:
+        f"{named.path} {Path(os.path.realpath(named.path)).name}".encode()
+    except UnicodeEncodeError as error:
+        problem = "the name is not UTF-8; rename it"
+        raise click.UsageError(f"{named}: {problem}.", click.get_current_context()) from error
     try:
         mode = os.stat(named.path).st_mode
     except OSError as error:

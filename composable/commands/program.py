@@ -26,6 +26,11 @@ COMMANDS = (*ORDER, "export_model", "plot_importance", "rank_importance")
 class _Group(cli.Program, click.Group):
     """Imports a command when it is asked for."""
 
+    @property
+    def program(self) -> str:
+        """Return the name of the program."""
+        return str(self.name)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the pipeline."""
         return [*COMMANDS]

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: one line, an exit code, nothing half written."""
+"""SIGTERM, SIGHUP and Ctrl-C end a command: one line, an exit code, nothing half written."""
 
 import _thread
+import atexit
 import signal
 import sys
 import threading
@@ -9,15 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-STOPPING = (signal.SIGTERM, signal.SIGHUP)  # what batch systems send, and a terminal that closes
+#: What batch systems send, a terminal that closes, Ctrl-C -> what Python does by itself.
+STOPPING: dict[int, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
 WORKER = "DataLoader worker"  # what torch calls a process that prepares batches
 
 
 @contextmanager
 def stopping() -> Iterator[list[int]]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does; yield a list that gets the one received.
+    """Let the first of some signals raise KeyboardInterrupt; yield a list that gets it.
 
-    A signal that is ignored stays so: nohup sets this for SIGHUP.
+    Those that come after it change nothing any more, up to the end of the process. A signal that
+    is ignored stays so: nohup sets this for SIGHUP.
     """
     received: list[int] = []
     report_unraisable = sys.unraisablehook
@@ -25,6 +32,7 @@ def stopping() -> Iterator[list[int]]:
     def stop(number: int, _: Any) -> None:
         if not received:  # a second one does not disturb the clean-up
             received.append(number)
+            atexit.register(_hear_nothing)  # called first: libraries have much to do at the end
             sys.unraisablehook = pass_on
             raise KeyboardInterrupt
 
@@ -37,15 +45,20 @@ def stopping() -> Iterator[list[int]]:
 
     mine = []
     if threading.current_thread() is threading.main_thread():
-        mine = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_DFL]
+        mine = [each for each, usual in STOPPING.items() if signal.getsignal(each) is usual]
     for number in mine:
         signal.signal(number, stop)
     try:
         yield received
     finally:
         for number in mine:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, STOPPING[number])
         sys.unraisablehook = report_unraisable
+
+
+def _hear_nothing() -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def were_behind(error: Exception, received: list[int]) -> bool:
@@ -59,6 +72,6 @@ def were_behind(error: Exception, received: list[int]) -> bool:
 def said(received: list[int], has_checkpoints: bool) -> tuple[str, int]:
     """Message and exit code after a signal, which shells know as 128 and its number."""
     number = signal.Signals(received[0]) if received else signal.SIGINT
-    how = f" by {number.name}" if received else ""
+    how = f" by {number.name}" if number != signal.SIGINT else ""
     again = "; it goes on from its last checkpoint" if has_checkpoints else ""
     return f"interrupted{how}; run the same command again{again}.", 128 + number

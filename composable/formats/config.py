@@ -19,7 +19,7 @@ POLICIES = ("block", "singles", "deepest", "iterative")
 METRICS = ("macs", "parameters", "layer-parameters")
 #: Ways to divide a size among the modules, see `ranking.sizes.Allocator`.
 ALLOCATIONS = ("uniform", "stat")
-MOST_LAYERS = 10_000  # that all blocks of one configuration have together
+MOST_LAYERS = 100_000  # that all blocks of one file have together
 LONGEST_NAME = 1000  # characters of the path of a module
 _NUMBER = re.compile("0|[1-9][0-9]{0,3}")  # of a layer, from 0
 
@@ -38,8 +38,11 @@ class Entry:
 
     rate: float
     method: str | None = None
-    parts: Mapping[str, "Entry"] = field(default_factory=dict, hash=False)
+    parts: Mapping[str, "Entry"] = field(default_factory=dict)
     through: str | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.rate, self.method, self.through, *sorted(self.parts.items())))
 
     @property
     def removals(self) -> "dict[str, Entry]":
@@ -124,28 +127,24 @@ def read_configurations(
         raise _unexpected(value, f"{path}: holds", expected)
     if not value:
         raise ConfigError(f"{path}: [] holds no configuration; {remedy} some.")
-    return [
-        parse_configuration(one, f"{path}[{i}]", modules, methods) for i, one in enumerate(value)
-    ]
+    found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
+    _check_blocks(found, str(path))
+    if modules is not None:
+        for i, configuration in enumerate(found):
+            check_configuration(configuration, modules, f"{path}[{i}]")
+    return found
 
 
 def parse_configuration(
-    value: Any,
-    where: str = "configuration",
-    modules: Mapping[str, Module] | None = None,
-    methods: Sequence[str] | None = None,
+    value: Any, where: str, modules: Mapping[str, Module], methods: Sequence[str]
 ) -> Configuration:
-    """Read and check one configuration, `{module: entry, ...}`.
+    """Read and check one configuration, `{module: entry, ...}`, that is no file's.
 
-    Args:
-        value: what `json` read, or the same from Python.
-        where: the beginning of every message.
-        modules: as for `read_configurations`, also the next and the errors.
-        methods: known names.
+    `where` is the beginning of every message; for the rest see `read_configurations`.
     """
     configuration = _parse_configuration(value, where, methods)
-    if modules is not None:
-        check_configuration(configuration, modules, where)
+    _check_blocks([configuration], where)
+    check_configuration(configuration, modules, where)
     return configuration
 
 
@@ -309,9 +308,13 @@ def covered(name: str, entry: Entry) -> list[str]:
     """Names that an entry decides on: of a block all its layers, else its module."""
     if entry.through is None:
         return [name]
-    path, _, first = name.rpartition(".")
-    last = entry.through.rpartition(".")[2]
-    return [f"{path}.{number}" for number in range(int(first), int(last) + 1)]
+    return [f"{name.rpartition('.')[0]}.{number}" for number in _numbers(name, entry)]
+
+
+def _numbers(name: str, entry: Entry) -> range:
+    """Numbers of the layers of a block in their stack."""
+    first, last = (path.rpartition(".")[2] for path in (name, entry.through or name))
+    return range(int(first), int(last) + 1)
 
 
 def check_configuration(
@@ -349,11 +352,16 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
                 f"write one key for each, {keys}."
             )
         configuration[name] = Entry.parse(given, f'{where}: "{name}"', methods, name)
-    blocks = {name: entry for name, entry in configuration.items() if entry.through is not None}
-    if (count := sum(len(covered(*one)) for one in blocks.items())) > MOST_LAYERS:
+    return configuration
+
+
+def _check_blocks(configurations: Sequence[Configuration], where: str) -> None:
+    """Bound what is made of a few bytes: the layers of blocks."""
+    pairs = (pair for one in configurations for pair in one.items())
+    count = sum(len(_numbers(*pair)) for pair in pairs if pair[1].through is not None)
+    if count > MOST_LAYERS:
         problem = f"its blocks are {count} layers, at most {MOST_LAYERS} were expected"
         raise ConfigError(f"{where}: {problem}; check the numbers of the layers.")
-    return configuration
 
 
 def _parse_variants(
@@ -363,7 +371,7 @@ def _parse_variants(
     if not isinstance(value, list) or not value:
         expected = "a list of rates was expected; list the rates, or leave the module out"
         raise _unexpected(value, f'{place}: "{name}" holds', expected)
-    entries: list[Entry] = []
+    entries: dict[Entry, None] = {}
     for i, given in enumerate(value):
         where = f'{place}: "{name}"[{i}]'
         entry = Entry.parse(given, where, methods, name)
@@ -372,8 +380,8 @@ def _parse_variants(
             raise ConfigError(f"{where}: {_shown(given)} {problem}.")
         if entry in entries:
             raise ConfigError(f"{where}: {entry} occurs twice; keep one of them.")
-        entries.append(entry)
-    return entries
+        entries[entry] = None
+    return list(entries)
 
 
 def _parse_rate(value: Any, where: str) -> float:

@@ -6,6 +6,7 @@ import logging
 import lzma
 import math
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -323,12 +324,13 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     check_sizes(content, most=MOST_COMPRESSED)
     try:
         with zipfile.ZipFile(content) as archive:
-            return {
-                name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()
-            }
+            names = {name: name.removesuffix(".npy") for name in archive.namelist()}
+            if len({*names.values()}) < len(archive.namelist()):
+                raise ValueError("two arrays of one name")
+            return {name: _array(archive.read(member)) for member, name in names.items()}
     except (
         *(ValueError, EOFError, KeyError, RuntimeError, MemoryError, SyntaxError, TypeError),
-        *(NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+        *(NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError),
     ) as error:
         raise FormatError(f"no readable .npz: {error}") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 from composable.errors import FormatError, shortened
 from composable.files import read_bytes
 
+MOST_EPOCHS, MOST_BYTES = 10_000, 1 << 24  # of one file
 COLUMNS = (
     "epoch",
     "training_loss",
@@ -56,7 +57,7 @@ def read_all(paths: Sequence[Path]) -> list[Curve]:
 def _read_rows(path: Path) -> list[list[str]]:
     """Return the rows below the header, which is checked."""
     try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = read_bytes(path, MOST_BYTES).decode("utf-8-sig").splitlines()
         rows = list(csv.reader(lines, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         problem = f"not a CSV file in UTF-8 ({error}); give a stats CSV"
@@ -70,6 +71,9 @@ def _read_rows(path: Path) -> list[list[str]]:
             f'{path}: the header is "{met}", expected "{header}"; give a CSV that a fine-tuning '
             "script wrote as its stats."
         )
+    if len(rows) - 1 > MOST_EPOCHS:
+        problem = f"has {len(rows) - 1} rows, at most {MOST_EPOCHS} were expected"
+        raise FormatError(f"{path}: {problem}; give a stats CSV.")
     return rows[1:]
 
 

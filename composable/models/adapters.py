@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,7 @@ def merge(model: Any, folder: Path) -> Any:
     """
     if not (folder / CONFIG).is_file():
         return model
+    _config(folder)
     names = _names(folder)
     try:
         import peft
@@ -95,7 +97,28 @@ def merge(model: Any, folder: Path) -> Any:
                 f"{folder}: its adapter and the model differ in {listed(lost)}; the adapter of "
                 "this model is needed."
             )
+        _refuse_unmergeable(folder, adapted)
         return adapted.merge_and_unload()
+
+
+def _refuse_unmergeable(folder: Path, adapted: Any) -> None:
+    """Refuse what is no part of the weights, and what would be added to a shared one twice."""
+    settings = adapted.active_peft_config
+    if settings.is_prompt_learning:
+        raise UserError(
+            f"{folder}: its adapter ({settings.peft_type.value}) puts tokens before the text and "
+            "cannot be merged; one that changes weights, such as LORA, is needed."
+        )
+    named = [*adapted.get_base_model().named_parameters(remove_duplicate=False)]
+    counts = Counter(id(parameter) for _, parameter in named)
+    inner = ".base_layer.weight"
+    for name, parameter in named:
+        if name.endswith(inner) and counts[id(parameter)] > 1:
+            raise UserError(
+                f"{folder}: its adapter changes {name.removesuffix(inner)}, whose weight the model "
+                "shares with another layer that it would change, too; an adapter of other layers, "
+                "or a model with tie_word_embeddings false and both weights, is needed."
+            )
 
 
 def _names(folder: Path) -> set[str]:

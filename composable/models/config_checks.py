@@ -1,5 +1,6 @@
 """What the config.json of a pretrained model may say: checked before anything is built from it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import CONFIG_MAPPING
 from composable import families, files
 from composable.errors import FormatError, UserError, as_user_error, shortened
 from composable.models.stored_weights import UNQUANTISED
+from composable.tasks.labels import are_numbers, ordered, same
 
 #: Keys that say how large something is.
 SIZES = (
@@ -25,6 +27,8 @@ LARGEST = 2**31 - 1
 #: More layers or classes than any model has.
 MOST_LAYERS, MOST_LABELS = 10_000, 1_000_000
 SEVERAL = "multi_label_classification"
+#: How attentions may be computed: on all devices, without another package.
+KERNELS = ("sdpa", "eager")
 #: Keys that say how many layers there are.
 LAYERS = (
     "num_hidden_layers", "num_layers", "num_decoder_layers", "decoder_layers", "n_layer",
@@ -87,6 +91,9 @@ def read_config(path: Path) -> dict[str, Any]:
             raise _refusal(path, key, name, 'the name of a type such as "float32"')
     if said.get("return_dict") not in (True, None):
         raise _refusal(path, "return_dict", said["return_dict"], "true")
+    for key in ("attn_implementation", "_attn_implementation"):
+        if said.get(key) not in (None, *KERNELS):
+            raise _refusal(path, key, said[key], f"{' or '.join(KERNELS)}, or no such key,")
     _check_architectures(path, said.get("architectures"))
     _check_labels(path, said)
     _check_quantisation(path, said)
@@ -142,6 +149,42 @@ def _check_labels(path: Path, said: dict[str, Any]) -> None:
     known = (None, "regression", "single_label_classification", SEVERAL)
     if kind not in known:
         raise _refusal(path, "problem_type", kind, f"one of {', '.join(map(str, known[1:]))}")
+
+
+def check_names(path: Path, said: dict[str, Any]) -> None:
+    """Refuse names of classes that transformers would forget, so that labels lose their outputs.
+
+    Args:
+        path: of a config.json.
+        said: what it says.
+
+    Raises:
+        UserError: the message names both keys.
+    """
+    names, numbers, count = (said.get(key) for key in ("id2label", "label2id", "num_labels"))
+    if names is None and isinstance(numbers, dict) and not _say_nothing(numbers):
+        expected = "an id2label with the same names by their numbers"
+        raise _refusal(path, "label2id", numbers, expected)
+    if names and count not in (None, len(names)) and not _say_nothing(names.values()):
+        expected = f"{len(names)}, for so many names in id2label,"
+        raise _refusal(path, "num_labels", count, expected)
+
+
+def _say_nothing(names: Iterable[Any]) -> bool:
+    return are_numbers(ordered(same(str(name)) for name in names))
+
+
+def read_generation_config(path: Path) -> None:
+    """Refuse settings of `generate` that transformers would go on without.
+
+    Args:
+        path: of a generation_config.json, which need not exist.
+
+    Raises:
+        UserError: it is none.
+    """
+    if path.is_file() and not isinstance(files.read_json(path), dict):
+        raise FormatError(f"{path}: an object was expected; correct it, or take it away.")
 
 
 def _check_quantisation(path: Path, said: dict[str, Any]) -> None:

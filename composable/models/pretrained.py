@@ -16,7 +16,7 @@ from transformers import (
     ImageProcessingMixin,
     PreTrainedModel,
 )
-from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from composable import families, tasks
 from composable.errors import FormatError, UserError, as_user_error, listed
@@ -30,7 +30,7 @@ from composable.models import (
     trial,
 )
 from composable.models.checkpoint import Checkpoint, config_dict, fingerprint_of
-from composable.tasks.base import Task
+from composable.tasks.base import Classification, Task
 from composable.tasks.images import Preparation, default_settings
 
 log = logging.getLogger("composable")
@@ -76,6 +76,8 @@ def import_model(
     family = families.by_model_type(found.config.model_type)
     chosen = _task(found, task)
     _check(source, found.config, family, chosen)
+    if isinstance(chosen, Classification) and labels is None:
+        config_checks.check_names(found.base / "config.json", found.said)
     if max_length and not chosen.has_length:
         raise UserError(f"max_length {max_length}: not for {chosen.name}; leave it out.")
     torch.manual_seed(seed)
@@ -130,6 +132,7 @@ class _Found:
         base: the folder of its config and weights; another one where `source` is an adapter alone.
         reading: arguments of `from_pretrained`.
         config: of transformers.
+        said: what config.json says; nothing of a .gguf file.
         stored: name of every tensor -> what it is; empty for a .gguf file.
         reader: of a .gguf file, else None.
     """
@@ -138,6 +141,7 @@ class _Found:
     base: Path
     reading: dict[str, Any]
     config: Any
+    said: dict[str, Any]
     stored: dict[str, stored_weights.Stored]
     reader: Any = None
 
@@ -151,17 +155,18 @@ def _open(source: Path) -> _Found:
         reading["gguf_file"] = source.name
         with as_user_error(f"{source}: no model can be built of what it says"):
             config = AutoConfig.from_pretrained(base, **reading)
-        return _Found(source, base, reading, config, {}, reader)
+        return _Found(source, base, reading, config, {}, {}, reader)
     base = adapters.base_of(source)
     path = base / "config.json"
-    config_checks.read_config(path)
+    said = config_checks.read_config(path)
+    config_checks.read_generation_config(base / GENERATION_CONFIG_NAME)
     with as_user_error(f"{path}: no model can be built of it"):
         config = AutoConfig.from_pretrained(base, **reading)
     files_of_it = stored_weights.weight_files(base, str(base))
     stored = stored_weights.read_headers(files_of_it, "fetch it again.")
     leftovers = families.by_model_type(config.model_type).leftovers
     stored_weights.check_dtypes(base, stored, leftovers)
-    return _Found(source, base, reading, config, stored)
+    return _Found(source, base, reading, config, said, stored)
 
 
 def _task(found: _Found, name: str | None) -> Task:
@@ -185,6 +190,11 @@ def _check(source: Path, config: Any, family: Family, task: Task) -> None:
         raise UserError(
             f"{source}: {family.name} has {' and '.join(family.stacks)} layers, with which "
             f"{task.name} is not done here; choose another task."
+        )
+    if config.is_encoder_decoder != (len(family.stacks) > 1):
+        raise UserError(
+            f"{source}: is_encoder_decoder of its config is {config.is_encoder_decoder}, a "
+            f"{family.name} has {' and '.join(family.stacks)} layers; correct it."
         )
     is_half = len(family.stacks) == 1 and getattr(config, "add_cross_attention", False)
     if is_half or (family.stacks == ("encoder",) and getattr(config, "is_decoder", False)):
@@ -247,12 +257,8 @@ def _load(
                 f"{place}: {name} is of shape {tuple(stored)}, its config asks for "
                 f"{tuple(wanted)}; {remedy}."
             )
-    lost = [name for name in missing if name not in fresh]
-    if lost:
-        raise UserError(
-            f"{place}: the weights lack {listed(lost)}"
-            f"{'; name the task' if _is_head(lost[0], model) else ''}."
-        )
+    if lost := [name for name in missing if name not in fresh]:
+        raise UserError(f"{place}: the weights lack {listed(lost)}{_remedy(lost, model, report)}.")
     _refuse_other_head(place, task, model, set(missing))
     if model.config.problem_type == config_checks.SEVERAL:
         if not fresh:
@@ -270,6 +276,16 @@ def _load(
             "the number of labels, or another task."
         )
     return model, set(report["unexpected_keys"])
+
+
+def _remedy(lost: list[str], model: Any, report: dict[str, Any]) -> str:
+    """Say what can be done about weights that a folder lacks, as the end of a sentence."""
+    if {*lost} <= {*(getattr(model, "_tied_weights_keys", None) or ())}:
+        return "; set tie_word_embeddings to true where they are those of the embeddings"
+    if all(_is_head(name, model) for name in lost):
+        return "; name the task"
+    others = sorted(report["unexpected_keys"])
+    return f", and hold {listed(others)}, which it does not know; rename them" if others else ""
 
 
 def _read(folder: Path, task: Task, reading: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

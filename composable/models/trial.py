@@ -8,6 +8,7 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig
 
 from composable.errors import UserError, as_user_error
+from composable.tasks.translation_decode import generate
 
 TEXT = "A man runs in the street."
 MOST_TOKENS = 8
@@ -33,6 +34,14 @@ def try_out(source: Path, model: Any, tokenizer: Any, config: dict[str, Any]) ->
         torch.inference_mode(),
     ):
         found = next(iter(model(**_sample(model, tokenizer)).values()))
+    if model.config.is_encoder_decoder:
+        with (
+            as_user_error(f"{source}: its settings of generate do not work"),
+            torch.inference_mode(),
+        ):
+            rows = _sample(model, tokenizer)["input_ids"].tolist() * 2
+            for beams in (1, 2):
+                generate(model, rows, beams, MOST_TOKENS, "cpu")
     if not torch.isfinite(found).all():
         raise UserError(
             f"{source}: the model computes NaN or infinity; a sound checkpoint is needed."

@@ -17,8 +17,11 @@ from composable.models.checkpoint import Checkpoint
 
 def starts(values: NDArray[np.float64], size: int, protected: Collection[int] = ()) -> list[int]:
     """List the first layers that a block of `size` layers may have."""
-    blocks = [range(first, first + size) for first in range(len(values) - size + 1)]
-    return [block.start for block in blocks if not set(block) & set(protected)]
+    return [
+        first
+        for first in range(len(values) - size + 1)
+        if not any(first <= layer < first + size for layer in protected)
+    ]
 
 
 def best_block(

@@ -1,6 +1,5 @@
 """Pictures of distances: a heat map of all blocks of layers, a strip of the single ones."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from composable.formats.scores_file import BlockDistances
 from composable.ranking.layer_choice import best_block
+from composable.reports import picture
 
 #: Small distances are light.
 _STYLE: dict[str, Any] = {
@@ -50,10 +50,9 @@ def png(
             _draw_blocks(figure, row[0], one, raw, offset)
             _draw_layers(figure, row[1], one)
         if title:
-            figure.suptitle(Path(title).name if Path(title).is_absolute() else title)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+            name = Path(title).name if Path(title).is_absolute() else title
+            figure.suptitle(picture.words(name))
+        return picture.png_of(figure)
 
 
 def by_row(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -70,7 +69,7 @@ def by_row(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _draw_blocks(figure: Figure, axes: Axes, one: BlockDistances, raw: bool, offset: bool) -> None:
     layers = one.layers
     shown = np.ma.masked_invalid(one.values if raw else by_row(one.values))
-    picture = axes.imshow(shown, extent=(-0.5, layers - 0.5, 0.5, layers + 0.5), **_STYLE)
+    image = axes.imshow(shown, extent=(-0.5, layers - 0.5, 0.5, layers + 0.5), **_STYLE)
     marks = [
         (best_block(one, size, offset=offset)[0], size)
         for size in range(1, layers)
@@ -85,20 +84,21 @@ def _draw_blocks(figure: Figure, axes: Axes, one: BlockDistances, raw: bool, off
     axes.set_ylabel("Layers in the block")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(" ".join(filter(None, (one.distance, one.stack))), fontsize=10)
+    title = " ".join(filter(None, (one.distance, one.stack)))
+    axes.set_title(picture.words(title), fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     label = "Distance" if raw else "Distance, each row from its least to its most"
-    figure.colorbar(picture, ax=axes, label=label)
+    figure.colorbar(image, ax=axes, label=label)
 
 
 def _draw_layers(figure: Figure, axes: Axes, one: BlockDistances) -> None:
     column = one.values[0][:, None]
     extent = (-0.5, 0.5, -0.5, one.layers - 0.5)
-    picture = axes.imshow(np.ma.masked_invalid(column), extent=extent, **_STYLE)
+    image = axes.imshow(np.ma.masked_invalid(column), extent=extent, **_STYLE)
     if not np.isnan(column).all():
         axes.scatter([0], [int(np.nanargmin(column))], s=16, color=MARK)
     axes.set_xticks([])
     axes.set_ylabel("Layer")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("single layers", fontsize=10)
-    figure.colorbar(picture, ax=axes, label="Distance", aspect=60)
+    figure.colorbar(image, ax=axes, label="Distance", aspect=60)

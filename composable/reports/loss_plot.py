@@ -1,6 +1,5 @@
 """Loss curves of fine-tuning runs in one picture."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from composable.formats.stats_file import Curve
+from composable.reports import picture
 
 # Okabe and Ito's palette, without yellow (too light on white): told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,16 +40,14 @@ def loss_png(curves: Sequence[Curve]) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
         # Outside the axes, so that it hides no curve however the curves run.
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        return picture.png_of(figure)
 
 
 def _legend(curves: Sequence[Curve], styles: Sequence[dict[str, Any]]) -> list[Line2D]:
     """Explain colours by file and line styles once for all."""
     both = zip(curves, styles, strict=True)
     return [
-        *(Line2D([], [], markersize=5, label=curve.label, **style) for curve, style in both),
+        *(Line2D([], [], markersize=5, label=picture.words(c.label), **style) for c, style in both),
         Line2D([], [], color="#555555", linestyle="-", label="validation"),
         Line2D([], [], color="#555555", linestyle="--", label="training"),
     ]

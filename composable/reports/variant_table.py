@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from composable import files
+from composable.reports import picture
 
 if TYPE_CHECKING:
     from composable.formats.bundle import Variant
@@ -97,7 +98,8 @@ def errors_png(rows: list[dict[str, Any]]) -> bytes:
     norm = LogNorm(min(values), max(max(values), 1.0001 * min(values)))
     size = 5.2 + 1.3 * max(1, len(rates)), 1.7 + 0.23 * max(1, len(modules))
     with matplotlib.rc_context({"font.size": 8}):
-        figure = Figure(figsize=size, dpi=130, layout="constrained")
+        dpi = picture.dots_per_inch(*size, usual=130)
+        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, key, title in zip(panels, keys, ("as pruned", "fine-tuned"), strict=True):
             grid = [[math.nan] * max(1, len(rates)) for _ in modules] or [[math.nan]]
@@ -109,13 +111,11 @@ def errors_png(rows: list[dict[str, Any]]) -> bytes:
             _write_numbers(axes, grid, norm)
             axes.set_title(title)
             axes.set_xticks(range(len(rates)), [label for *_, label in rates], rotation=30)
-            axes.set_yticks(range(len(modules)), modules)
+            axes.set_yticks(range(len(modules)), [picture.words(name) for name in modules])
             axes.set_xlabel("rate removed")
         label = "relative squared error (numbers: %)"
         figure.colorbar(image, ax=panels, shrink=0.6, label=label)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        return picture.png_of(figure)
 
 
 def _write_numbers(axes: Any, grid: list[list[float]], norm: Any) -> None:

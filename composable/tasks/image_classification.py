@@ -1,5 +1,6 @@
 """Classes of images: folders with a folder for each class, or .npz; top-1 and top-5 accuracy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from composable.errors import MismatchError
 from composable.tasks import images, scores
 from composable.tasks.base import Classification, Score, report, signature
 from composable.tasks.images import Images, Pixels, Preparation
-from composable.tasks.labels import class_ids, class_names
+from composable.tasks.labels import are_numbers, class_ids, class_names
 from composable.tasks.samples import measure
 from composable.tasks.text_classification import classify
 
@@ -20,8 +21,9 @@ def outputs_of(corpus: Images, checkpoint: Any) -> tuple[dict[str, int], str]:
     if corpus.classes:
         one = {corpus.classes[n]: it for n, it in zip(corpus.labels, corpus.pictures, strict=True)}
         # folders by number or code, in their order, are what image models are trained on
-        order: Any = {"trusts_order": True, "where": lambda label: str(one[label])}
-        return class_ids(one, corpus.classes, names, **order)
+        is_trusted = are_numbers(names) or (_are_codes(corpus.classes) and not _are_codes(names))
+        trusts: Any = {"trusts_order": is_trusted}
+        return class_ids(one, corpus.classes, names, where=lambda it: str(one[it]), **trusts)
     least, most = min(corpus.labels), max(corpus.labels)
     if least < 0 or most >= len(names):
         raise MismatchError(
@@ -29,6 +31,11 @@ def outputs_of(corpus: Images, checkpoint: Any) -> tuple[dict[str, int], str]:
             f"numbers from 0 to {len(names) - 1} were expected."
         )
     return {str(number): number for number in range(len(names))}, "number"
+
+
+def _are_codes(names: Sequence[str]) -> bool:
+    """Tell whether names have a digit each: n01440764, 17."""
+    return all(any(map(str.isdigit, name)) for name in names)
 
 
 class ImageClassification(Classification):

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from composable import files
-from composable.errors import FormatError, UserError
+from composable.errors import FormatError, UserError, listed
 from composable.families import Family
 from composable.files import MOST_BYTES
 from composable.tasks import splits
 from composable.tasks.labels import ordered
 from composable.tasks.splits import Corpus, Source
 
+log = logging.getLogger("composable")
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".webp")
+#: What file managers leave among images, beside the names with a dot.
+JUNK = ("Thumbs.db", "desktop.ini")
 WANTED = (
     "a folder with train, valid (val, dev, validation) and test, each with a folder of images for "
     "each class, or an .npz file with train_images, train_labels, valid_images, valid_labels, "
@@ -31,11 +36,12 @@ WANTED = (
 )
 #: Bytes of prepared images that a split keeps in memory.
 KEPT_BYTES = 256 << 20
+MOST_PIXELS = 50_000_000  # of a file, which take ten times as many bytes while it is prepared
 #: What zipfile and numpy raise where a file is no .npz, or a damaged one.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, AttributeError, RuntimeError),
     ArithmeticError,
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 
 
@@ -73,11 +79,15 @@ def _read_folder(
     classes = ordered(
         {each.name for folder in every for each in splits.inside(folder) if each.is_dir()}
     )
-    groups = []
+    groups, left = [], []
     for number, each in enumerate(classes):
         found = splits.inside(place.path / each) if (place.path / each).is_dir() else []
         paths = [it for it in found if it.suffix.lower() in ENDINGS and it.is_file()]
+        left += [it for it in found if it not in paths and it.name not in JUNK]
         groups.append([(path, number) for path in splits.share_of(paths, place.share)])
+    if left:
+        names = listed([it.relative_to(place.path).as_posix() for it in left])
+        log.warning("%s: no images (%s), left out: %s.", place.path, ", ".join(ENDINGS), names)
     chosen = splits.interleave(groups, limit)
     if not chosen:
         raise FormatError(f"{place.path}: no images ({', '.join(ENDINGS)}) for {split}.")
@@ -85,7 +95,7 @@ def _read_folder(
     for path, _ in chosen:
         relative = path.relative_to(place.path).as_posix()
         total.update(files.canonical_json([relative, path.stat().st_size]).encode())
-        with path.open("rb") as file:
+        with files.open_input(path) as file:
             while piece := file.read(2**20):
                 total.update(piece)
     paths, labels = ([*side] for side in zip(*chosen, strict=True))
@@ -94,7 +104,7 @@ def _read_folder(
 
 def _read_arrays(path: Path, split: str, limit: int | None) -> Images:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.open_input(path) as opened, zipfile.ZipFile(opened) as archive:
             inside = {*archive.namelist()}
             found = {
                 each: next((Path(it) for it in names if f"{it}_images.npy" in inside), None)
@@ -152,6 +162,7 @@ def _check(path: Path, stem: str, pictures: NDArray[Any], labels: NDArray[Any]) 
     """Refuse arrays that are not images and labels."""
     said = f"{pictures.dtype} {pictures.shape}"
     is_image = pictures.ndim == 3 or (pictures.ndim == 4 and pictures.shape[3] in (1, 3))
+    is_image = is_image and 0 not in pictures.shape[1:]
     is_float = pictures.dtype.kind == "f"
     if not is_image or not (is_float or pictures.dtype == np.uint8):
         raise FormatError(
@@ -197,7 +208,8 @@ class Preparation:
         side = config.image_size
         self.size = (side, side) if isinstance(side, int) else tuple(side)
         # of another shape than the model takes, so that it has to be cropped or resized
-        self.tensor(np.zeros((2 * self.size[0], self.size[1], self.channels), dtype=np.uint8))
+        shape = (2 * self.size[0], self.size[1], self.channels)
+        self.tensor(np.full(shape, 255, dtype=np.uint8))
 
     @classmethod
     def of(cls, checkpoint: Any) -> "Preparation":
@@ -219,7 +231,8 @@ class Preparation:
         """
         pixels = _open(picture, self.channels) if isinstance(picture, Path) else picture
         try:
-            made = self._processor(self._layers(pixels), input_data_format="channels_last")
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                made = self._processor(self._layers(pixels), input_data_format="channels_last")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise FormatError(f"{self._name()} cannot prepare images ({error}).") from error
         prepared = np.ascontiguousarray(made["pixel_values"][0], dtype=np.float32)
@@ -228,6 +241,11 @@ class Preparation:
                 f"{self._name()} makes {_sides(prepared.shape)} of images of "
                 f"{_sides(pixels.shape[:2])} pixels, the model takes "
                 f"{_sides((self.channels, *self.size))}; mend size, crop_size or do_resize."
+            )
+        if not np.isfinite(prepared).all():
+            raise FormatError(
+                f"{self._name()} makes pixels that are NaN or infinite; mend image_mean, image_std "
+                "or rescale_factor."
             )
         return torch.from_numpy(prepared)
 
@@ -287,6 +305,11 @@ def _open(path: Path, channels: int) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise FormatError(
+                    f"{path}: has {image.width} x {image.height} pixels, at most {MOST_PIXELS:,} "
+                    "were expected; make it smaller."
+                )
             if image.mode[0] in "IF":  # convert would cut off what is above 255
                 raise FormatError(
                     f"{path}: its pixels have more than 8 bits (mode {image.mode}); convert "

@@ -1,6 +1,8 @@
 """Names of classes: which labels are the same, which are missing, which output a class has."""
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 from composable.errors import MismatchError, listed
 
 _WHOLE = re.compile(r"(?:LABEL_)?([+-]?)0*([0-9]+)(?:\.0*)?", re.ASCII | re.IGNORECASE)
-_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?", re.ASCII)
+#: As numpy, C and others write a number; without the sign it may be a name of four letters.
+_EXPONENT = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?e[+-][0-9]{1,2}", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-][0-9]{1,2})?", re.ASCII)
 #: What pandas reads as missing where nothing else is said.
 MISSING = {
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
@@ -17,7 +21,13 @@ MISSING = {
 
 
 def same(label: str) -> str:
-    """Return what stands for a label: 3 for "3", "3.0", "03" and "LABEL_3"; others as they are."""
+    """Return what stands for a label: 3 for "3", "3.0", "03", "3.0e+00" and "LABEL_3".
+
+    Others stay as they are, but for letters that are written as one character or two (ü).
+    """
+    label = unicodedata.normalize("NFC", label)
+    if _EXPONENT.fullmatch(label) and float(label).is_integer():
+        label = str(int(float(label)))
     found = _WHOLE.fullmatch(label)
     if found is None:
         return label
@@ -62,7 +72,7 @@ def class_ids(
         known: all classes of the data, of all splits, in their order.
         names: of the model's outputs.
         documented: classes in the order of their numbers, where the data set says it.
-        trusts_order: `known` are in the model's order, whatever names it has for them.
+        trusts_order: `known` are in the model's order, where it has other names for all of them.
         numbers: what stands for the classes in the file, where that may be names of outputs.
         where: says for messages where a label is.
 
@@ -89,7 +99,7 @@ def class_ids(
     stated = _by_name([numbers[each] for each in known if each in numbers], names)
     if numbers and {numbers.get(each) for each in wanted} <= stated.keys():
         return {each: stated[numbers[each]] for each in known if numbers[each] in stated}, "number"
-    if len(known) == len(names) and (trusts_order or is_unnamed):
+    if len(known) == len(names) and (is_unnamed or (trusts_order and not found)):
         how = "order" if documented or trusts_order else "alphabet"
         return {each: number for number, each in enumerate(known)}, how
     said = f"{listed(names, 10)} ({len(names)})"
@@ -100,17 +110,23 @@ def class_ids(
             "labels, or take a model with as many outputs."
         )
     unknown = next(label for label in labels if label not in found)
+    is_double = same(unknown).lower() in {same(name).lower() for name in names}
+    what = "is the name of several" if is_double else "is none"
     raise MismatchError(
-        f'{where(unknown)}: the class "{unknown}" is none of the model\'s, which are {said}; '
+        f'{where(unknown)}: the class "{unknown}" {what} of the model\'s, which are {said}; '
         "correct it, or take a model that has it."
     )
 
 
 def _by_name(labels: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """Find the labels that are names, whatever the case if that leaves no two names alike."""
-    exact = {same(name): number for number, name in enumerate(names)}
-    folded = {name.lower(): number for name, number in exact.items()}
-    if len(folded) < len(exact):
-        folded = {}
+    """Find the labels that are names, whatever the case; not what two outputs are called."""
+    exact = _single([same(name) for name in names])
+    folded = _single([same(name).lower() for name in names])
     both = {each: exact.get(same(each), folded.get(same(each).lower())) for each in labels}
     return {each: number for each, number in both.items() if number is not None}
+
+
+def _single(names: Sequence[str]) -> dict[str, int]:
+    """Number the names, without those that occur more than once."""
+    counts = Counter(names)
+    return {name: number for number, name in enumerate(names) if counts[name] == 1}

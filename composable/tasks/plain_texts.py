@@ -116,9 +116,10 @@ def given_texts(texts: Sequence[str], split: str, limit: int | None = None) -> P
 def _text_of(path: Path, number: int, record: Any, key: str) -> str:
     found = record.get(key) if isinstance(record, dict) else None
     if not isinstance(found, str):
-        keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        met = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        met = met if found is None else f"{str(found)[:40]!r} there"
         raise FormatError(
-            f'{path}: line {number} has no text under the key "{key}" (has {keys}); give '
-            "another key."
+            f'{path}: line {number} has no text under the key "{key}" (has {met}); correct it, or '
+            "give another key."
         )
     return found

@@ -99,7 +99,13 @@ def _read(path: Path) -> tuple[list[list[Question]], bool]:
 
 def _question(path: Path, paragraph: dict[str, Any], asked: dict[str, Any]) -> Question:
     context = paragraph["context"]
-    found = [] if asked.get("is_impossible") else asked["answers"]
+    fails = asked.get("is_impossible")
+    found = (asked.get("answers") or []) if fails else asked["answers"]
+    if fails not in (None, False, True) or (fails and found):
+        raise FormatError(
+            f"{path}: question {asked['id']}: is_impossible is {fails!r:.40} and there are "
+            f"{len(found)} answers; true without answers, or false, was expected."
+        )
     answers = tuple((each["text"], each["answer_start"]) for each in found)
     question = asked["question"]
     for text in (context, question, *(text for text, _ in answers)):

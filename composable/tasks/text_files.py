@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from composable.errors import FormatError
 from composable.files import MOST_BYTES, open_input
 
+MOST_LINES = 10_000_000  # of one file; short ones take fifty times their size in memory
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -61,13 +62,23 @@ def lines(path: Path) -> Iterator[str]:
     start of the file is left out.
 
     Raises:
-        FormatError: it is no UTF-8, or as of `opened`.
+        FormatError: it is no UTF-8, has more than `MOST_LINES`, or as of `opened`.
     """
+    for number, line in enumerate(_all_lines(path), 1):
+        if number > MOST_LINES:
+            raise FormatError(
+                f"{path}: has more than {MOST_LINES:,} lines, the most that are read of one file; "
+                "give a part of it."
+            )
+        yield line
+
+
+def _all_lines(path: Path) -> Iterator[str]:
     with opened(path) as file:
         for number, raw in enumerate(file, 1):
             line = _decoded(path, number, raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b""))
             if number == 1 and not line.endswith("\n"):  # the whole file
-                yield from re.findall(r"[^\r]*\r|[^\r]+", line)
+                yield from (each[0] for each in re.finditer(r"[^\r]*\r|[^\r]+", line))
             else:
                 yield line
 

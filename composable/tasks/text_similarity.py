@@ -84,7 +84,8 @@ class TextSimilarity(Task):
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        # float knows the digits of all scripts, and 1_000
+        return text.isascii() and "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False
 

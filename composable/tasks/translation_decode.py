@@ -68,17 +68,21 @@ def translate(
         kernels.for_cpu(model, device, max(lengths)),
     ):
         for chosen in length_batches(lengths, batch_tokens):
-            tokens = _generate(model, [rows[i] for i in chosen], num_beams, max_length, device)
+            tokens = generate(model, [rows[i] for i in chosen], num_beams, max_length, device)
             for i, text in zip(chosen, _decode(tokenizer, tokens), strict=True):
                 translations[i] = text
             bar.update(len(chosen))
     return translations
 
 
-def _generate(
+def generate(
     model: Any, rows: list[list[int]], num_beams: int, max_length: int, device: Any
 ) -> Tensor:
-    """Translate rows of tokens, longest first."""
+    """Translate rows of tokens, longest first; the other arguments are those of `translate`.
+
+    Returns:
+        Token ids (rows, at most `max_length` and the start token), padded.
+    """
     pad = model.config.pad_token_id
     if num_beams == 1 and is_plain(model):
         # encoded in parts that stay in a CPU's cache
@@ -90,6 +94,7 @@ def _generate(
         **_batch(rows, pad, device),
         num_beams=num_beams,
         do_sample=False,
+        return_dict_in_generate=False,
         max_new_tokens=max_length,
     )
     return found

@@ -73,9 +73,11 @@ def reading(path: Path, *names: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
+    except pickle.UnpicklingError as error:  # torch's message says how to execute them
+        raise does_not_fit(path, "it holds Python objects, which are never executed") from error
     except (
         *(OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError),
-        *(pickle.UnpicklingError, SafetensorError),
+        SafetensorError,
     ) as error:
         raise does_not_fit(path, str(error).strip().partition("\n")[0]) from error
     try:

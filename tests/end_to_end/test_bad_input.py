@@ -506,6 +506,22 @@ def test_data_folder_of_the_model_is_gone(script: str, places: dict[str, str], o
     assert_refused(found, out, str(out / "gone"))
 
 
+@pytest.mark.parametrize("script", [*TRAININGS, "evaluate.py"])
+def test_data_of_the_model_are_not_overwritten(
+    script: str, places: dict[str, str], out: Path
+) -> None:
+    """Nothing on the command line says that the output is also read."""
+    data = tiny.corpus(out.parent / "own", pairs=8)
+    own = checkpoint.load(Path(COMMANDS[script]["-m"].format(**places)))
+    own.info["data"] = str(data)
+    checkpoint.save(out.parent / "own.pth", own)
+    file = data / ("test.de" if script == "evaluate.py" else "val.de")
+    before = file.read_bytes()
+    changed = {"-m": str(out.parent / "own.pth"), "-o": str(file)}
+    assert_refused(run(script, changed, places, out), out, f"{file}: is to be written and is also")
+    assert file.read_bytes() == before
+
+
 # --- tracebacks, and processes -------------------------------------------------------------------
 
 

@@ -145,7 +145,7 @@ def test_a_ranker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             dense.model(input_ids=ids)
     run(tmp_path, "config_generator.py", "--ffn", "0.5", "--attention", "0")
     call("prune_scheme_generator.py", cwd=tmp_path)
-    run(tmp_path, "prune.py", "--scores", "scores.npz")
+    run(tmp_path, "prune.py", "--scores", "scores.npz", "--ffn", "ranked")
     variants = bundle.open_bundle(tmp_path / "modules.npy", dense.fingerprint).load_all()
     assert [variant.module for variant in variants] == [module.name for module in ffns]
     for variant, module in zip(variants, ffns, strict=True):

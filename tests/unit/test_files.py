@@ -169,3 +169,24 @@ def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
             files.open_input(path)
     with pytest.raises(FormatError, match="has 7 bytes, at most 6 were expected"):
         files.read_bytes(tmp_path / "file", limit=6)
+
+
+@pytest.mark.parametrize("way", ["same", "hard link", "link"])
+def test_what_is_to_be_written_is_not_read(way: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "source", tmp_path / "output"
+    source.write_text("content")
+    if way == "hard link":
+        os.link(source, output)
+    elif way == "link":
+        output.symlink_to(source)
+    else:
+        output = source
+    with files.reads_no_output():
+        files.check_writable(output, tmp_path / "other")
+        with pytest.raises(UserError, match="source: is to be written and is also read; name"):
+            files.open_input(source)
+        files.write_text(tmp_path / "other", "new")
+        assert files.read_bytes(tmp_path / "other") == b"new"  # written: it is no input any more
+    assert files.read_bytes(source) == b"content"
+    files.check_writable(output)
+    assert files.read_bytes(source) == b"content"  # only a command is watched

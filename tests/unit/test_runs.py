@@ -162,6 +162,15 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     other.stdout.close()
 
 
+def test_a_lock_that_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "run-0123456789abcdef"
+    path.mkdir()
+    os.mkfifo(path / runs.LOCK)
+    with pytest.raises(OSError, match="is no ordinary file") as caught:
+        RunFolder(path)
+    assert caught.value.filename == str(path / runs.LOCK)
+
+
 def test_a_folder_is_locked_once(tmp_path: Path) -> None:
     path = tmp_path / "run-0123456789abcdef"
     first = RunFolder(path)

@@ -500,10 +500,8 @@ def test_a_calibration_that_cannot_be_finished_stays_as_it_was(
 
 
 def calibrated(dense: Checkpoint, path: Path, data: Path, **options: Any) -> Calibration:
-    settings = {"data": None, "limit": 12, "memory_budget": PLENTY}
-    found, parts = collect.calibrate(
-        dense, path, device="cpu", data=str(data), **settings | options
-    )
+    settings: dict[str, Any] = {"limit": 12, "memory_budget": PLENTY, **options}
+    found, parts = collect.calibrate(dense, path, str(data), device="cpu", **settings)
     assert [part.identity for part in parts] == [said["identity"] for said in found.info.values()]
     return found
 

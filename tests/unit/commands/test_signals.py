@@ -1,24 +1,32 @@
 """Commands that are told to stop: one line, the exit code that shells expect."""
 
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from composable.commands import cli
+from composable.commands import cli, options
+from tests.end_to_end.forked import environment
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No options."""
 
 
 def run(
-    do: Callable[[], Any], capsys: pytest.CaptureFixture[str], *options: Any
+    do: Callable[[], Any], capsys: pytest.CaptureFixture[str], settings: type = Nothing
 ) -> tuple[int, str]:
     """Exit code and stderr of a command that does this."""
 
-    @cli.command()
-    @cli.together(*options)
-    def main(**_: Any) -> None:
+    @cli.command(settings)
+    def main(_: Any) -> None:
         """Do it."""
         do()
 
@@ -53,8 +61,8 @@ def test_signals_are_one_line(
         try:
             signal.raise_signal(number)
         finally:
-            if number != signal.SIGINT:
-                signal.raise_signal(signal.SIGTERM)  # a second one does not end the clean-up
+            for another in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.raise_signal(another)  # a second one does not end the clean-up
             cleaned.append(True)
 
     before = signal.getsignal(number)
@@ -66,18 +74,22 @@ def test_signals_are_one_line(
 
 
 def test_commands_that_resume_say_so(capsys: pytest.CaptureFixture[str]) -> None:
-    _, said = run(
-        lambda: signal.raise_signal(signal.SIGTERM), capsys, click.option("--resume/--no-resume")
-    )
+    _, said = run(lambda: signal.raise_signal(signal.SIGTERM), capsys, options.WholeModel)
     assert said.endswith("run the same command again; it goes on from its last checkpoint.\n")
 
 
-def test_a_signal_within_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [(signal.SIGTERM, 143, "interrupted by SIGTERM; "), (signal.SIGINT, 130, "interrupted; ")],
+)
+def test_a_signal_within_a_destructor_is_not_lost(
+    number: signal.Signals, code: int, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Python drops what is raised there."""
 
     class Dies:
         def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     def work() -> None:
         Dies()
@@ -85,9 +97,32 @@ def test_a_signal_within_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[
             time.sleep(0.01)
         raise AssertionError("the command went on")
 
-    code, said = run(work, capsys)
-    assert code == 143
-    assert said.startswith("Error: interrupted by SIGTERM; ")
+    found, said = run(work, capsys)
+    assert found == code
+    assert said.startswith(f"Error: {how}")
+
+
+def test_signals_at_the_end_of_a_process_that_was_stopped(tmp_path: Path) -> None:
+    """Libraries compute something when Python ends; a second Ctrl-C there is no traceback."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, os, signal\n"
+        "from composable.commands import cli, options\n"
+        "def end():\n"
+        "    for number in (signal.SIGINT, signal.SIGTERM):\n"
+        "        os.kill(os.getpid(), number)\n"
+        "atexit.register(end)\n"
+        "@cli.command(options.WholeModel)\n"
+        "def main(_):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "main([])\n"
+    )
+    command = [sys.executable, str(program)]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr == (
+        "Error: interrupted; run the same command again; it goes on from its last checkpoint.\n"
+    )
 
 
 def test_nohup_keeps_sighup_away(capsys: pytest.CaptureFixture[str]) -> None:

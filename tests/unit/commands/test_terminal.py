@@ -2,11 +2,11 @@
 
 import json
 import logging
+from dataclasses import dataclass
 
-import click
 import pytest
 
-from composable.commands import cli
+from composable.commands import cli, options
 from composable.commands.terminal import Formatter, one_line, printable
 from composable.errors import UserError
 
@@ -29,10 +29,15 @@ def test_messages_are_short(text: str) -> None:
     assert shown.endswith(" and the end")
 
 
-@cli.command()
-@click.option("--name")
-def fails(name: str) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    name: str = options.option("--name", help="A name.")
+
+
+@cli.command(Settings)
+def fails(settings: Settings) -> dict[str, object]:
     """Fail with a name that a file might have."""
+    name = settings.name
     logging.getLogger("composable").warning("reading %s", name)
     if name.endswith("!"):
         return {"read": name}

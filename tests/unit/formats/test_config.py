@@ -1,6 +1,7 @@
 """conf.json and conf_prune.json: every refusal with the value it names, and the transpose."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,13 +181,11 @@ BAD_FILES = [
     ),
     (
         [
-            {
-                f"encoder.block.{i}": {"rate": 1, "method": "m", "through": "encoder.block.9999"}
-                for i in range(3)
-            }
+            {f"encoder.block.{i}": {"rate": 1, "method": "m", "through": "encoder.block.9999"}}
+            for i in range(11)
         ],
         ConfigError,
-        "its blocks are 29997 layers, at most 10000 were expected",
+        "conf.json: its blocks are 109945 layers, at most 100000 were expected",
     ),
     (
         [{ATTENTION: with_o(0.5, 0.3)}],
@@ -543,3 +542,16 @@ def test_written_then_read_is_equal(
     config.write_scheme(folder / "conf_prune.json", scheme)
     found = config.read_scheme(folder / "conf_prune.json", MODULES, METHODS)
     assert list(found.items()) == list(scheme.items())
+
+
+def test_many_entries_that_differ_only_in_their_parts(tmp_path: Path) -> None:
+    """Each is compared with all others; a tiny file must not take minutes."""
+    path = tmp_path / "conf_prune.json"
+    parts = [{"rate": 0.5, "parts": {"o": (i + 1) / 20_001}} for i in range(20_000)]
+    path.write_text(json.dumps({ATTENTION: parts}))
+    started = time.process_time()
+    assert len(config.read_scheme(path)[ATTENTION]) == len(parts)
+    assert time.process_time() - started < 20
+    path.write_text(json.dumps({ATTENTION: [*parts, parts[7]]}))
+    with pytest.raises(ConfigError, match=r"\[20000\]: .* occurs twice"):
+        config.read_scheme(path)

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -221,10 +222,19 @@ def test_damaged_files(tmp_path: Path) -> None:
         np.savez(path, arr_0=np.zeros(2, dtype))
         with pytest.raises(FormatError, match=r"no readable \.npz: an array of"):
             scores_file.load(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("header.npy", b"no array")
-    with pytest.raises(FormatError, match=r"no readable \.npz"):
-        scores_file.load(path)
+    for name in ("header.npy", "header"):  # no telling which of two is meant
+        path.write_bytes(whole)
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr(name, archive.read("header.npy"))
+        with pytest.raises(FormatError, match=r"no readable \.npz: two arrays of one name"):
+            scores_file.load(path)
+    unclosed = b"\x93NUMPY\x01\x00" + (80).to_bytes(2, "little") + b"(" * 80
+    for array in (b"no array", unclosed):  # numpy's error for the second is one of Python's parser
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("header.npy", array)
+        with pytest.raises(FormatError, match=r"no readable \.npz"):
+            scores_file.load(path)
 
 
 def test_archives_that_would_fill_the_memory(tmp_path: Path) -> None:

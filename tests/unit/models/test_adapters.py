@@ -109,3 +109,31 @@ def test_what_cannot_be_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"holds an adapter; pip install -r requirements-lora"):
         import_model(folder, "x")
+
+
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_a_shared_weight_is_not_changed_twice(module: str, tmp_path: Path) -> None:
+    """peft adds to one use of it alone; where each use has its own weight, so do we."""
+    folder = adapter_of(
+        folder_of("llama_gqa", tmp_path / "a"), tmp_path / "a", "AutoModelForCausalLM", [module]
+    )
+    with pytest.raises(UserError, match=rf"its adapter changes \S*{module}, whose weight the mod"):
+        import_model(folder, "x")
+    folder = folder_of("llama_gqa", tmp_path / "b", tie_word_embeddings=False)
+    adapter_of(folder, folder, "AutoModelForCausalLM", [module])
+    made = import_model(folder, "x")
+    own = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    batch = tiny.inputs(made)
+    torch.testing.assert_close(logits(made.model, batch), logits(own, batch), rtol=0, atol=2e-4)
+
+
+def test_an_adapter_that_is_no_part_of_the_weights(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    peft.get_peft_model(model, settings).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"its adapter \(PROMPT_TUNING\) puts tokens before"):
+        import_model(folder, "x")
+    (folder / "adapter_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"adapter_config\.json: an object was expected"):
+        import_model(folder, "x")

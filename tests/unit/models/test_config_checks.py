@@ -22,8 +22,13 @@ ABSENT = object()
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of each of these models, which every test gives another config."""
     made = {}
+    more: dict[str, Any] = {
+        "bert": {"id2label": {0: "pos", 1: "neg"}, "label2id": {"pos": 0, "neg": 1}},
+        "llama": {"tie_word_embeddings": True},
+    }
     for layout in ("bert", "gpt2", "llama", "qwen2", "vit"):
-        made[layout] = folder_of(layout, tmp_path_factory.mktemp(layout))
+        folder = tmp_path_factory.mktemp(layout)
+        made[layout] = folder_of(layout, folder, **more.get(layout, {}))
     made["t5"] = tmp_path_factory.mktemp("t5")
     tiny.t5().save_pretrained(made["t5"])
     tiny.tokenizer().save_pretrained(made["t5"])
@@ -76,6 +81,12 @@ def refusal(folder: Path, **changes: Any) -> str:
         ("bert", "id2label", ["a", "b"], "id2label is ['a', 'b']; an object with the name of"),
         ("bert", "id2label", {"0": "a", "1": None}, "a name for every output was expected"),
         ("bert", "label2id", {"LABEL_0": 1, "LABEL_1": 0}, "what id2label says of 'LABEL_0' was"),
+        ("bert", "num_labels", 3, "num_labels is 3; 2, for so many names in id2label, was exp"),
+        ("bert", "id2label", ABSENT, "label2id is {'neg': 1, 'pos': 0}; an id2label with the"),
+        ("bert", "is_encoder_decoder", True, "is_encoder_decoder of its config is True, a BERT"),
+        ("t5", "is_encoder_decoder", False, "is False, a T5 has encoder and decoder layers;"),
+        ("bert", "attn_implementation", "flash_attention_2", "'flash_attention_2'; sdpa or eager"),
+        ("llama", "tie_word_embeddings", ABSENT, "lack lm_head.weight; set tie_word_embeddings"),
         ("bert", "architectures", "X", "architectures is 'X'; a list with the name of a class"),
         ("bert", "architectures", [3], "architectures is [3]; a list with the name of a class"),
         ("bert", "model_type", 3, "model_type is 3; the name of a type was expected"),
@@ -172,6 +183,43 @@ def test_harmless_values_stay_allowed(folders: dict[str, Path]) -> None:
     batch = tiny.inputs(made)
     with torch.no_grad():
         assert torch.equal(made.model(**batch).logits, own(**batch).logits)
+
+
+def test_settings_of_generate_are_not_lost(tmp_path: Path) -> None:
+    """transformers goes on without a file that it cannot read, and generates otherwise."""
+    tiny.t5().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    sound = path.read_bytes()
+    for content, said in (
+        (b"\xef\xbb\xbf" + sound, "not a JSON file"),
+        (sound[:-5], "not a JSON file"),
+        (b"[1]", "an object was expected"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"generation_config\.json: {said}"):
+            import_model(tmp_path, "x")
+    for setting, said in (
+        ({"forced_bos_token_id": 999}, "index 999 is out of bounds"),
+        ({"repetition_penalty": 0}, "`penalty` has to be a strictly positive float"),
+        ({"stop_strings": ["a"]}, "There are one or more stop strings"),
+        ({"constraints": [1]}, "Constrained Beam Search requires"),
+    ):
+        path.write_text(json.dumps(json.loads(sound) | setting))
+        with pytest.raises(UserError, match=rf"its settings of generate do not work \(.*{said}"):
+            import_model(tmp_path, "x")
+    path.unlink()
+    assert import_model(tmp_path, "x").model.generation_config.pad_token_id == 0
+
+
+def test_weights_by_other_names_are_named(tmp_path: Path) -> None:
+    """As torch.compile and DistributedDataParallel save them."""
+    folder = folder_of("llama", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lack lm_head\.weight, .*, and hold _orig_mod\.lm_head\."):
+        import_model(folder, "x")
 
 
 def test_a_library_that_panics_is_one_line_too() -> None:

@@ -333,6 +333,8 @@ def test_a_folder_that_does_not_say_how_images_are_prepared(
     ("said", "message"),
     [
         ({"image_std": [0.5]}, "ViTImageProcessor cannot prepare images"),
+        ({"image_std": 0}, "makes pixels that are NaN or infinite; mend image_mean, image_std"),
+        ({"rescale_factor": 1e300}, "makes pixels that are NaN or infinite"),
         ({"size": 9}, "makes 3x9x9 of images of 16x8 pixels, the model takes 3x8x8; mend size"),
         ({"size": {"shortest_edge": 8}}, "makes 3x16x8 of images of 16x8 pixels"),
         ({"size": {"depth": 8}}, "is no image processor that transformers can build"),

@@ -1,5 +1,6 @@
 """The layers that policies choose by distances, tables of blocks, and pictures."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -144,3 +145,14 @@ def test_pictures_of_equal_scores_are_equal() -> None:
     assert first != importance_plot.png(some, "title", offset=True)
     assert first[:4] == b"\x89PNG"
     assert b"tEXt" not in first
+
+
+def test_the_best_blocks_of_many_layers_are_soon_found() -> None:
+    """Other programs' files say how many there are; it took time by their third power."""
+    layers = 1200
+    values = np.full((layers, layers), 1.0)
+    values[np.add.outer(np.arange(layers), np.arange(layers)) >= layers] = np.nan
+    table = BlockDistances("", "", values)
+    started = time.process_time()
+    assert {best_block(table, size, (3,))[0] for size in range(1, 400)} == {0, 4}
+    assert time.process_time() - started < 5

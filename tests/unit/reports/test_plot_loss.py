@@ -2,9 +2,11 @@
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import matplotlib.image
+import matplotlib.text
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 import plot_loss
 from composable.errors import FormatError
 from composable.formats import stats_file
-from composable.reports import loss_plot
+from composable.reports import loss_plot, picture
 
 HEADER = ",".join(stats_file.COLUMNS)
 GOOD = f"{HEADER}\n0,,3.0,0,1.5,0\n1,2.5,2.0,10,1.5,0.001\n2,2.0,1.5,10,1.5,0.0005\n"
@@ -173,3 +175,42 @@ def test_an_epoch_in_which_a_variant_diverged_has_no_training_loss(tmp_path: Pat
     curve = stats_file.read_stats(stats(tmp_path, text=GOOD + "3,,1.0,1,1,1\n"))
     assert math.isnan(curve.training[-1])
     assert curve.validation[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("$x^$", "$x^$"), ("a\x1b[31m\nb", "a\ufffd[31m\ufffdb"), ("_a", "_a")]
+)
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str, shown: str) -> None:
+    """No formula, of which matplotlib says that it is wrong, and nothing that a font lacks."""
+    paths = [stats(tmp_path, f"{name}.csv"), stats(tmp_path, "plain.csv")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_plot.loss_png(stats_file.read_all(paths))
+    with matplotlib.rc_context():
+        drawn = matplotlib.text.Text(text=picture.words(name))
+        text, is_formula = drawn._preprocess_math(drawn.get_text())
+    assert (text, is_formula) == (shown, False)
+
+
+def test_more_epochs_than_a_picture_shows(tmp_path: Path) -> None:
+    rows = "1,1,1,1,1,1\n" * (stats_file.MOST_EPOCHS + 1)
+    with pytest.raises(FormatError, match="has 10001 rows, at most 10000 were expected"):
+        stats_file.read_stats(stats(tmp_path, text=f"{HEADER}\n{rows}"))
+    with pytest.raises(FormatError, match="bytes, at most 16777216 were expected"):
+        stats_file.read_stats(stats(tmp_path, text=f"{HEADER}\n{rows * 200}"))
+
+
+def test_numbers_that_cannot_be_drawn(tmp_path: Path) -> None:
+    path = stats(tmp_path, text=f"{HEADER}\n0,,1e308,0,1,0\n1,-1e308,-1e308,1,1,1\n")
+    result = run(path, "-o", tmp_path / "p.png")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: the picture cannot be drawn (")
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_huge_pictures_get_fewer_dots() -> None:
+    assert picture.dots_per_inch(10, 20, usual=130) == 130
+    for size in ((1000, 2), (2, 1000), (300, 300)):
+        dots = picture.dots_per_inch(*size, usual=130)
+        assert max(size) * dots < 2**16  # as large as matplotlib's images can be
+        assert size[0] * size[1] * dots**2 <= 1.001 * 10**8

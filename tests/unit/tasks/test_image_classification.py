@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,11 @@ def corpus(classes: tuple[str, ...], labels: list[int]) -> Images:
     return Images("x", "test", "x", "0" * 64, np.zeros((len(labels), 8, 8)), labels, classes)
 
 
-def outputs(classes: tuple[str, ...], labels: list[int]) -> tuple[dict[str, int], str]:
+def outputs(
+    classes: tuple[str, ...], labels: list[int], names: Sequence[str] = ("Dog", "Cat")
+) -> tuple[dict[str, int], str]:
     made = tiny_tasks.checkpoint("image_classification")
-    made.info["labels"] = ["Dog", "Cat"]
+    made.info["labels"] = [*names]
     return outputs_of(corpus(classes, labels), made)
 
 
@@ -202,8 +205,11 @@ def test_classes_and_outputs() -> None:
     assert outputs(("n01", "n02"), [1]) == ({"n01": 0, "n02": 1}, "order")
     assert outputs((), [1]) == ({"0": 0, "1": 1}, "number")
     assert outputs(("bird", "cat"), [1]) == ({"cat": 1}, "name")  # no image of a bird
-    with pytest.raises(MismatchError, match='the class "a" is none of the model\'s, which are'):
-        outputs(("a", "b", "c"), [0])
+    for classes in (("a", "b", "c"), ("a", "b"), ("a", "cat"), ("a1", "cat")):
+        with pytest.raises(MismatchError, match=r'class "a1?" is none of the model\'s, which are'):
+            outputs(classes, [0, 1])
+    with pytest.raises(MismatchError, match=r'the class "n03" is none of the model\'s, which are'):
+        outputs(("n03", "n04"), [0, 1], ["n01", "n02"])
     with pytest.raises(MismatchError, match="labels from 0 to 2, the model has 2 classes"):
         outputs((), [0, 2])
 
@@ -259,6 +265,7 @@ IMAGES, LABELS = tiny_tasks.pictures(4)
 @pytest.mark.parametrize(
     ("pictures", "labels", "message"),
     [
+        (IMAGES[:, :0], LABELS, r"test_images is uint8 \(4, 0, 8, 3\); expected"),
         (IMAGES.astype(np.int64), LABELS, r"test_images is int64 \(4, 8, 8, 3\); expected"),
         (IMAGES[..., :2], LABELS, r"test_images is uint8 \(4, 8, 8, 2\)"),
         (IMAGES[0, 0], LABELS, r"test_images is uint8 \(8, 3\)"),
@@ -301,6 +308,20 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
         preparation().tensor(read(tmp_path).pictures[0])
 
 
+def test_what_is_left_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An image in a folder further down, and one of a kind that is not read."""
+    for name in ("cat/a.png", "dog/b.png"):
+        (tmp_path / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "test" / name)
+    (tmp_path / "test" / "cat" / "Thumbs.db").touch()
+    assert IMAGE_CLASSIFICATION.read(str(tmp_path), None, "test", None).labels == [0, 1]
+    assert "left out" not in caplog.text
+    (tmp_path / "test" / "cat" / "more").mkdir()
+    (tmp_path / "test" / "dog" / "c.tif").touch()
+    assert IMAGE_CLASSIFICATION.read(str(tmp_path), None, "test", None).labels == [0, 1]
+    assert "left out: cat/more, dog/c.tif." in caplog.text
+
+
 def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:
     """Pillow would cut off what is above 255."""
     from PIL import Image
@@ -310,4 +331,7 @@ def test_pixels_of_16_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 5000, np.uint16)).save(folder / "x.png")
     made = tiny_tasks.checkpoint("image_classification")
     with pytest.raises(FormatError, match=r"x\.png: its pixels have more than 8 bits \(mode I"):
+        IMAGE_CLASSIFICATION.evaluate(made, read(tmp_path), SETTINGS)
+    Image.new("1", (50_000, 1001)).save(folder / "x.png")  # 8 kB
+    with pytest.raises(FormatError, match=r"x\.png: has 50000 x 1001 pixels, at most 50,000,000"):
         IMAGE_CLASSIFICATION.evaluate(made, read(tmp_path), SETTINGS)

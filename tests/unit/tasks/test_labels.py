@@ -23,6 +23,7 @@ SPELLINGS: dict[str, Callable[[int], str]] = {
     "floats": lambda number: f"{number}.0",
     "LABEL_k": lambda number: f"LABEL_{number}",
     "zeros": lambda number: f"{number:02}",
+    "numpy.savetxt": lambda number: f"{number:.18e}",
     "names": lambda number: NAMES[number],
 }
 
@@ -108,13 +109,14 @@ def test_a_trained_model_knows_its_classes(tmp_path: Path) -> None:
 
 
 def test_which_labels_are_the_same() -> None:
-    for label in ("3", "3.0", "03", "3.", "LABEL_3", "label_3", "+3"):
+    for label in ("3", "3.0", "03", "3.", "LABEL_3", "label_3", "+3", "3e+00", "30.E-1", "0.3e+1"):
         assert same(label) == "3"
-    for label in ("3.5", "x3", "LABEL_x", "", "3e0", "٣", "1,000"):
+    for label in ("3.5", "x3", "LABEL_x", "", "3e0", "3.5e+00", "1e+999", "٣", "1,000"):
         assert same(label) == label
     assert [same(label) for label in ("-1.0", "-0", "0", "000", "0.0")] == ["-1", *["0"] * 4]
-    labels = ["b", "10", "-1", "9", "2.5", "B", "9"]
-    assert ordered(labels) == ("-1", "2.5", "9", "10", "B", "b")
+    assert same("gru\u0308n") == same("gr\u00fcn") == "gr\u00fcn"  # as archives of a Mac have it
+    labels = ["b", "10", "-1", "9", "2.5", "B", "9", "5e-01"]
+    assert ordered(labels) == ("-1", "5e-01", "2.5", "9", "10", "B", "b")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,7 @@ def test_which_labels_are_the_same() -> None:
         ("3.0 LABEL_2", "2 3", [1, 0]),
         ("1", "1 star 2".split(), [0]),
         ("2", "zero one two", [2]),
+        ("Crane", "Cardigan cardigan crane", [2]),
     ],
 )
 def test_names_that_are_spelled_otherwise(labels: str, names: Any, expected: list[int]) -> None:
@@ -132,6 +135,15 @@ def test_names_that_are_spelled_otherwise(labels: str, names: Any, expected: lis
     names = names.split() if isinstance(names, str) else names
     found, _ = class_ids(values, ordered(values), names)
     assert [found[value] for value in values] == expected
+
+
+@pytest.mark.parametrize("label", ["crane", "Crane", "CRANE"])
+def test_a_name_of_two_outputs_is_none(label: str) -> None:
+    """ImageNet has the bird and the machine, and models call both of them a crane."""
+    message = f'"{label}" is the name of several of the model\'s, which are crane, cock, crane'
+    with pytest.raises(MismatchError, match=message):
+        class_ids([label], ["cock", label], ["crane", "cock", "crane"])
+    assert class_ids(["cock"], ["cock", label], ["crane", "cock", "crane"]) == ({"cock": 1}, "name")
 
 
 def test_numbers_are_not_counted_where_the_names_are_others() -> None:

@@ -37,7 +37,7 @@ def test_lines_of_json(tmp_path: Path) -> None:
         ("a.txt", "\n \n", "no text in it"),
         ("a.jsonl", "{", "line 1 is not JSON"),
         ("a.jsonl", "[1]", r'no text under the key "text" \(has list\)'),
-        ("a.jsonl", '{"text": 3}', 'no text under the key "text"'),
+        ("a.jsonl", '{"text": 3}', r'no text under the key "text" \(has \'3\' there\); correct it'),
         ("a.jsonl", "", "no text in it"),
     ],
 )

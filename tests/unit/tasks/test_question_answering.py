@@ -85,6 +85,20 @@ def test_what_is_held_out_are_paragraphs(tmp_path: Path) -> None:
             '"answers": [{"text": "dog", "answer_start": 1}]}]}]}]}',
             "question q: the context has ' do' at 1, the answer is 'dog'; correct answer_start",
         ),
+        (
+            '{"data": [{"paragraphs": [{"context": "a dog", "qas": [{"id": "q", "question": "?", '
+            '"answers": [{"text": "dog", "answer_start": 1e400}]}]}]}]}',
+            "question q: answer_start is 'inf'; the number of a character was expected",
+        ),
+        *(
+            (
+                '{"data": [{"paragraphs": [{"context": "a dog", "qas": [{"id": "q", "question": '
+                f'"?", "is_impossible": {fails}, "answers": '
+                '[{"text": "dog", "answer_start": 2}]}]}]}]}',
+                f"question q: is_impossible is {said} and there are 1 answers; true without",
+            )
+            for fails, said in (("true", "True"), ('"false"', "'false'"))
+        ),
     ],
 )  # fmt: skip
 def test_refused_with_one_line(content: str, message: str, tmp_path: Path) -> None:

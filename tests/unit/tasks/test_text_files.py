@@ -96,6 +96,18 @@ def test_what_is_read_is_bounded(task: str, tmp_path: Path, monkeypatch: Any) ->
             read(str(write(path, padding + b"\n")), None, "test", None)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_lines_are_bounded(end: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Short lines need far more memory than the file, which a thousandth of its size may become."""
+    path = write(tmp_path / "x.txt.gz", f"a{end}".encode() * 1001)
+    assert len(list(text_files.lines(path))) == 1001
+    monkeypatch.setattr(text_files, "MOST_LINES", 1000)
+    with pytest.raises(FormatError, match=r"x\.txt\.gz: has more than 1,000 lines, the most"):
+        list(text_files.lines(path))
+    write(path, f"a{end}".encode() * 1000)
+    assert len(list(text_files.lines(path))) == 1000
+
+
 @pytest.mark.parametrize("name", ["x.txt.gz", "x.jsonl.gz"])
 def test_no_more_is_read_than_the_limit_asks_for(name: str, tmp_path: Path) -> None:
     """The end of the file is damaged, and never met."""

@@ -183,6 +183,8 @@ def test_correlations_against_scipy(tmp_path: Path) -> None:
     [
         ("high", r"x\.tsv: row 3: the score is 'high'; a finite number"),
         ("inf", r"x\.tsv: row 3: the score is 'inf'; a finite number"),
+        ("1_0", r"x\.tsv: row 3: the score is '1_0'; a finite number"),
+        ("\u0661", r"x\.tsv: row 3: the score is '.'; a finite number"),  # a digit of Arabic
         ("nan", r"x\.tsv: row 3: the score is missing"),
         ("", r"x\.tsv: row 3: the score is missing"),
     ],

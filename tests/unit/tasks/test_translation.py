@@ -11,6 +11,7 @@ import torch
 from composable import tasks
 from composable.errors import FormatError, UserError
 from composable.tasks import translation
+from composable.tasks.translation_decode import translate
 from composable.training.options import Options
 from composable.variants import gradient
 from tests import tiny, tiny_tasks
@@ -125,3 +126,12 @@ def test_variants_are_not_trained_in_float16(corpora: Any) -> None:
     options = Options(epochs=1, batch_size=8, lr=0.01, early_stop=0, dtype="float16")
     with pytest.raises(UserError, match="float16 would couple the variants; use bfloat16"):
         gradient.tune(tiny.checkpoint(), [], corpora, options)
+
+
+def test_a_model_that_asks_for_more_than_tokens() -> None:
+    """Its settings of `generate` want scores, and an object around everything."""
+    model, tokenizer = tiny.t5(), tiny.tokenizer()
+    texts = ["a man runs", "a dog"]
+    expected = translate(model, tokenizer, texts, num_beams=2, max_length=9)
+    model.generation_config.update(return_dict_in_generate=True, output_scores=True)
+    assert translate(model, tokenizer, texts, num_beams=2, max_length=9) == expected
