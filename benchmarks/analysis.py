@@ -27,13 +27,10 @@ def measure(context: Context) -> Section:
         rows.append([what, *sides, spread.of(ratios).text()])
     notes = [
         f"SmolLM2-135M, {run.report['samples']} texts of six captions, {run.report['tokens']} "
-        "tokens, CPU seconds of one thread, reading and loading left out; both sides in turns in "
-        "one process.",
-        "The loop takes a text at a time and a pair of states at a time, as the program "
-        "short-transformers does, and runs the model with its vocabulary projection; for seven "
-        "metrics it runs seven times. Here texts are padded to batches and the projection is left "
-        f"out. Largest difference of bi_score, angular_all and angular_last: "
-        f"{number(run.report['difference'])} (the loop computes angles in float32).",
+        "tokens, CPU seconds of one thread without loading; both sides in turns.",
+        "The loop takes a text and a pair of states at a time, as short-transformers does, with "
+        "the vocabulary projection, once for each metric. Largest difference of bi_score, "
+        f"angular_all and angular_last: {number(run.report['difference'])}.",
     ]
     return Section("Analysis of layers", [Table(["what", "here", "loop", "ratio"], rows)], notes,
                    run.report)  # fmt: skip

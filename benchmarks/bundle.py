@@ -96,21 +96,19 @@ def table(found: dict[str, Any], sizes: dict[str, int], other: str) -> Table:
     return Table(
         ["", *names],
         rows,
-        title=f"Against {OTHERS[other]}: CPU seconds, and peak memory. Above 1 the bundle is "
+        title=f"Against {OTHERS[other]}: CPU seconds and peak memory; above 1 the bundle is "
         "better.",
     )
 
 
 NOTES = [
-    "T5-small's geometry (60.5 M parameters, random weights): all 18 attentions and 42 linears "
-    "at rates 0.25, 0.5 and 0.75, 180 variants; one configuration takes every module at 0.5.",
-    "Pickles: `np.save` of a dictionary of lists of torch modules, read with "
-    "`allow_pickle=True`. The thesis program leaves torch's pruning hooks in its modules, so a "
-    "linear holds weight, `weight_orig` and `weight_mask`; a plain module holds its weight "
-    "alone, with zeros.",
-    "A bundle is checked while it is read: SHA-256, mask and finiteness of every tensor. Pickles "
-    "are not checked, and can run code.",
-    "Each measurement is a new process with one thread, in turns, 5 of each after one that warms "
-    "the file cache; imports are not counted. Peak memory is the rise of the resident set; the "
-    "tensors of a bundle are copied, so that what was checked is what is used.",
+    "T5-small's geometry (60.5 M parameters, random weights): 18 attentions and 42 linears at "
+    "rates 0.25, 0.5 and 0.75, 180 variants; one configuration takes every module at 0.5.",
+    "Pickles: `np.save` of a dictionary of lists of torch modules. The thesis program leaves "
+    "torch's pruning hooks in them, so a linear holds weight, `weight_orig` and `weight_mask`; a "
+    "plain module holds its weight alone.",
+    "A bundle is checked while it is read (SHA-256, mask, finiteness). Pickles are not, and can "
+    "run code.",
+    "A new process with one thread each, in turns, 5 of each after one that warms the file cache; "
+    "imports not counted. Peak memory: rise of the resident set.",
 ]

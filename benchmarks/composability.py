@@ -81,52 +81,36 @@ def ratio(family: Family, path: Path, label: str, count: int, whole: bool) -> fl
     return count * one / (family.shared[count] + count * other)
 
 
-def cost_table(context: Context, family: Family, whole: bool) -> Table:
-    """Individual against shared seconds at every loss L(s)."""
-    labels = [str(steps) for steps in STEPS] + [EARLY]
+def cost_table(context: Context, family: Family) -> Table:
+    """Individual against shared seconds at every loss L(s), of the steps and of whole commands."""
     rows = []
-    for label in labels:
+    for label in [str(steps) for steps in STEPS] + [EARLY]:
         paths = [path for path in family.paths if label in path.alone]
         if not paths:
             continue
         points = [path.alone[label] for path in paths]
-        rows.append(
-            [
-                label,
-                str(len(paths)),
-                spread.of([point.loss for point in points]).text(4),
-                spread.of([p.command if whole else p.seconds for p in points]).text(),
-                _steps(paths, label),
-                *(_cell(family, paths, label, count, whole) for count in family.shared),
-            ]
-        )
-    return Table(
-        ["s", "configurations", "L(s)", "individual, s each", "steps the composed model needs",
-         *(f"N = {count}" for count in family.shared)],
-        rows,
-        title=_title(context, family, whole),
-    )  # fmt: skip
-
-
-def _title(context: Context, family: Family, whole: bool) -> str:
+        loss = spread.of([point.loss for point in points]).text(4)
+        said = [_label(label, paths, family), loss, _steps(paths, label)]
+        for whole, counted in ((False, "steps"), (True, "commands")):
+            each = spread.of([p.command if whole else p.seconds for p in points]).text()
+            cells = [_cell(family, paths, label, count, whole) for count in family.shared]
+            rows.append([*(["", "", ""] if whole else said), counted, each, *cells])
     shared = ", ".join(
         f"{number(seconds)} s for N = {count} ({family.variants[count]} variants)"
         for count, seconds in family.shared.items()
     )
-    what = (
-        f"Rates {family.levels.title}, `{family.procedure}`: how many times fewer {context.clock} "
-        "N configurations take with shared variants. "
-    )
-    if whole:
-        return what + (
-            "Whole commands, composing included: each starts Python, reads data and model, "
-            "measures the validation split before and after, and writes a model."
-        )
-    return what + (
-        "Shared once: pruning, calibration, solve and training of units, whole commands: "
-        f"{shared}. Of the trainings on both sides their steps, without what the same command "
-        "takes for one step."
-    )
+    return Table(
+        ["s", "L(s)", "composed needs steps", "seconds of", "individual, s each",
+         *(f"N = {count}" for count in family.shared)],
+        rows,
+        title=f"**Rates {family.levels.title}, `{family.procedure}`**: how many times fewer "
+        f"{context.clock} N configurations take with shared variants, over {len(family.paths)} "
+        f"configurations. Made once: {shared}.",
+    )  # fmt: skip
+
+
+def _label(text: str, found: list[Any], family: Family) -> str:
+    return text if len(found) == len(family.paths) else f"{text} ({len(found)})"
 
 
 def _steps(paths: list[Path], label: str) -> str:
@@ -151,22 +135,17 @@ def _cell(family: Family, paths: list[Path], label: str, count: int, whole: bool
 
 
 def curve_table(family: Family) -> Table:
-    """Loss and BLEU after so many steps, individual and composed."""
+    """Loss and BLEU after so many steps, individual (once for each set of rates) and composed."""
     rows = []
     for label in ["0", *(str(steps) for steps in STEPS), EARLY]:
         points = [path.alone[label] for path in family.paths if label in path.alone]
-        if points:
-            rows.append([f"individual, {label}", str(len(points)), *_quality(points)])
+        if points and family.procedure == DEFAULT:
+            rows.append([_label(f"individual, {label}", points, family), *_quality(points)])
     for index, steps in enumerate(COMPOSED):
         points = [path.composed[index] for path in family.paths if index < len(path.composed)]
         if points:
-            rows.append([f"composed, {steps}", str(len(points)), *_quality(points)])
-    return Table(
-        ["steps", "configurations", "validation loss", "BLEU", "seconds of the steps"],
-        rows,
-        title=f"Rates {family.levels.title}, `{family.procedure}`: the curves, median and spread "
-        "over configurations.",
-    )
+            rows.append([_label(f"composed, {steps}", points, family), *_quality(points)])
+    return Table(["steps", "validation loss", "BLEU", "seconds of the steps"], rows)
 
 
 def _quality(points: list[Point]) -> list[str]:
@@ -178,24 +157,6 @@ def _quality(points: list[Point]) -> list[str]:
     ]
 
 
-def failures(family: Family) -> str:
-    """Say at which losses composed models fail, in how many configurations."""
-    labels = [str(steps) for steps in STEPS] + [EARLY]
-    missed = []
-    said = f"Rates {family.levels.title}, `{family.procedure}`"
-    for label in labels:
-        paths = [path for path in family.paths if label in path.alone]
-        count = sum(needed(path.composed, path.alone[label].loss) is None for path in paths)
-        if count:
-            missed.append(f"at L({label}) in {count} of {len(paths)} configurations")
-    if not missed:
-        return f"{said}: composed models reached every individual loss that is listed."
-    return (
-        f"{said}: within {COMPOSED[-1]:,} steps composed models did not "
-        f"reach the individual loss {', '.join(missed)}."
-    )
-
-
 def measure(context: Context) -> Section:
     """Fill the tables and draw the picture, for mild and for strong rates."""
     families = follow(context, WANTED[: context.few(2, 1)])
@@ -203,32 +164,31 @@ def measure(context: Context) -> Section:
         table
         for family in families
         for table in (
-            cost_table(context, family, False),
-            cost_table(context, family, True),
+            cost_table(context, family),
             curve_table(family),
         )
     ]  # fmt: skip
     notes = [
-        "Configurations are drawn with seed 0: every attention and every linear draws one of three "
-        "rates ("
+        "Seconds of steps: of a training, less what the same command takes with one step; of "
+        "commands: with start, reading, composing, validation before and after, and writing. Made "
+        "once: pruning, calibration, solve and training of units. In brackets behind s or steps: "
+        "so many configurations only.",
+        "Configurations are drawn with seed 0: every attention, as a pair with its output "
+        "projection, and every linear draws one of three rates ("
         + "; ".join(
             f"{family.levels.title}, {len(family.paths)} of which were trained: attentions "
             f"{_rates(family.levels.attention)}, linears {_rates(family.levels.linear)}"
             for family in _usual(families)
         )
-        + "). An attention and its output projection form a pair.",
-        "L(s) is the validation cross-entropy after s individual model-level steps from the "
-        "pruned-only model (batches of 64, its own schedule for every s); early stop: at most 10 "
-        "epochs, patience 2. Every training is one run.",
-        "A composed model gets more steps as long as its loss is above all individual ones that "
-        "are listed.",
-        "`hybrid` is the default of block_level_finetuning.py (4 epochs for modules that lost "
-        "units); with 1 epoch the variants cost less, which is enough for the losses of few steps.",
-        f"{EXTRAPOLATED}: a ratio for more configurations than were trained takes the shared "
-        "seconds of the variants that N configurations need as measured, and each trained "
-        "configuration's seconds N times. Steps with the mark lie between two measured numbers "
-        "of steps.",
-        *(failures(family) for family in families),
+        + ").",
+        "L(s): validation cross-entropy after s individual model-level steps from the pruned-only "
+        "model (batches of 64, its own schedule for every s); early stop: at most 10 epochs, "
+        "patience 2. A composed model trains on while its loss is above an individual one; not "
+        f"reached: not within {COMPOSED[-1]:,} steps. Single runs.",
+        "`hybrid` trains modules that lost units for 4 epochs by default.",
+        f"{EXTRAPOLATED}: for more configurations than were trained, the shared seconds as "
+        "measured and each trained configuration's N times; of steps: between two measured "
+        "numbers.",
     ]
     return Section(
         "Does composing pay?", tables, notes, figures(families),

@@ -85,15 +85,13 @@ def measure(context: Context) -> Section:
     table = Table(
         ["procedure", *rates, "mean error of the variants", context.clock], rows,
         title="BLEU on the test split / validation loss.",
-        note="Error: squared error over the squared dense output, held out, mean over all "
-        "variants. The seconds are those of pruning and module-level fine-tuning of all "
-        "variants of the three configurations together.",
+        note="Error: squared error over squared dense output, held out, mean over all variants. "
+        "Seconds: pruning and fine-tuning of all variants together.",
     )  # fmt: skip
     notes = [
-        "Every attention, its output projection (as a pair) and every linear of the ffns. Heads: "
+        "Every attention with its output projection, and every linear of the ffns. Heads: "
         f"rates {', '.join(f'{rate:g}' for rate in UNIFORM.attention)}.",
-        f"grad, ls and hybrid with their defaults, trainings in {context.dtype} autocast; one run "
-        "each.",
+        f"grad, ls and hybrid with their defaults, {context.dtype} autocast; one run each.",
         f"BLEU: {test['bleu']['signature']}, {test['sentences']} sentences, greedy.",
     ]
     figures = {"dense": {"bleu": test["bleu"]["value"], "loss": valid["loss"]}, **found}

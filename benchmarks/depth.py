@@ -407,10 +407,9 @@ def measure(context: Context) -> Section:
         for family, task in tasks.items()
     ] + [{"family": "Llama", "task": "language_modeling", "kind": "layer", "method": "linear_map"}]
     notes = [
-        "`deepest`: the last layers but the very last, without any scores (Gromov et al. 2024). "
-        "All other rules but `singles` and `iterative` choose the best block of neighbours.",
-        "A healed SmolLM2 may be better than the dense one, which was never trained on these "
-        "texts: compare healed models with each other.",
+        "`deepest`: the last layers but the very last, without scores (Gromov et al. 2024). All "
+        "other rules but `singles` and `iterative` choose the best block of neighbours.",
+        "Compare healed SmolLM2 with each other: the dense one was never trained on these texts.",
         "Single runs, seed 42. The learning rate of the healing was not scanned.",
     ]
     picture = draw(figures)

@@ -214,29 +214,24 @@ def measure(context: Context) -> Section:
          "peak of the process, GB"],
         rows,
         title="Calibration: CPU seconds of one thread, and memory.",
-        note="Tokens count in both stacks, calibration and held-out texts together. The moments "
-        "are float64, both splits; what does not fit into the budget takes another pass. "
-        "Beside the tokens: what does not grow with the texts, above all writing the file; "
-        f"both from two numbers of sentences. Minutes: for {DEFAULT_SENTENCES:,} sentences "
-        "(4,096 and Multi30K's validation split). large: the moments of "
-        f"{MEASURED['large'][1]} of its 24 + 24 layers, about as much as fits into the "
-        "budget, in one pass of the whole model.",
+        note="Moments are float64, of calibration and held-out texts; what exceeds the budget "
+        "takes another pass. Beside that: what does not grow with the texts. Minutes: for "
+        f"{DEFAULT_SENTENCES:,} sentences. large: moments of {MEASURED['large'][1]} of its "
+        "24 + 24 layers, in one pass of the whole model.",
     )  # fmt: skip
     solves = Table(
         ["geometry", "one linear at three rates, CPU s", "all of them, minutes"],
         solve_rows({name: report for name, report in found.items() if report["solves"]}),
-        title="Least squares: `refit` of the first linear of each shape (rows x columns), pcg.",
+        title="Least squares: the first linear of each shape (rows x columns).",
         note="All of them: each shape's seconds times the number of its linears.",
     )
     return Section("As the model grows", [calibration, solves], NOTES, found)
 
 
 NOTES = [
-    "T5's geometries with random weights, the original tokenizer where it is at hand, captions "
-    "of Multi30K; one process each, one run.",
-    "3B (d 1024, 24 + 24 layers, 32 heads of 128, ffn 16384) was not run: its calibration is "
-    "that of large times the multiply-accumulates of a token, its solves follow a x rows x "
-    "columns^2 + b x columns^3 with both factors fitted to the measured shapes.",
-    "The training of modules that lost units is not in these tables; see the first benchmark for "
-    "its share.",
+    "T5's geometries with random weights, captions of Multi30K; one run each. The training of "
+    "modules that lost units is not in these tables.",
+    "3B (d 1024, 24 + 24 layers, 32 heads of 128, ffn 16384) was not run: its calibration is that "
+    "of large times the multiply-accumulates of a token, its solves follow a x rows x columns^2 + "
+    "b x columns^3, fitted to the measured shapes.",
 ]

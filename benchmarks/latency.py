@@ -41,9 +41,7 @@ def measure(context: Context) -> Section:
         note=f"CPU seconds of the whole compression to both sizes: {seconds_of(family)}.",
     )  # fmt: skip
     notes = [
-        "The composed model object in an ordinary forward pass of transformers in float32; the "
-        "models take turns.",
-        "Uniform sizes: the same share of the heads of every attention and of the neurons of every "
-        "ffn; calibrated on 65,536 tokens of SST-2, refitted by `--solver ls`.",
+        "An ordinary forward pass of transformers in float32; the models take turns.",
+        "Uniform sizes, calibrated on 65,536 tokens of SST-2, refitted by `--solver ls`.",
     ]
     return Section("Latency", [table], notes, {"ran": [], "milliseconds": report["milliseconds"]})

@@ -9,7 +9,7 @@ from benchmarks.context import STATS, Context
 from benchmarks.levels import UNIFORM, every
 from benchmarks.page import Section, Table
 from benchmarks.runs import Run
-from benchmarks.spread import EXTRAPOLATED, number
+from benchmarks.spread import number
 from benchmarks.t5_small_speed import geometry_table
 
 VARIANTS = "stats_variants.csv"
@@ -135,12 +135,10 @@ def kinds_table(context: Context, runs: dict[str, dict[str, list[Run]]]) -> Tabl
         ],
         rows,
         title="Each kind alone, every module of the kind at three rates.",
-        note="The error is squared error over squared dense output on the validation split, mean "
-        "over the variants. When grad reaches another solver's error is seen from the "
-        "summed squared errors after each epoch, with straight lines between; `never`: not "
-        "within its epochs and early stopping, whose whole time the ratio then takes. Imports left "
-        f"out: both without the {number(context.start())} s in which any script imports torch and "
-        "transformers.",
+        note="Error: squared error over squared dense output, validation split, mean over the "
+        "variants. When grad reaches an error is interpolated between epochs; `never`: not within "
+        "its whole time, which the ratio then takes. Imports left out: without the "
+        f"{number(context.start())} s in which any script imports torch and transformers.",
     )  # fmt: skip
 
 
@@ -171,10 +169,10 @@ def stage_table(context: Context) -> tuple[Table, dict[str, Any]]:
     table = Table(
         ["solver", context.clock, *(f"rate {rate}" for rate in UNIFORM.linear), "times faster"],
         rows,
-        title="The whole stage: all attentions with their output projections and all linears. "
-        "Validation loss of the model composed at one rate, then how much longer the "
-        f"shortest run of grad takes whose composed loss is at most {EQUAL} higher.",
-        note="`more than`: no run of grad comes as near; the ratio is then that of its longest. "
+        title="The whole stage, all attentions with their output projections and all linears: "
+        "validation loss of the model composed at one rate, and how much longer the shortest run "
+        f"of grad takes whose loss is at most {EQUAL} higher.",
+        note="`more than`: no run of grad comes as near; the ratio is that of its longest. "
         "`grad, 1 epoch` has the whole schedule within one epoch.",
     )
     return table, figures
@@ -190,14 +188,9 @@ def measure(context: Context) -> Section:
         "Module-level fine-tuning: least squares and hybrid against gradient",
         [kinds_table(context, runs), stage, speed],
         [
-            "Same variants, same texts, same held-out data. grad: its defaults (at most 4 "
-            f"epochs, each variant with its own best epoch and a patience of 2), {context.dtype} "
-            f"autocast. Its trainings are single runs; `ls` was run {context.few(REPEATS, 2)} "
-            "times per kind, each time with its own calibration pass.",
-            "Calibration: 4,096 sentences of the training split, a pass that is part of every "
-            "run of `ls` and `hybrid`.",
-            f"{EXTRAPOLATED} in the last table: extrapolated from the steps and sentences named "
-            "there.",
+            f"grad: defaults (at most 4 epochs, patience 2), {context.dtype} autocast, single "
+            f"runs. `ls` was run {context.few(REPEATS, 2)} times per kind. Calibration on 4,096 "
+            "sentences is part of every run of `ls` and `hybrid`.",
         ],
         {"stage": figures, "t5-small": speed_figures},
     )

@@ -9,24 +9,24 @@ from benchmarks import machine
 RESULTS = """# Results on real models and data
 
 Written by `python benchmarks/run.py NAMES --data FOLDER` (with `sst2`, `stsb`, `wikitext-2`, `ptb`
-and `multi30k` in it); do not edit. More of the English to German results are in
+and `multi30k` in it), all but the first section; do not edit. More on English to German:
 [benchmarks.md](benchmarks.md).
 """
 INTRO = """# Benchmarks
 
-Written by `python benchmarks/run.py` (`make bench`, `make bench-gpu`); do not edit. Each section
-has the machine, the versions and the day of its own runs: running one benchmark replaces its
-section only.
+Written by `make bench` and `make bench-gpu` (`python benchmarks/run.py`); do not edit. A section
+has the machine, versions and day of its own runs.
 
-- A ratio is the median over pairs of runs made in turns, or over configurations or variants where a
-  run is a training; behind it stands the spread, smallest to largest.
-- Seconds on a CPU are CPU seconds of the whole process, imports and reading included, with one
-  thread, unless something else is said: they hardly depend on what else the machine does. Seconds
-  on a GPU are wall seconds.
-- `~` marks a figure that was extrapolated; what from is said below its table.
-- A rate is the fraction that is removed. Losses are cross-entropies in nats per target token on the
-  validation split.
+- A ratio is the median over pairs of runs made in turns, or over configurations or variants; in
+  brackets the smallest and the largest.
+- CPU seconds are of the whole process with one thread, imports included, unless something else is
+  said; seconds on a GPU are wall seconds. `~`: extrapolated.
+- Losses are cross-entropies in nats per target token on the validation split.
 """
+
+
+#: Packages whose versions a page names; the JSON of a section has them all.
+SHOWN = ("torch", "transformers")
 
 
 @dataclass
@@ -91,18 +91,17 @@ class Section:
         return cls(**stored), name
 
 
-def markdown(key: str, section: Section, caption: str, picture: str | None) -> str:
+def markdown(key: str, section: Section, picture: str | None) -> str:
     """Write a section, between the marks by which it is found again.
 
     Args:
         key: name of the benchmark, with `_cuda` where a GPU did it.
         section: its content.
-        caption: first line of the benchmark's file.
         picture: file name of its picture.
     """
     parts = [
         f"## {section.title}",
-        f"`python benchmarks/run.py {command(key)}`: {caption}",
+        f"`python benchmarks/run.py {command(key)}` took {section.seconds / 60:.1f} minutes.",
         *(f"*{line}*" for line in origin(section)),
         *(table.markdown() for table in section.tables),
     ]
@@ -120,19 +119,24 @@ def command(key: str) -> str:
 
 
 def origin(section: Section) -> list[str]:
-    """Say what a section comes from: each machine, the states of the code, and how long."""
+    """Say what a section comes from: each machine, with the states of the code."""
     lines: dict[str, tuple[set[str], set[str]]] = {}
     for facts in section.facts:
-        versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+        found = {name: facts["versions"][name] for name in SHOWN if name in facts["versions"]}
+        versions = ", ".join(f"{name} {value}" for name, value in found.items())
         states, dates = lines.setdefault(f"{machine.name(facts)}; {versions}", (set(), set()))
         states.update(_state(facts))
         dates.add(facts["date"])
-    found = [
-        line + (f" at {', '.join(sorted(states))}" if states else "")
+    return [
+        line + (f"; code at {', '.join(sorted(_named(states)))}" if states else "")
         + f"; {' and '.join(sorted(dates))}."
         for line, (states, dates) in lines.items()
     ]  # fmt: skip
-    return [*found, f"All of its runs together took {section.seconds / 60:.1f} minutes."]
+
+
+def _named(states: set[str]) -> list[str]:
+    """Each commit once: where some runs were made with changes, the changed one."""
+    return [state for state in states if f"{state} with changes" not in states]
 
 
 def _state(facts: dict[str, Any]) -> list[str]:

@@ -15,10 +15,10 @@ from benchmarks.spread import number
 MASKS = ("alps", "sparsegpt", "obs", "wanda", "l1")
 #: What the configurations are, in their order.
 TITLES = (
-    "a quarter of the heads, 0.3 of all linears, all by l1",
-    "a quarter of the heads, half of all neurons, all by l1",
-    "heads by head_gram, half of all linears, by a method that changes from module to module",
-    "one layer, one attention and one ffn gone",
+    "heads 25 %, weights 30 %, by l1",
+    "heads 25 %, neurons 50 %, by l1",
+    "heads 25 % by head_gram, weights 50 % by five methods in turns",
+    "a layer, an attention and an ffn",
 )
 
 
@@ -240,7 +240,10 @@ def table(chain: Chain, course: Course) -> Table:
         macs = last["macs_per_token"] / dense["macs_per_token"]
         cells = [_score(found[label, stage], main) for stage in stages]
         rows.append([label, f"{share:.1%}", f"{macs:.1%}", *cells])
-    seconds = ", ".join(f"{name} {number(value)}" for name, value in course.seconds.items())
+    known = {name: number(value) for name, value in course.seconds.items()}
+    levels = [known.pop(name) for name in [*known] if name.startswith("model level")]
+    seconds = ", ".join(f"{name} {value}" for name, value in known.items())
+    seconds += f", model level {', '.join(levels)}"
     before, after = course.errors
     return Table(
         ["configuration", "weights left", "MACs", "pruned", "after ls", "after model level"],
@@ -266,17 +269,14 @@ def measure(context: Context) -> Section:
         for kind, method in sorted(course.ran)
     ]
     notes = [
-        "Configurations: " + "; ".join(TITLES) + ". The last one's modules: of the layers in the "
-        "middle.",
+        "The last configuration's modules are of the layers in the middle. Weights left: those "
+        "that are not 0, of the dense model's. MACs count shapes, so masked weights save none.",
         "Single runs, seed 42. Model-level fine-tuning is cut short by `--steps`: it shows that "
         "the chain goes through, not what a model can regain.",
-        "Weights left: those that are not 0, of all that the dense model has. MACs count shapes, "
-        "so masked weights save none.",
-        "WikiText-2 has no training text here: `train` is the first 90 % of the lines of `valid`. "
-        "SST-2 and STS-B are scored on `dev`, which is also what a training stops by.",
-        "A composed model that is better than the dense one says that the dense one was trained "
-        "too little for the task (STS-B), or never for these texts (SmolLM2 on WikiText-2, which "
-        "model-level fine-tuning adapts it to). It is no gain of pruning.",
+        "Of WikiText-2 `train` is the first 90 % of `valid`. SST-2 and STS-B are scored on `dev`, "
+        "which trainings also stop by.",
+        "A composed model that is better than the dense one is no gain of pruning: the dense one "
+        "was trained too little for the task (STS-B), or never for these texts (SmolLM2).",
     ]
     return Section(
         "Real models and data", [table(*pair) for pair in zip(listed, courses, strict=True)], notes,

@@ -116,20 +116,15 @@ def keep(out: Path, key: str, section: page.Section, target: Path) -> None:
             file.write(section.picture)
     files.write_json(out / f"{key}.json", section.to_json(picture))
     stored, picture = page.Section.from_json(json.loads((out / f"{key}.json").read_text()))
-    text = page.markdown(key, stored, caption(key), picture)
+    text = page.markdown(key, stored, picture)
     present = target.read_text(encoding="utf-8") if target.is_file() else ""
-    order, intro = (list(REAL), page.RESULTS) if is_real else (keys(), page.INTRO)
+    order, intro = (["embedded", *REAL], page.RESULTS) if is_real else (keys(), page.INTRO)
     files.write_text(target, page.replace(present, {key: text}, order, intro))
-    if is_real:  # what the support table of the README goes by
+    if is_real:  # what the table of docs/support.md goes by
         path = target.with_suffix(".json")
         before = files.read_json(path) if path.is_file() else []
         ran = {files.canonical_json(one): one for one in (*before, *stored.figures["ran"])}
         files.write_json(path, [ran[key] for key in sorted(ran)])
-
-
-def caption(key: str) -> str:
-    """Return the first line of a benchmark's file."""
-    return (module_of(key.removesuffix("_cuda")).__doc__ or "").split("\n", 1)[0]
 
 
 def module_of(name: str) -> Any:

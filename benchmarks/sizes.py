@@ -20,10 +20,10 @@ SCORES, CONFIGURATIONS = "scores.npz", "conf.json"
 #: Tokens of each of two domains in a mixed calibration text, and of its held-out part.
 HALF, HALF_HELD_OUT = 32_768, 8_192
 NOTES = [
-    "Heads and neurons by the default methods. Calibration: 65,536 tokens, scores and variants of "
-    "the same texts, measured once.",
-    "`stat` gives every layer a share of its own (docs/costs.md), `uniform` the same share to all.",
-    "Single runs.",
+    "Heads and neurons by the default methods; 65,536 tokens of calibration, for scores and "
+    "variants.",
+    "`stat` gives every layer a share of its own ([costs.md](costs.md#sizes)), `uniform` the same "
+    "to all. Single runs.",
 ]
 
 
@@ -199,9 +199,9 @@ def measure(context: Context) -> Section:
     table, found = language_model(context)
     notes = [
         *NOTES,
-        "`half captions`: half of the calibration's tokens are of WikiText-2, half of Multi30K's "
-        "English captions (train.en); captions are scored on the first 500 lines of val.en, PTB on "
-        "the first 300 of its valid text, which no calibration has seen.",
+        "`half captions`: calibrated half on WikiText-2, half on Multi30K's English captions "
+        "(train.en); scored on the first 500 lines of val.en and the first 300 of PTB's valid "
+        "text, which no calibration has seen.",
     ]
     return Section("A size that is asked for", [table], notes, {"ran": [], "found": found})
 

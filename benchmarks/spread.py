@@ -19,11 +19,9 @@ class Spread:
     count: int
 
     def text(self, digits: int = 3, mark: str = "") -> str:
-        """Write it as `median (low to high)`; a single value has no spread."""
-        middle = mark + number(self.median, digits)
-        if self.count == 1:
-            return middle
-        return f"{middle} ({number(self.low, digits)} to {number(self.high, digits)})"
+        """Write it as `median (low to high)`; equal values, as written, have no spread."""
+        middle, low, high = (number(x, digits) for x in (self.median, self.low, self.high))
+        return mark + (middle if low == high else f"{middle} ({low} to {high})")
 
 
 def of(values: Sequence[float]) -> Spread:

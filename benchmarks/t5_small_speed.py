@@ -109,14 +109,11 @@ def geometry_table(context: Context, epochs: dict[str, int]) -> tuple[Table, dic
          "training", "hybrid: whole", "ratio"],
         rows,
         title=f"As the model grows, {context.clock}: T5-small's geometry (d 512, 6+6 layers, 8 "
-        "heads of 64, ffn 2048, random weights), 180 variants: 18 attentions and 42 "
-        "linears at three rates.",
+        "heads of 64, ffn 2048, random weights), 180 variants of 18 attentions and 42 linears.",
         note=f"grad: {FOR_GRAD[0] // BATCH} steps and {FOR_GRAD[1]} validation sentences "
-        f"measured; whole: {count} epochs of Multi30K, {grad['steps']:.0f} steps, as many "
-        f"epochs as grad took on this page's model. hybrid: measured with {FOR_HYBRID[0]} "
-        f"calibration and {FOR_HYBRID[1]} validation sentences and no early stopping; "
-        f"calibration and training times {FULL['calibration'] // FOR_HYBRID[0]}, the "
-        "solve as measured, since it does not depend on the texts. The errors of random "
-        "weights mean nothing and are left out.",
+        f"measured; whole: {count} epochs of Multi30K, {grad['steps']:.0f} steps. hybrid: "
+        f"{FOR_HYBRID[0]} calibration and {FOR_HYBRID[1]} validation sentences measured, without "
+        "early stopping; calibration and training times "
+        f"{FULL['calibration'] // FOR_HYBRID[0]}.",
     )  # fmt: skip
     return table, {"grad": grad, "hybrid": hybrid, "here": here}

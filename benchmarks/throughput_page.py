@@ -48,8 +48,8 @@ def notes(report: dict[str, Any]) -> list[str]:
         if not isinstance(value, dict | list)
     )
     return [
-        "Wall seconds, both sides in turns in one process. The plain loops are what a user would "
-        "write with transformers: the tokenizer called on every batch, batches of 64 in the "
-        "order of the file, `model(**batch).loss` and `model.generate`, float32.",
+        "Wall seconds, both in turns in one process. Plain loop: the tokenizer called on every "
+        "batch, batches of 64 in the order of the file, `model(**batch).loss` and "
+        "`model.generate`, float32.",
         f"Settings: {shown}.",
     ]

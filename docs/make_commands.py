@@ -1,4 +1,4 @@
-"""Write what the docs take from the code: docs/commands.md, tree and support table in README.md.
+"""Write what the docs take from the code: commands.md, the tree of files, the tables of support.
 
     python docs/make_commands.py
 
@@ -7,7 +7,6 @@ tests/unit/test_docs.py fails where the files are not what this writes.
 
 import ast
 import importlib
-import re
 import sys
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import click
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ROOT / "docs" / "commands.md"
-README = ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+SUPPORT = ROOT / "docs" / "support.md"
 WIDTH = 98
 HEAD = """# The commands
 
@@ -45,8 +45,6 @@ An option that would have no effect is refused, with exit code 2.
 {general}
 ```
 """
-SUPPORT = re.compile(r"(?<=<!-- support -->\n).*?(?=<!-- /support -->)", re.DOTALL)
-TREE = re.compile(r"(?<=<!-- tree -->\n```text\n).*?(?=```\n<!-- /tree -->)", re.DOTALL)
 
 
 def scripts() -> list[str]:
@@ -88,10 +86,15 @@ def caption(path: Path) -> str:
 
 
 def tree() -> str:
-    """Return a line for each script, folder, file of the package, page, and script of assets/."""
+    """Return a line for each script, folder, file of the package, and script of assets/.
+
+    A file of commands/ has the name and the caption of its script, which stands once.
+    """
     lines = [(f"{name}.py", caption(ROOT / f"{name}.py")) for name in scripts()]
-    for folder in ("composable", "assets", "benchmarks", "docs"):
-        lines += _folder(ROOT / folder, "")
+    known = set(lines)
+    for folder in ("composable", "assets"):
+        found = _folder(ROOT / folder, "")
+        lines += [(name, text) for name, text in found if (name.strip(), text) not in known]
     width = max(len(name) for name, _ in lines) + 2
     return "".join(f"{name:{width}}{text}".rstrip() + "\n" for name, text in lines)
 
@@ -114,26 +117,40 @@ def _folder(folder: Path, indent: str) -> list[tuple[str, str]]:
 
 def _levels() -> dict[str, int]:
     """Folder of the package -> its level in docs/architecture.md."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    text = ARCHITECTURE.read_text(encoding="utf-8")
     lines = text.split("<!-- levels -->\n```text\n")[1].split("```")[0].splitlines()
     return {name: int(number) for number, *names in map(str.split, lines) for name in names}
 
 
-def readme() -> str:
-    """Return README.md with its tree and its support table as they should be."""
+def architecture() -> str:
+    """Return docs/architecture.md with its tree as it should be."""
+    return _filled(ARCHITECTURE, "tree", f"```text\n{tree()}```\n")
+
+
+def support() -> str:
+    """Return docs/support.md with its tables as they should be."""
     sys.path.insert(0, str(ROOT / "docs"))
     import support_table
 
-    text = TREE.sub(lambda _: tree(), README.read_text(encoding="utf-8"))
-    return SUPPORT.sub(lambda _: support_table.table(), text)
+    listed = _filled(SUPPORT, "families", support_table.families_table())
+    return _filled(listed, "support", support_table.table())
+
+
+def _filled(page: Path | str, marker: str, new: str) -> str:
+    """A page, or its text, with something new between `<!-- marker -->` and `<!-- /marker -->`."""
+    text = page.read_text(encoding="utf-8") if isinstance(page, Path) else page
+    before, rest = text.split(f"<!-- {marker} -->\n", 1)
+    _, after = rest.split(f"<!-- /{marker} -->", 1)
+    return f"{before}<!-- {marker} -->\n{new}<!-- /{marker} -->{after}"
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all three pages."""
     sys.path.insert(0, str(ROOT))
-    COMMANDS.write_text(commands(), encoding="utf-8")
-    README.write_text(readme(), encoding="utf-8")
-    click.echo(f"wrote {COMMANDS}, the tree and the support table in {README}", err=True)
+    pages = {COMMANDS: commands(), ARCHITECTURE: architecture(), SUPPORT: support()}
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+    click.echo(f"wrote {', '.join(str(path.relative_to(ROOT)) for path in pages)}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of what is supported, made of the registries; each cell says how far it was tried."""
+"""The tables of what is supported, made of the registries, and how far each cell was tried."""
 
 import json
 from pathlib import Path
@@ -59,19 +59,74 @@ def real_runs() -> set[tuple[str, str, str, str]]:
     return found | {("T5", "translation", *pair) for pair in BENCHMARKS}
 
 
-def table() -> str:
-    """Return the table as Markdown."""
+def families_table() -> str:
+    """Return the families with their model types and tasks, as Markdown."""
+    lines = [["family", "`config.model_type`", "tasks"], ["---"] * 3]
+    for family in families.FAMILIES:
+        types = ", ".join(f"`{kind}`" for kind in family.model_types)
+        lines.append([family.name, types, ", ".join(_tasks_of(family))])
+    return _markdown(lines)
+
+
+def marks() -> dict[tuple[str, str], str]:
+    """Return the marks of every family and task, by their names: one for each of `columns()`."""
     real = real_runs()
     with_weights = {(family, kind, method) for family, _, kind, method in real}
-    head = [
-        f"{kind}: `{name}`" if name != REMOVAL else f"{kind}: {name}" for kind, name in columns()
-    ]
-    lines = [["family", "task", *head], ["---"] * (2 + len(head))]
-    for family, task in rows():
-        cells = []
-        for kind, name in columns():
-            is_real = (family.name, task.name, kind, name) in real
-            has_weights = (family.name, kind, name) in with_weights
-            cells.append(TASK if is_real else WEIGHTS if has_weights else TINY)
-        lines.append([family.name, task.name, *cells])
+
+    def mark(family: str, task: str, kind: str, method: str) -> str:
+        if (family, task, kind, method) in real:
+            return TASK
+        return WEIGHTS if (family, kind, method) in with_weights else TINY
+
+    return {
+        (family.name, task.name): "".join(mark(family.name, task.name, *one) for one in columns())
+        for family, task in rows()
+    }
+
+
+def table() -> str:
+    """Return how far everything was tried, as Markdown: methods by families and tasks.
+
+    Methods of a kind share a row, and pairs of family and task a column, where all their marks are
+    equal.
+    """
+    of_pair = marks()
+    heads = _grouped(of_pair)
+    lines = [["what is pruned", *map(_head, heads)], ["---"] * (1 + len(heads))]
+    of_column = {
+        column: (column[0], *(of_pair[pairs[0]][i] for pairs in heads))
+        for i, column in enumerate(columns())
+    }
+    for group in _grouped(of_column):
+        kind, *cells = of_column[group[0]]
+        names = ", ".join(name if name == REMOVAL else f"`{name}`" for _, name in group)
+        lines.append([f"{kind}: {names}", *cells])
+    return _markdown(lines)
+
+
+def _grouped(values: dict[tuple[str, str], Any]) -> list[list[tuple[str, str]]]:
+    """Keys with equal values, together where the first of them stands."""
+    groups: dict[Any, list[tuple[str, str]]] = {}
+    for key, value in values.items():
+        groups.setdefault(value, []).append(key)
+    return list(groups.values())
+
+
+def _head(group: list[tuple[str, str]]) -> str:
+    """Name families, with their tasks where these are not all in the group."""
+    tasks_of: dict[str, list[str]] = {}
+    for family, task in group:
+        tasks_of.setdefault(family, []).append(task)
+    whole = {family.name: _tasks_of(family) for family in families.FAMILIES}
+    return "; ".join(
+        name if found == whole[name] else f"{name}: {', '.join(found)}"
+        for name, found in tasks_of.items()
+    )
+
+
+def _tasks_of(family: Family) -> list[str]:
+    return [task.name for one, task in rows() if one is family]
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

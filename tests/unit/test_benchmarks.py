@@ -89,7 +89,7 @@ def test_a_level_below_all_is_not_reached() -> None:
 
 def test_page_replaces_one_section_and_keeps_the_rest() -> None:
     order = ["one", "two", "three"]
-    texts = {key: page.markdown(key, section(key), "caption", None) for key in order}
+    texts = {key: page.markdown(key, section(key), None) for key in order}
     whole = page.replace("", {key: texts[key] for key in ("three", "one")}, order)
     assert [*page.split(whole)] == ["one", "three"]
     again = page.replace(whole, {"two": texts["two"]}, order)
@@ -99,10 +99,10 @@ def test_page_replaces_one_section_and_keeps_the_rest() -> None:
 
 
 def test_section_says_where_it_comes_from() -> None:
-    text = page.markdown("x_cuda", section(seconds=90), "caption", "benchmark_x_cuda.png")
+    text = page.markdown("x_cuda", section(seconds=90), "benchmark_x_cuda.png")
     assert "| x | 1 |" in text
     assert "Some CPU, 2 cores, 8 GB" in text
-    assert "torch 2.6 at abc1234 with changes; 2026-01-01." in text
+    assert "torch 2.6; code at abc1234 with changes; 2026-01-01." in text
     assert "took 1.5 minutes" in text
     assert "python benchmarks/run.py x --device cuda" in text
     assert "](benchmark_x_cuda.png)" in text
@@ -113,9 +113,9 @@ def test_states_of_the_code_on_one_machine_are_one_line() -> None:
     sameday = FACTS | {"date": "2026-01-02"}
     elsewhere = FACTS | {"cpu": "Another CPU"}
     found = page.origin(Section("T", [], facts=[FACTS, later, sameday, elsewhere]))
-    assert len(found) == 3
+    assert len(found) == 2
     states = "abc1234 with changes, fff0000"
-    assert found[0].endswith(f"torch 2.6 at {states}; 2026-01-01 and 2026-01-02.")
+    assert found[0].endswith(f"torch 2.6; code at {states}; 2026-01-01 and 2026-01-02.")
     assert found[1].startswith("Another CPU")
 
 
@@ -143,7 +143,7 @@ def test_unknown_benchmark_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", run.NAMES)
 def test_every_benchmark_has_a_caption_and_a_measure(name: str) -> None:
-    assert run.caption(name).endswith(".")
+    assert run.module_of(name).__doc__.splitlines()[0].endswith(".")
     assert callable(run.module_of(name).measure)
 
 
@@ -277,7 +277,8 @@ def test_ratio_counts_what_is_shared_once(
 def test_what_is_not_reached_is_said() -> None:
     paths = [path_of([1.7]), path_of([1.9, 1.9])]
     family = Family(levels.MILD, "hybrid", {4: 48.0, 16: 48.0}, {4: 9, 16: 9}, paths)
-    assert "at L(300) in 1 of 2 configurations" in composability.failures(family)
+    assert composability._steps(paths, "300").endswith(", 1 not reached")
+    assert composability._cell(family, paths, "300", 4, False).endswith(", 1 not reached")
 
 
 def test_geometry_formulas_are_those_of_the_model() -> None:

@@ -47,7 +47,7 @@ def test_commands_are_those_of_the_scripts() -> None:
 
 
 def test_tree_names_every_file_with_its_caption() -> None:
-    tree = between(ROOT / "README.md", "tree")
+    tree = between(ROOT / "docs" / "architecture.md", "tree")
     assert tree == f"```text\n{MAKER.tree()}```\n", REMEDY
     for path in SOURCES:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -75,26 +75,43 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def cells(marker: str) -> list[list[str]]:
+    """Rows of a table of docs/support.md, without the line below its head."""
+    lines = between(ROOT / "docs" / "support.md", marker).splitlines()
+    found = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    return [found[0], *found[2:]]
+
+
+def test_support_tables_are_written_by_the_generator() -> None:
+    assert (ROOT / "docs" / "support.md").read_text(encoding="utf-8") == MAKER.support(), REMEDY
+
+
 def test_support_table_is_that_of_the_registries() -> None:
-    """The table itself is written by `make_commands.readme`; its rows are run by test_matrix.py."""
-    head, _, *body = (
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
-        for line in between(ROOT / "README.md", "support").splitlines()
-    )
+    """Its cells are run by test_matrix.py."""
+    (_, *heads), *body = cells("support")
+    named = {family.name for family in families.FAMILIES}
+    said = [head.partition(":")[0] for column in heads for head in column.split("; ")]
+    assert set(said) == named
+    found = [
+        f"{kind}: {name}"
+        for kind, names in (row[0].split(": ") for row in body)
+        for name in names.split(", ")
+    ]
+    known = []
     for kind in KINDS:
-        able = [f"{kind}: `{method.name}`" for method in methods.METHODS if kind in method.kinds]
-        removal = [] if kind == "linear" else [f"{kind}: rate 1"]
-        assert [cell for cell in head if cell.startswith(kind)] == [*able, *removal]
-    assert {row[0] for row in body} == {family.name for family in families.FAMILIES}
-    assert {row[1] for row in body} == set(tasks.names())
-    assert {cell for row in body for cell in row[2:]} <= set("○◐●")
+        known += [f"{kind}: `{one.name}`" for one in methods.METHODS if kind in one.kinds]
+        known += [] if kind == "linear" else [f"{kind}: rate 1"]
+    assert sorted(found) == sorted(known)
+    assert {cell for row in body for cell in row[1:]} == set("○◐●")
 
 
-def test_the_model_types_are_listed() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_model_types_and_tasks_are_those_of_the_registries() -> None:
+    _, *body = cells("families")
+    listed = {name: (types, done) for name, types, done in body}
     for family in families.FAMILIES:
-        line = next(line for line in text.splitlines() if line.startswith(f"| {family.name} | `"))
-        assert all(f"`{kind}`" in line for kind in family.model_types)
+        assert listed[family.name][0] == ", ".join(f"`{kind}`" for kind in family.model_types)
+    done = {task for _, _, names in body for task in names.split(", ")}
+    assert done == set(tasks.names())
 
 
 def imports(path: Path) -> Iterator[str]:
