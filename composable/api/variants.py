@@ -94,6 +94,10 @@ def prune(
     found = scores_of(dense, scores)
     if found is not None and "scores" not in needs:
         raise UserError('scores: no module is pruned by the method "ranked"; leave them out.')
+    given = {"data": data, "limit": limit, "calibration": calibration}
+    unused = [name for name, value in given.items() if value is not None]
+    if unused and not {"inputs", "states"} & needs:
+        raise UserError(f"{unused[0]}: no method here looks at texts; leave it out.")
     read = {"data": place_of(data), "limit": positive("limit", limit)}
     importance = (lambda name: torch.from_numpy(found.importance(name))) if found else None
     seeds = functools.partial(random.seed_of, seed)

@@ -248,6 +248,7 @@ ERRORS: list[tuple[Callable[[Checkpoint], Any], str]] = [
     (lambda d: composable.prune(d, {FFN: 0.5}, data=["a dog"]), "data: texts alone say too little"),
     (lambda d: composable.prune(d, {FFN: 0.5}, ffn="ranked"), "needs a file of scores"),
     (lambda d: composable.prune(d, {FFN: 0.5}, scores=composable.rank(d, "l1")), "scores: no mod"),
+    (lambda d: composable.prune(d, {FFN: 0.5}, ffn="neuron_l1", limit=3), "limit: no method here"),
     (lambda d: composable.rank(d, "l1", limit=3), "l1 reads no data"),
     (lambda d: composable.rank(d, "l1", seed=3), "seed: l1 has no such option"),
     (lambda d: composable.rank(d, "x"), 'unknown way of measuring importance "x"'),
