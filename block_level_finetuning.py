@@ -2,7 +2,7 @@
 """Fine-tune every variant once, beside its dense module: its input in, its output as the target.
 
 python block_level_finetuning.py -p modules.npy -o modules_finetuned.npy
-python block_level_finetuning.py --solver ls --plot block_errors.png
+python block_level_finetuning.py --solver ls
 python block_level_finetuning.py --solver grad --epochs 4
 """
 

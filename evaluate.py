@@ -5,7 +5,7 @@
 ./evaluate.py -m model/dense.pth --split valid --limit 64 -o eval.json
 ./evaluate.py -m model/composed.pth --num-beams 4 --predictions composed.de
 ./evaluate.py -m model/sst2.pth --data data/sst2 --predictions classes.txt
-./evaluate.py -m model/lm.pth --data data/wikitext-2 --window 1024
+./evaluate.py -m model/lm.pth --data data/wikitext-2 --max-length 1024
 """
 
 from composable.commands.evaluate import main

@@ -2,8 +2,9 @@
 """Make every variant that the scheme asks for, once, and write them as one bundle.
 
 python prune.py -m model/dense.pth -c conf_prune.json -o modules.npy
-python prune.py --linear alps --attention head_gram --data multi30k
-python prune.py --method l1 -p model/test.pth
+python prune.py --attention stat --ffn stat --linear alps --data multi30k --limit 1024
+python prune.py --attention head_l1 --ffn neuron_l1          # by weights alone, without texts
+python prune.py --attention ranked --ffn ranked --scores scores.npz
 """
 
 from composable.commands.prune import main

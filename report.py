@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put the evaluations of a pipeline run into one table.
 
-./report.py -d out -o out/report.md --plot out/loss.png
+./report.py -d out/t5-small                              # writes report.md there
 """
 
 from composable.commands.report import main

@@ -86,33 +86,20 @@ def caption(path: Path) -> str:
 
 
 def tree() -> str:
-    """Return a line for each script, folder, file of the package, and script of assets/.
-
-    A file of commands/ has the name and the caption of its script, which stands once.
-    """
-    lines = [(f"{name}.py", caption(ROOT / f"{name}.py")) for name in scripts()]
-    known = set(lines)
-    for folder in ("composable", "assets"):
-        found = _folder(ROOT / folder, "")
-        lines += [(name, text) for name, text in found if (name.strip(), text) not in known]
+    """Return a line for each folder and file of the package, in the order of their levels."""
+    levels = _levels()
+    found = [path for path in (ROOT / "composable").iterdir() if path.stem in levels]
+    found.sort(key=lambda path: (levels[path.stem], path.name))
+    lines = [
+        (f"{path.name}/" if path.is_dir() else path.name, caption(_captioned(path)))
+        for path in found
+    ]
     width = max(len(name) for name, _ in lines) + 2
     return "".join(f"{name:{width}}{text}".rstrip() + "\n" for name, text in lines)
 
 
-def _folder(folder: Path, indent: str) -> list[tuple[str, str]]:
-    """A folder with its caption, its files, then its folders: those that others import first."""
-    package = folder / "__init__.py"
-    paths = sorted(path for path in folder.iterdir() if path != package)
-    own = [
-        (f"{indent}  {path.name}", caption(path)) for path in paths if path.suffix in (".py", ".md")
-    ]
-    levels = _levels()
-    folders = sorted(
-        (path for path in paths if path.is_dir()), key=lambda path: levels.get(path.name, 0)
-    )
-    inner = [line for path in folders for line in _folder(path, f"{indent}  ")]
-    said = caption(package) if package.is_file() else ""
-    return [(f"{indent}{folder.name}/", said), *own, *inner] if own or inner else []
+def _captioned(path: Path) -> Path:
+    return path / "__init__.py" if path.is_dir() else path
 
 
 def _levels() -> dict[str, int]:

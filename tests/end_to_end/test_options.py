@@ -136,7 +136,8 @@ CASES = [
         Case("prune", given, PRUNE)
         for given in ("-o m.npy", "-p t.pth", "--attention head_l1", "--ffn neuron_l1",
                       "--linear wanda", "--data {home}/others", "--limit 10",
-                      "--calibration c.npy",                       "--memory-budget 9K", "--attention ranked --scores {home}/l1.npz")
+                      "--calibration c.npy", "--memory-budget 9K",
+                      "--attention ranked --scores {home}/l1.npz")
     ),
     Case("prune", "--seed 7", "--attention random --ffn random"),
     Case("prune", "--scores {home}/l1.npz", "--attention ranked"),

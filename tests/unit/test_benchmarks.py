@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import composability, growth, levels, page, run, runs, spread
+from benchmarks import composability, growth, levels, page, quality_picture, run, runs, spread
 from benchmarks.composability_runs import Family, Point
 from benchmarks.composability_runs import Path as Course
 from benchmarks.page import Section, Table
 from benchmarks.runs import Artifact, Out, Runner
 from composable.errors import UserError
+from tests.paths import ROOT
 
 FACTS = {
     "cpu": "Some CPU", "cores": 2, "memory_gb": 8, "gpu": None, "versions": {"torch": "2.6"},
@@ -133,6 +134,22 @@ def test_result_is_kept_and_drawn(tmp_path: Path) -> None:
     assert (target.parent / "benchmark_bundle.png").read_bytes() == b"\x89PNG"
     assert [*page.split(target.read_text())] == ["bundle"]
     assert str(tmp_path) not in target.read_text()
+
+
+def test_picture_of_the_readme_is_that_of_the_results() -> None:
+    """Where they differ, run benchmarks/quality_picture.py and put the new values here."""
+    results = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    cosines = quality_picture.embeddings(results)
+    perplexities = quality_picture.perplexities(results)
+    assert cosines == {
+        "uniform": [(100, 1.0), (70, 0.9655), (50, 0.9241), (30, 0.8462)],
+        "stat": [(100, 1.0), (70, 0.9801), (50, 0.9504), (30, 0.8789)],
+    }
+    assert perplexities["exchange"] == [(100, 26.39), (80, 30.45), (50, 44.19)]
+    assert perplexities["random"] == [(100, 26.39), (80, 40.52), (50, 142.87)]
+    assert perplexities["neuron_l1"] == [(100, 26.39), (80, 86.14), (50, 1882.06)]
+    picture = quality_picture.draw(results, quality_picture.THEMES["dark"])
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_unknown_benchmark_names_the_known_ones() -> None:
