@@ -236,7 +236,7 @@ def table(chain: Chain, course: Course) -> Table:
     rows = [["dense", "100 %", "100 %", *[_score(dense, main)] * 3]]
     for label in labels:
         last = found[label, "pruned"]
-        share = last["parameters"] * (1 - last["sparsity"]) / dense["parameters"]
+        share = 1 - last["sparsity"]
         macs = last["macs_per_token"] / dense["macs_per_token"]
         cells = [_score(found[label, stage], main) for stage in stages]
         rows.append([label, f"{share:.1%}", f"{macs:.1%}", *cells])

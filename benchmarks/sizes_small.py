@@ -136,7 +136,7 @@ def mixed(context: Context) -> tuple[Table, Any]:
             report = evaluate(context, model, data, SCORED)
             cells.append(f"{report['accuracy']['value']:.2f}")
             context.runner.drop(model)
-        rows.append([name, f"{report['removed']:.1%}", *cells])
+        rows.append([name, f"{report['sparsity']:.1%}", *cells])
     table = Table(
         ["configuration", "of the dense model gone or zero", "as pruned", "refitted"], rows,
         title=f"**One bundle of {pruned.report['variants']} variants by stat, wanda and l1**, "

@@ -21,20 +21,25 @@ class Score:
             100), but for perplexity and bits per byte.
         signature: settings and version, enough to measure the same number again.
         counts: the counts the number was made from, where the library gives them.
+        interval: half the width of the 95 % interval of the value over bootstrap samples of the
+            test set, where it was measured.
     """
 
     name: str
     value: float
     signature: str
     counts: dict[str, Any] = field(default_factory=dict)
+    interval: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form that reports hold; counts stay out when there are none.
+        """Return the form that reports hold; counts and interval stay out when there are none.
 
         A UserError where the value is NaN or infinite.
         """
         value = round(_finite(self.name, self.value), 4)
         report = {"name": self.name, "value": value, "signature": self.signature}
+        if self.interval is not None:
+            report["interval_95"] = round(self.interval, 4)
         return report | ({"counts": self.counts} if self.counts else {})
 
     def __str__(self) -> str:
