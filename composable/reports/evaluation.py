@@ -18,11 +18,11 @@ SHOWN = {
     "sentences_per_second": "{:.1f}",
     "samples_per_second": "{:.1f}",
     "parameters": "{:,}",
-    "removed": "{:.1%}",
+    "sparsity": "{:.1%}",
     "nonzero_parameters": "{:,}",
     "macs_per_token": "{:,.0f}",
 }
-NAMES = {"removed": "parameters removed", "macs_per_token": "MACs per token"}
+NAMES = {"sparsity": "parameters gone or 0", "macs_per_token": "MACs per token"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +41,7 @@ class Evaluation:
     def scores(self) -> dict[str, Score]:
         """All scores by their keys in the report; values are rounded to four decimals."""
         found = {key: value for key, value in self.report.items() if isinstance(value, dict)}
-        return {key: Score(**value) for key, value in found.items() if "signature" in value}
+        return {key: _score(**value) for key, value in found.items() if "signature" in value}
 
     @property
     def score(self) -> Score:
@@ -50,7 +50,8 @@ class Evaluation:
 
     def _rows(self) -> Iterator[Row]:
         for score in self.scores.values():
-            yield score.name, f"{score.value:.2f}"
+            interval = "" if score.interval is None else f" ± {score.interval:.2f}"
+            yield score.name, f"{score.value:.2f}{interval}"
         for key, form in SHOWN.items():
             if self.report.get(key) is not None:
                 yield NAMES.get(key, key.replace("_", " ")), form.format(self.report[key])
@@ -64,6 +65,11 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return as_html(self._head(), list(self._rows()))
+
+
+def _score(interval_95: float | None = None, **said: Any) -> Score:
+    """Make a score of what a report says of it."""
+    return Score(**said, interval=interval_95)
 
 
 def evaluate(loaded: Checkpoint, corpus: Any, settings: dict[str, Any]) -> Evaluation:
