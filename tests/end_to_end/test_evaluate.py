@@ -1,7 +1,10 @@
 """evaluate.py and report.py through their commands, on a tiny model and a tiny corpus."""
 
+import contextlib
 import hashlib
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -251,15 +254,32 @@ def test_defaults_agree_with_the_library() -> None:
     assert Path(defaults["model"]) == Path("model/finetuned.pth")
 
 
-def test_as_a_process_stdout_is_json_and_stderr_the_progress(folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "evaluate.py"), "-m", "model.pth", "--data", "data"]
+EVALUATE = [sys.executable, str(ROOT / "evaluate.py"), "-m", "model.pth", "--data", "data"]
+
+
+def test_as_a_process_stdout_is_json_and_stderr_has_no_bars(folder: Path) -> None:
     result = subprocess.run(
-        [*command, "--limit", "4"], cwd=folder, capture_output=True, text=True, check=True
+        [*EVALUATE, "--limit", "4"], cwd=folder, capture_output=True, text=True, check=True
     )
     assert json.loads(result.stdout)["sentences"] == 4
-    assert "translate" in result.stderr
-    for unwanted in ("Traceback", "Warning", "[transformers]"):
-        assert unwanted not in result.stderr
+    assert result.stderr == "", "four sentences are no long work"
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_on_a_terminal_it_shows_bars_unless_quiet(folder: Path, is_quiet: bool) -> None:
+    main, side = pty.openpty()
+    command = [*EVALUATE, "--limit", "4", *(["-q"] if is_quiet else [])]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=side) as process:
+        os.close(side)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read())["sentences"] == 4
+    shown = b""
+    with contextlib.suppress(OSError):  # its other end is closed
+        while part := os.read(main, 1 << 16):
+            shown += part
+    os.close(main)
+    assert process.returncode == 0
+    assert (shown == b"") if is_quiet else (b"4/4 sentences" in shown)
 
 
 # ---- report.py
