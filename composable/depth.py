@@ -21,6 +21,7 @@ from composable.ranking import block_table as tables
 from composable.ranking.base import origin_of
 from composable.ranking.layer_choice import Choice
 from composable.ranking.layer_distance import LAYER_DISTANCE, LayerDistanceOptions
+from composable.reports.notebook import ShownScores
 from composable.tasks.plain_texts import PlainTexts
 from composable.tasks.samples import with_positions
 
@@ -56,7 +57,8 @@ def analyse(
 
     Returns:
         Scores of every stack that the samples pass; of plain texts, the encoder's alone where there
-        are two. They carry the fingerprint of the model, for which all of its weights are hashed.
+        are two. They carry the fingerprint of the model, for which all of its weights are hashed,
+        and are a picture in a notebook.
 
     Raises:
         UserError: unknown family or distance, no samples, a sample without tokens or text.
@@ -80,7 +82,7 @@ def analyse(
     )
     found = LAYER_DISTANCE.measure(dense, texts, options)
     origin = origin_of(LAYER_DISTANCE, in_memory.describe(model), texts, options)
-    return replace(found, origin=origin)
+    return ShownScores.of(replace(found, origin=origin))
 
 
 def _text(item: Any, key: str) -> str:

@@ -21,7 +21,7 @@ from composable.errors import UserError
 from composable.formats.calibration_file import SPLITS
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
-from composable.tasks.plain_texts import is_plain, read_texts, refuse_unknown
+from composable.tasks.plain_texts import given_texts, is_plain, read_texts, refuse_unknown
 
 #: First and last layer of a block, and its moments on the calibration and on held-out texts.
 Block = tuple[str, str]
@@ -32,7 +32,7 @@ log = logging.getLogger("composable")
 def calibrate(
     dense: Checkpoint,
     calibration: Path,
-    data: str | None,
+    data: str | Sequence[str] | None,
     limit: int | None,
     memory_budget: int,
     device: str,
@@ -44,7 +44,7 @@ def calibrate(
     Args:
         dense: the dense model.
         calibration: file that holds them, or will.
-        data: see `tasks.base.Task.read`.
+        data: see `tasks.base.Task.read`; or the texts, see `plain_texts.given_texts`.
         limit: the first so many samples of the training split; None: see `Amount`.
         memory_budget: bytes.
         device: where it is measured: auto, cpu, cuda or cuda:N.
@@ -66,14 +66,23 @@ def calibrate(
 
 def _split_texts(
     dense: Checkpoint,
-    data: str | None,
+    data: str | Sequence[str] | None,
     wanted: Sequence[Amount],
     first: int = 0,
 ) -> list[Texts]:
     """Read the wanted amounts of the splits, from number `first` on, and tokenise them."""
     task, default = tasks.by_name(dense.info["task"]), dense.info.get("data")
+    if data is None or isinstance(data, str):
+        read: Callable[..., Any] = functools.partial(task.read, data, default)
+    elif dense.family.stacks in (("encoder",), ("decoder",)) and dense.tokenizer is not None:
+        read = functools.partial(given_texts, data)
+    else:
+        raise UserError(
+            f"data: texts alone say too little for {task.name}; give a folder or file with data "
+            "of the task."
+        )
     return [
-        take(dense, functools.partial(task.read, data, default, split), amount)
+        take(dense, functools.partial(read, split), amount)
         for split, amount in list(zip(SPLITS, wanted, strict=False))[first:]
     ]
 
@@ -81,7 +90,7 @@ def _split_texts(
 def block_moments(
     dense: Checkpoint,
     blocks: Sequence[Block],
-    data: str | None,
+    data: str | Sequence[str] | None,
     limit: int | None,
     device: str,
     held_out_samples: int | None = None,
@@ -126,15 +135,15 @@ def _place(dense: Checkpoint, block: Block) -> tuple[str, Pair]:
 
 def calibration_set(
     dense: Checkpoint,
-    data: str | None,
+    data: str | Sequence[str] | None,
     limit: int | None,
     key: str = "text",
     max_length: int | None = None,
 ) -> Texts:
     """Read the first samples of a calibration set, by default as `Amount` says, and tokenise them.
 
-    They are a file of texts (`key` is that of the text in a .jsonl file), or the training split of
-    data of the task. A text has up to `max_length` tokens.
+    They are a file of texts (`key` is that of the text in a .jsonl file), the texts themselves, or
+    the training split of data of the task. A text has up to `max_length` tokens.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.
@@ -145,6 +154,8 @@ def calibration_set(
     if max_length:
         dense = dataclasses.replace(dense, info=dense.info | {"max_length": max_length})
     amount = Amount(limit)
+    if data is not None and not isinstance(data, str):
+        return _split_texts(dense, data, (amount,))[0]
     if dense.tokenizer is not None and is_plain(data):
         if len(dense.family.stacks) > 1:
             log.info("plain texts have no targets: the decoder is not measured.")

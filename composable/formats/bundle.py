@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +146,10 @@ class Bundle:
     fingerprint: str
     variants: list[Variant]
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        modules = {variant.module for variant in self.variants}
+        return f"<Bundle of {len(self.variants)} variants of {len(modules)} modules>"
 
 
 def write(path: Path, bundle: Bundle) -> None:
@@ -351,6 +355,26 @@ class Reader:
         variant.tensors[tensor.name] = torch.from_numpy(
             values.astype(np.float32, copy=False).reshape(tensor.shape)
         )
+
+
+class Held(Reader):
+    """A bundle in memory, checked as one that is read.
+
+    Raises:
+        FormatError: its variants break a rule of the format.
+    """
+
+    def __init__(self, bundle: Bundle, name: str = "the bundle") -> None:
+        self.path, self.fingerprint, self.options = Path(name), bundle.fingerprint, bundle.options
+        try:
+            self.records = [_describe(variant, i) for i, variant in enumerate(bundle.variants)]
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}.") from error
+        self._variants = bundle.variants
+
+    def load(self, record: Record) -> Variant:
+        """Return one of the variants; its tensors are not copied."""
+        return replace(self._variants[record.index])
 
 
 def open_bundle(path: Path, fingerprint: str | None = None) -> Reader:

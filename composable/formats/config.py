@@ -128,11 +128,24 @@ def read_configurations(
     if not value:
         raise ConfigError(f"{path}: [] holds no configuration; {remedy} some.")
     found = [_parse_configuration(one, f"{path}[{i}]", methods) for i, one in enumerate(value)]
-    _check_blocks(found, path)
+    _check_blocks(found, str(path))
     if modules is not None:
         for i, configuration in enumerate(found):
             check_configuration(configuration, modules, f"{path}[{i}]")
     return found
+
+
+def parse_configuration(
+    value: Any, where: str, modules: Mapping[str, Module], methods: Sequence[str]
+) -> Configuration:
+    """Read and check one configuration, `{module: entry, ...}`, that is no file's.
+
+    `where` is the beginning of every message; for the rest see `read_configurations`.
+    """
+    configuration = _parse_configuration(value, where, methods)
+    _check_blocks([configuration], where)
+    check_configuration(configuration, modules, where)
+    return configuration
 
 
 def write_configurations(path: Path, configurations: Sequence[Configuration]) -> None:
@@ -155,11 +168,21 @@ def read_scheme(
         expected = "an object {module: [entry, ...]} was expected"
         expected += "; run prune_scheme_generator.py to make it"
         raise _unexpected(value, f"{path}: holds", expected)
-    scheme = {name: _parse_variants(name, found, path, methods) for name, found in value.items()}
+    return parse_scheme(value, str(path), modules, methods)
+
+
+def parse_scheme(
+    value: Mapping[str, Any],
+    where: str = "scheme",
+    modules: Mapping[str, Module] | None = None,
+    methods: Sequence[str] | None = None,
+) -> Scheme:
+    """Read and check a scheme, `{module: [entry, ...], ...}`; see `parse_configuration`."""
+    scheme = {name: _parse_variants(name, found, where, methods) for name, found in value.items()}
     if modules is not None:
         for name, entries in scheme.items():
             for entry in entries:
-                _check_kind(name, entry, modules, str(path))
+                _check_kind(name, entry, modules, where)
     return scheme
 
 
@@ -332,25 +355,25 @@ def _parse_configuration(value: Any, where: str, methods: Sequence[str] | None) 
     return configuration
 
 
-def _check_blocks(configurations: Sequence[Configuration], path: Path) -> None:
+def _check_blocks(configurations: Sequence[Configuration], where: str) -> None:
     """Bound what is made of a few bytes: the layers of blocks."""
     pairs = (pair for one in configurations for pair in one.items())
     count = sum(len(_numbers(*pair)) for pair in pairs if pair[1].through is not None)
     if count > MOST_LAYERS:
         problem = f"its blocks are {count} layers, at most {MOST_LAYERS} were expected"
-        raise ConfigError(f"{path}: {problem}; check the numbers of the layers.")
+        raise ConfigError(f"{where}: {problem}; check the numbers of the layers.")
 
 
 def _parse_variants(
-    name: str, value: Any, path: Path, methods: Sequence[str] | None
+    name: str, value: Any, place: str, methods: Sequence[str] | None
 ) -> list[Entry]:
-    _check_name(name, str(path))
+    _check_name(name, place)
     if not isinstance(value, list) or not value:
         expected = "a list of rates was expected; list the rates, or leave the module out"
-        raise _unexpected(value, f'{path}: "{name}" holds', expected)
+        raise _unexpected(value, f'{place}: "{name}" holds', expected)
     entries: dict[Entry, None] = {}
     for i, given in enumerate(value):
-        where = f'{path}: "{name}"[{i}]'
+        where = f'{place}: "{name}"[{i}]'
         entry = Entry.parse(given, where, methods, name)
         if not entry.removals:
             problem = "has rate 0, which needs no variant; leave it out"
@@ -511,4 +534,4 @@ def _layer_counts(modules: Mapping[str, Module]) -> Counter[str]:
 
 def _shown(value: Any) -> str:
     """Show a JSON value in a message, cut short where it is long."""
-    return shortened(json.dumps(value), 60)
+    return shortened(json.dumps(value, default=repr), 60)

@@ -64,6 +64,12 @@ class Checkpoint:
     info: dict[str, Any] = field(default_factory=dict)
     tokenizer_files: Mapping[str, Tensor] | None = None
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        kind = "dense" if self.is_dense else "composed"
+        source, task = self.info.get("source", ""), self.info.get("task", "")
+        return f"<Checkpoint {source}: {kind}, {task}, {count:,} parameters>"
+
     @property
     def is_dense(self) -> bool:
         """Whether nothing was pruned."""

@@ -23,7 +23,11 @@ MARK = "#D55E00"
 
 
 def png(
-    found: Sequence[BlockDistances], title: str = "", raw: bool = False, offset: bool = False
+    found: Sequence[BlockDistances],
+    title: str = "",
+    raw: bool = False,
+    offset: bool = False,
+    dpi: int = 150,
 ) -> bytes:
     """Draw distances.
 
@@ -32,6 +36,7 @@ def png(
         title: over the picture.
         raw: colours of the distances themselves; else each row of blocks has its own range.
         offset: mark blocks by the row of blocks that are larger by one layer.
+        dpi: pixels of an inch; a stack is 5 to 10 inches high.
 
     Returns:
         A PNG; the same distances give the same bytes with the same matplotlib.
@@ -39,7 +44,7 @@ def png(
     largest = max(one.layers for one in found)
     size = min(10.0, max(5.0, 0.26 * largest))
     with matplotlib.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(size + 3.4, size * len(found)), dpi=150, layout="constrained")
+        figure = Figure(figsize=(size + 3.4, size * len(found)), dpi=dpi, layout="constrained")
         axes = figure.subplots(len(found), 2, squeeze=False, width_ratios=[size, 1.5])
         for row, one in zip(axes, found, strict=True):
             _draw_blocks(figure, row[0], one, raw, offset)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from composable import families
-from composable.errors import FormatError
+from composable.errors import FormatError, UserError
 from composable.tasks.samples import (
     Samples,
     check_tokens,
@@ -19,7 +19,7 @@ from composable.tasks.samples import (
     pad_token,
     with_positions,
 )
-from composable.tasks.splits import Corpus
+from composable.tasks.splits import Corpus, share_of
 from composable.tasks.text_files import json_lines, lines
 
 #: Tokens of a text at most, if nothing else is said.
@@ -96,6 +96,21 @@ def read_texts(path: Path, key: str = "text", limit: int | None = None) -> Plain
     if not texts:
         raise FormatError(f"{path}: no text in it; at least one line was expected.")
     return PlainTexts.of(texts, str(path), path.name)
+
+
+def given_texts(texts: Sequence[str], split: str, limit: int | None = None) -> PlainTexts:
+    """Make a split of texts from Python; every tenth, from the first, is of valid, not of train.
+
+    Raises:
+        UserError: something is no text, or none is left for the split.
+    """
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"data: sample {i} is {text!r:.40}; expected a text that is not empty.")
+    chosen = share_of(texts, split, limit)
+    if not chosen:
+        raise UserError(f"data: {len(texts)} texts leave none for {split}; give more.")
+    return PlainTexts.of(chosen)
 
 
 def _text_of(path: Path, number: int, record: Any, key: str) -> str:

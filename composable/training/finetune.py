@@ -34,20 +34,57 @@ def tune_model(
 ) -> dict[str, Any]:
     """Fine-tune a whole model on the training split and write it.
 
-    Weights are trained in float32, and written as the file had them; pruned ones stay zero.
-
     Args:
         composed: the model, composed or dense.
         output: model file to write.
         stats: CSV to write.
-        training: settings.
+        training: see `tune`, as for all others.
+        label: name of the run.
+        data: of the task.
+        limit: samples of each split.
+        heal: which weights learn.
+
+    Returns:
+        The closing report.
+    """
+    outcome, report = tune(composed, training, label, data, limit, heal, stats)
+    if outcome.is_main:
+        checkpoint.save(output, composed)
+        files.write_text(stats, stats_csv(outcome.rows))
+        outcome.clean_up()
+    return {
+        "wrote": str(output),
+        **report,
+        "stats": str(stats),
+        "parameters": cost.parameters(composed.model),
+        "nonzero_parameters": cost.nonzero_parameters(composed.model),
+    }
+
+
+def tune(
+    composed: Checkpoint,
+    training: Options,
+    label: str,
+    data: str | None = None,
+    limit: int | None = None,
+    heal: Heal | None = None,
+    stats: Path | None = None,
+) -> tuple[train.Outcome, dict[str, Any]]:
+    """Fine-tune a whole model in place, on the training split of its task's data.
+
+    Weights are trained in float32, and are afterwards as they were stored; pruned ones stay zero.
+
+    Args:
+        composed: the model, composed or dense; its history gets an entry.
+        training: settings; of batch_size and lr those may be None that the defaults fill.
         label: name of the run.
         data: see `tasks.base.Task.read`, as for `limit`.
         limit: samples of each split.
         heal: which weights learn; None: all.
+        stats: CSV that is rewritten after every epoch.
 
     Returns:
-        The closing report.
+        What the training did, to be cleaned up once the model is safe, and the report.
     """
     heal = heal or Heal()
     training = dataclasses.replace(training, optimizer=heal.optimizer)
@@ -78,31 +115,21 @@ def tune_model(
     report = {
         **outcome.report(),
         **({} if heal.how == "full" else {"heal": heal.how, "learning_parameters": learning}),
-        "stats": str(stats),
         "data": corpora[0].name,
         "dtype": training.dtype,
     }
     # wall time and paths stay out of the file: same input, same bytes
-    free = ("training_seconds", "resumed_from_epoch", "stats")
+    free = ("training_seconds", "resumed_from_epoch")
     named = {"data": short_name(corpora[1].name)}
     facts = {k: v for k, v in {**training.identity(), **report, **named}.items() if k not in free}
     if outcome.is_main:
         warn_if_far_worse(composed.info, report["validation_loss"], named["data"])
     composed.info["history"].append({label: facts})
-    if outcome.is_main:
-        nn.Module.to(composed.model, stored)
-        if composed.is_dense:  # with other weights it is another dense model
-            state = composed.model.state_dict()
-            composed.fingerprint = checkpoint.fingerprint_of(composed.config, state)
-        checkpoint.save(output, composed)
-        files.write_text(stats, stats_csv(outcome.rows))
-        outcome.clean_up()
-    return {
-        "wrote": str(output),
-        **report,
-        "parameters": cost.parameters(composed.model),
-        "nonzero_parameters": cost.nonzero_parameters(composed.model),
-    }
+    nn.Module.to(composed.model, stored)
+    if composed.is_dense:  # with other weights it is another dense model
+        state = composed.model.state_dict()
+        composed.fingerprint = checkpoint.fingerprint_of(composed.config, state)
+    return outcome, report
 
 
 def with_defaults(training: Options, **defaults: Any) -> Options:

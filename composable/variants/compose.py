@@ -91,18 +91,28 @@ def compose_files(
     readers = open_bundles(dense, bundles)
     variants = load_variants(dense, bundle.choose(readers, merged, index))
     composed = compose(dense, variants)
-    composed.info["history"] = [
-        *dense.info["history"],
-        {"composed": {"configuration": index, "bundles": [path.name for path in bundles]}},
-    ]
+    facts = {"configuration": index, "bundles": [path.name for path in bundles]}
+    composed.info["history"] = [*dense.info["history"], {"composed": facts}]
     return composed, variants
 
 
-def open_bundles(dense: Checkpoint, paths: Iterable[Path]) -> list[bundle.Reader]:
-    """Open bundles; a MismatchError where one was made for another model, or other texts of it."""
-    readers = [bundle.open_bundle(path, dense.fingerprint) for path in paths]
-    for reader in readers:
+def open_bundles(
+    dense: Checkpoint, bundles: Iterable[str | Path | bundle.Bundle]
+) -> list[bundle.Reader]:
+    """Open bundles that are files, or in memory.
+
+    Raises:
+        MismatchError: one was made for another model, or other texts of it.
+    """
+    readers = []
+    for one in bundles:
+        if isinstance(one, bundle.Bundle):
+            reader: bundle.Reader = bundle.Held(one)
+        else:
+            reader = bundle.open_bundle(Path(one))
+        bundle.FORMAT.check_model(reader.path, reader.fingerprint, dense.fingerprint)
         dense.require_reading(reader.path, reader.options.get("reading"))
+        readers.append(reader)
     return readers
 
 

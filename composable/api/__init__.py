@@ -1,0 +1,1 @@
+"""The Python interface: models and variants as objects, nothing through files."""

@@ -1,0 +1,145 @@
+"""What is wanted: configurations by rates or by a size, and scores of what matters."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from composable import ranking
+from composable.api.arguments import (
+    Data,
+    in_float32,
+    place_of,
+    plain,
+    positive,
+    require_dense,
+    scores_of,
+    scratch,
+)
+from composable.calibration import collect
+from composable.errors import ConfigError, UserError
+from composable.formats import config
+from composable.formats.config import METRICS, Entry
+from composable.formats.scores_file import Scores
+from composable.models import surgery
+from composable.models.checkpoint import Checkpoint
+from composable.ranking import base as rankers
+from composable.ranking import layer_choice, sizes
+from composable.reports.notebook import ShownScores
+
+
+def configuration(
+    dense: Checkpoint,
+    *,
+    attention: float = 0.0,
+    ffn: float = 0.0,
+    linear: float = 0.0,
+    layers: Sequence[int] = (),
+    stack: str | None = None,
+    size: float | None = None,
+    metric: str | None = None,
+    scores: Scores | str | Path | None = None,
+    allocation: str | None = None,
+    gqa: str | None = None,
+) -> dict[str, Any]:
+    """Write down what is wanted of every module: the same rate everywhere, or a size.
+
+    Args:
+        dense: the dense model.
+        attention: fraction of the heads of every attention to remove.
+        ffn: fraction of the neurons of every ffn.
+        linear: fraction of the weights of the linears: output projections of the attentions and,
+            where no neurons go, those of the ffns.
+        layers: numbers of layers to remove.
+        stack: "encoder" or "decoder", whose layers; where the model has both.
+        size: instead of rates: fraction of the dense model that stays.
+        metric: what `size` is a fraction of: macs (the default), parameters, layer-parameters.
+        scores: see `ranking.sizes.Allocator`, as for the next two.
+        allocation: uniform or stat; None: stat where the scores allow it.
+        gqa: per-group or whole-groups.
+
+    Returns:
+        Name of a module -> rate; what is untouched is left out. It may be edited by hand.
+
+    Raises:
+        UserError: a rate outside 0..1, a size that cannot be reached, no such layers.
+    """
+    modules = {module.name: module for module in dense.family.modules(dense.model)}
+    rates = {"attention": attention, "ffn": ffn, "linear": linear}
+    if size is not None:
+        if layers or any(rates.values()):
+            raise ConfigError("size: chooses all rates by itself; leave rates and layers out.")
+        found, ways = scores_of(dense, scores), config.METRICS
+        if metric not in (None, *ways):
+            raise ConfigError(f"metric {metric}: unknown; known are {', '.join(ways)}.")
+        how = (metric or METRICS[0], allocation or sizes.best_allocation(found), found, gqa)
+        chosen = sizes.Allocator(dense, *how).configuration(size)
+    else:
+        for name, value in {"metric": metric, "scores": scores, "allocation": allocation,
+                            "gqa": gqa}.items():  # fmt: skip
+            if value is not None:
+                raise ConfigError(f"{name}: has a meaning with size only; leave it out.")
+        parsed = {kind: [Entry.parse(plain(r), kind).rate] for kind, r in rates.items()}
+        gone = _layers(dense, layers, stack)
+        chosen = config.uniform_configurations([*modules.values()], parsed, [gone])[0]
+    config.check_configuration(chosen, modules, "configuration")
+    return {name: entry.to_json() for name, entry in chosen.items() if entry.removals}
+
+
+def _layers(dense: Checkpoint, layers: Sequence[int], stack: str | None) -> config.Configuration:
+    """Write down which layers go."""
+    paths = surgery.layer_paths(dense.model, dense.family)
+    if stack is None and len(paths) > 1 and layers:
+        raise ConfigError(f"the model has {' and '.join(paths)}; name one of them as the stack.")
+    name = stack or next(iter(paths))
+    if name not in paths:
+        raise ConfigError(f"stack {name}: this model has only {' and '.join(paths)}.")
+    path = paths[name]
+    count = len(dense.model.get_submodule(path))  # type: ignore[arg-type]
+    if unknown := [layer for layer in layers if layer not in range(count)]:
+        raise ConfigError(f"layer {unknown[0]}: the {name} has 0 to {count - 1}.")
+    names = [f"{path}.{number}" for number in range(count)]
+    return layer_choice.layer_entries(names, sorted(set(layers)))
+
+
+def rank(
+    dense: Checkpoint,
+    method: str = "layer_distance",
+    *,
+    data: Data = None,
+    limit: int | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> ShownScores:
+    """Measure what matters in a model: which layers change little, which heads and neurons.
+
+    Args:
+        dense: the dense model.
+        method: layer_distance, stat, l1 or random.
+        data: see `prune`, as for the next two; only for the first two methods.
+        limit: samples.
+        device: where the model runs.
+        options: of the method, the fields of its options in `ranking` (distances, iterative, ...).
+
+    Returns:
+        Scores: for `configuration(size=)` and `prune(scores=)`; those of layers also for
+        `depth.best_cut`.
+
+    Raises:
+        UserError: an unknown method, or one without such an option; data that cannot be read.
+    """
+    ranker = ranking.by_name(method)
+    require_dense(dense, "ranking")
+    known = [field.name for field in dataclasses.fields(ranker.options)]
+    if unknown := [name for name in options if name not in known]:
+        has = ", ".join(known) or "none"
+        raise UserError(f"{unknown[0]}: {method} has no such option (it has {has}).")
+    if not ranker.reads_texts and (data is not None or limit is not None):
+        raise UserError(f"data, limit: {method} reads no data; leave them out.")
+    with scratch() as folder, in_float32(dense, device) as working:
+        if "calibration" in known:
+            options.setdefault("calibration", str(folder / "calibration.npy"))
+        texts = None
+        if ranker.reads_texts:
+            texts = collect.calibration_set(working, place_of(data), positive("limit", limit))
+        return ShownScores.of(rankers.rank(ranker, working, texts, ranker.options(**options)))
