@@ -70,8 +70,8 @@ def perplexities(results: str) -> dict[str, Points]:
 
 def _rows(table: str) -> list[list[str]]:
     """Cells of a Markdown table, without its head."""
-    lines = [line for line in table.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [line[1:-1].split("|") for line in lines[2:]]
 
 
 def _number(text: str) -> float:
