@@ -48,7 +48,7 @@ def embeddings(results: str) -> dict[str, Points]:
     """
     table = page.split(results)["sizes_small"].split("sentence embeddings.**")[1].split("\n**")[0]
     lines: dict[str, Points] = {"uniform": [(100, 1.0)], "stat": [(100, 1.0)]}
-    for allocation, _, macs, _, cosine in _rows(table):
+    for allocation, macs, _, cosine in _rows(table):
         lines[allocation].append((_number(macs), _number(cosine)))
     return lines
 
