@@ -185,9 +185,9 @@ def measure(context: Context) -> Section:
         "most 10 epochs, patience 2. A composed model trains on while its loss is above an "
         f"individual one; not reached: not within {COMPOSED[-1]:,} steps. Single runs.",
         "`hybrid` trains modules that lost units for 4 epochs by default.",
-        f"{EXTRAPOLATED}: for more configurations than were trained, the shared seconds as "
-        "measured and each trained configuration's N times; of steps: between two measured "
-        "numbers.",
+        f"{EXTRAPOLATED} at N: more configurations than were trained. What they share was "
+        "measured; each trained one then stands for all N. "
+        f"{EXTRAPOLATED} at steps: interpolated.",
     ]
     return Section(
         "Does composing pay?", tables, notes, figures(families),

@@ -348,22 +348,21 @@ def healed_table(
     language: Language, found: Unhealed, healed: dict[Job, dict[str, Any]], full: dict[str, Any]
 ) -> Table:
     """Lay out what healing gave."""
-    rows = [["0", "", "", f"{found.dense:.2f}", "", f"{_perplexity(full):.2f}", "", ""]]
-    for (count, rule, how), one in healed.items():
+    rows = [["0", "", f"{found.dense:.2f}", "", f"{_perplexity(full):.2f}", "", ""]]
+    for (count, rule, _), one in healed.items():
         whole = f"{_perplexity(one['full']):.2f}" if "full" in one else ""
         learning = one["training"].get("learning_parameters", one["training"]["parameters"])
         rows.append([
-            str(count), rule, how, f"{_perplexity(one['report']):.2f}",
+            str(count), rule, f"{_perplexity(one['report']):.2f}",
             f"{found.values[rule, count]:.2f}", whole, f"{learning / 1e6:.1f}",
             number(one["seconds"]),
         ])  # fmt: skip
     return Table(
-        ["gone", "chosen by", "healed by", "perplexity", "before", "whole test text", "M learning",
+        ["gone", "chosen by", "perplexity", "before", "whole test text", "M learning",
          language.context.clock],
         rows,
         title="The same, healed on WikiText-2's `valid` (its first 90 %; the rest stops), "
-        f"`{' '.join(STEPS)}` of 512 tokens a sample.",
-        note="; ".join(f"{how}: `{' '.join(options)}`" for how, options in HEALS.items()) + ".",
+        f"`{' '.join((*HEALS['lora'], *STEPS))}` of 512 tokens a sample.",
     )  # fmt: skip
 
 
