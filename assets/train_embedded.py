@@ -8,61 +8,67 @@ record; the model card (README.md) is written by hand from it. An interrupted tr
 when the same command runs again.
 """
 
+import dataclasses
 import json
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-
-import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable.commands import cli
+from composable.commands import cli, options
 
 WIDTH = {"d_model": 192, "d_kv": 32, "num_heads": 6, "d_ff": 768, "num_layers": 3}
 
 
-@cli.command()
-@click.option("--data", type=click.Path(path_type=Path), default=Path("data/multi30k"))
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("assets/embedded"))
-@click.option("--epochs", default=15)
-@click.option("--batch-size", default=48)
-@click.option("--lr", default=1e-2)
-@click.option("--vocabulary", default=6000)
-@click.option("--seed", default=42)
-@click.option("--dtype", default="bfloat16")
-@click.option("--threads", default=0, help="CPU threads; 0 leaves it to torch.")
-@click.option("--limit", type=int, default=None, help="Pairs of each corpus, to try the script.")
-def main(
-    data: Path, output: Path, epochs: int, batch_size: int, lr: float, vocabulary: int, seed: int,
-    dtype: str, threads: int, limit: int | None,
-) -> dict[str, object]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the script; those of the training have the names of `training.options`."""
+
+    data: Path = options.path(
+        "--data", use=options.READ, default=Path("data/multi30k"), help="Folder of Multi30K."
+    )
+    output: Path = options.output("assets/embedded", "Folder to write.")
+    limit: int | None = options.limit("Pairs of each corpus, to try the script.")
+    epochs: int = options.epochs(15)
+    batch_size: int = options.batch_size("", default=48)
+    lr: float = options.lr("Peak learning rate.", default=1e-2)
+    vocabulary: int = options.option("--vocabulary", help="Tokens at most.", default=6000)
+    seed: int = options.seed("Of the weights and the training.")
+    dtype: str = options.option("--dtype", help="As of the commands.", default="bfloat16")
+    threads: int = options.option("--threads", help="0 leaves it to torch.", default=0)
+    workdir: Path = Path()
+    device: str = "cpu"
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Train the embedded model from scratch and write it as a Hugging Face folder."""
     import torch
 
     from composable.tasks import translation
-    from composable.training.options import Options
 
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    folders = (data, translation.corpus_folder("embedded"))
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    output = settings.output
+    folders = (settings.data, translation.corpus_folder("embedded"))
     training, validation = (
-        join([translation.read_corpus(folder, split, limit) for folder in folders])
+        join([translation.read_corpus(folder, split, settings.limit) for folder in folders])
         for split in ("train", "valid")
     )
-    tokenizer = make_tokenizer(training.source + training.target, vocabulary)
+    tokenizer = make_tokenizer(training.source + training.target, settings.vocabulary)
     model = make_model(len(tokenizer))
-    options = Options(
-        epochs=epochs, batch_size=batch_size, lr=lr, early_stop=0, seed=seed, dtype=dtype,
-        device="cpu", warmup=0.06, smoothing=0.1, final_lr=0.02,
-    )  # fmt: skip
-    identity = {"width": WIDTH, "vocabulary": vocabulary}
-    outcome = fit(model, tokenizer, (training, validation), options, identity, "embedded")
+    how = dataclasses.replace(
+        options.training_of(settings), early_stop=0, warmup=0.06, smoothing=0.1, final_lr=0.02
+    )
+    identity = {"width": WIDTH, "vocabulary": settings.vocabulary}
+    outcome = fit(model, tokenizer, (training, validation), how, identity, "embedded")
     write_folder(output, model, tokenizer)
     record = {
         "command": " ".join(["python", *sys.argv]),
-        "seed": seed,
+        "seed": settings.seed,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

@@ -11,7 +11,7 @@ from benchmarks.runs import Artifact, Run
 #: optimizer steps of the individual trainings, each with a schedule of its own; then early stop
 STEPS = (100, 300, 1000)
 EARLY = "early stop"
-EARLY_OPTIONS = ("--epochs", "10", "--early-stop", "2")
+EARLY_OPTIONS = ("--epochs", "10")
 #: optimizer steps that a composed model gets, as long as it has not yet got below all individual
 #: losses; BLEU is measured at some of them
 COMPOSED = (0, 1, 25, 50, 100, 300, 1000)

@@ -9,14 +9,14 @@ from benchmarks.page import Section, Table
 from benchmarks.runs import Artifact, Run
 from benchmarks.spread import number
 
-#: procedure -> (masks, heads, solver or None, options)
+#: procedure -> (methods for linears and attentions, solver or None, options)
 PROCEDURES: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
-    "pruned only": ("l1", "l1", None, ()),
-    "grad, 1 epoch": ("l1", "l1", "grad", ("--epochs", "1")),
-    "grad": ("l1", "l1", "grad", ()),
-    "ls": ("l1", "l1", "ls", ()),
-    "hybrid": ("l1", "l1", "hybrid", ()),
-    "hybrid, alps masks, gram heads": ("alps", "gram", "hybrid", ()),
+    "pruned only": ("l1", "head_l1", None, ()),
+    "grad, 1 epoch": ("l1", "head_l1", "grad", ("--epochs", "1")),
+    "grad": ("l1", "head_l1", "grad", ()),
+    "ls": ("l1", "head_l1", "ls", ()),
+    "hybrid": ("l1", "head_l1", "hybrid", ()),
+    "hybrid, alps masks, gram heads": ("alps", "head_gram", "hybrid", ()),
 }
 
 
@@ -37,8 +37,8 @@ def tuned(context: Context, procedure: str, wanted: Artifact) -> tuple[Artifact,
     Returns:
         The bundle, the seconds of pruning and fine-tuning, and the last run.
     """
-    masks, heads, solver, options = PROCEDURES[procedure]
-    pruned = context.prune(context.scheme(wanted), masks, heads)
+    linear, attention, solver, options = PROCEDURES[procedure]
+    pruned = context.prune(context.scheme(wanted), linear, attention)
     if solver is None:
         return pruned.output(PRUNED), context.seconds(pruned), pruned
     calibration = pruned.output(CALIBRATION) if CALIBRATION in pruned.outputs else None

@@ -78,7 +78,7 @@ class Context:
     @property
     def training(self) -> list[Argument]:
         """Options of all trainings."""
-        return [*self.reading, "--dtype", self.dtype, "--checkpoint-dir", Out("checkpoints")]
+        return [*self.reading, "--dtype", self.dtype]
 
     @property
     def samples(self) -> list[str]:
@@ -121,16 +121,26 @@ class Context:
         )
         return run.output("scheme.json")
 
-    def prune(self, scheme: Artifact, masks: str = "l1", heads: str = "l1") -> Run:
-        """Run prune.py; masks and heads that need a calibration measure it (CALIBRATION)."""
-        needs = masks != "l1" or heads != "l1"
+    def prune(
+        self, scheme: Artifact, linear: str | None = "l1", attention: str | None = "head_l1"
+    ) -> Run:
+        """Run prune.py; methods that look at inputs measure them (CALIBRATION).
+
+        Args:
+            scheme: of linears and attentions.
+            linear: method, or None where the scheme has no linear.
+            attention: the same for attentions.
+        """
+        named = {"--linear": linear, "--attention": attention}
+        chosen = [word for flag, name in named.items() if name for word in (flag, name)]
+        needs = not {linear, attention} <= {"l1", "head_l1", None}
         calibrating: list[Argument] = [
             "--calibration", Out(CALIBRATION), "--data", self.texts, *self.samples,
             "--device", self.device,
         ]  # fmt: skip
         return self.runner.run(
             "prune.py", "-m", self.dense(), "-c", scheme, "-o", Out(PRUNED),
-            "--linear", masks, "--heads", heads, *(calibrating if needs else []),
+            *chosen, *(calibrating if needs else []),
         )  # fmt: skip
 
     def tune(
@@ -156,7 +166,8 @@ class Context:
         return self.runner.run(
             "block_level_finetuning.py", "--solver", solver, "-m", self.dense(),
             "-p", pruned.output(PRUNED), "-o", Out(TUNED), "--stats", Out(STATS),
-            *self.training, *measured, *options, repeat=repeat,
+            *(self.reading if solver == "ls" else self.training), *measured, *options,
+            repeat=repeat,
         )  # fmt: skip
 
     def compose(

@@ -119,8 +119,7 @@ class Stack:
         return self.context.runner.run(
             "model_level_finetuning.py", "-m", self.dense, "-p", bundle, "-c", made,
             "-o", Out(MODEL), "--stats", Out(STATS), "--data", data, "--device",
-            self.context.device, "--dtype", self.context.dtype, "--checkpoint-dir",
-            Out("checkpoints"), *options,
+            self.context.device, "--dtype", self.context.dtype, *options,
         )  # fmt: skip
 
 
@@ -165,8 +164,8 @@ class Language:
         ).output("test.txt")  # fmt: skip
         self.counts = COUNTS if not context.is_quick else (1, 2)
         scores, self.ranking = rank(
-            context, dense, "decoder", DISTANCES, "--data", texts, "--largest",
-            str(max(self.counts)), "--iterative", str(max(self.counts)),
+            context, dense, "decoder", DISTANCES, "--data", texts,
+            "--iterative", str(max(self.counts)),
         )  # fmt: skip
         inner = Context(runner, "", self.folder, context.device, context.dtype)
         self.stack = Stack(

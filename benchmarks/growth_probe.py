@@ -14,7 +14,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.probes import measured, resident
-from composable.commands import cli
+from composable.commands import options
 
 RATES = (0.3, 0.5, 0.7)
 
@@ -36,7 +36,7 @@ class Passes(logging.Handler):
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--sentences", type=int, default=128)
 @click.option("--layers", type=int, help="Measure the linears of the first layers only.")
-@click.option("--budget", type=cli.BYTES, default="2G", help="As --memory-budget.")
+@click.option("--budget", type=options.BYTES, default="2G", help="As --memory-budget.")
 @click.option("--solve/--no-solve", "solves", default=True)
 def main(
     size: str,

@@ -77,7 +77,8 @@ def schemes(context: Context) -> dict[str, dict[str, list[float]]]:
 
 def run_kind(context: Context, kind: str, scheme: dict[str, list[float]]) -> dict[str, list[Run]]:
     """Fine-tune one kind's variants by every solver; ls several times."""
-    pruned = context.prune(context.write(kind, scheme))
+    missing: dict[str, None] = {"attention" if kind == "linears" else "linear": None}
+    pruned = context.prune(context.write(kind, scheme), **missing)
     solvers = ("grad", "ls") if kind == "linears" else ("grad", "ls", "hybrid")
     repeats = {"ls": context.few(REPEATS, 2)}
     calls = [(name, repeat) for name in solvers for repeat in range(repeats.get(name, 1))]

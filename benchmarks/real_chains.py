@@ -90,7 +90,7 @@ def chains(data: Path) -> list[Chain]:
             "ViT", "image_classification",
             "a ViT of 4 layers (0.2 M parameters), trained from scratch on scikit-learn's digits "
             "(1,797 images of 8 by 8 pixels)",
-            None, (), ("--epochs", "40", "--lr", "1e-2", "--early-stop", "0"),
+            None, (), ("--epochs", "40", "--lr", "1e-2"),
         ),
     ]  # fmt: skip
 
@@ -190,7 +190,7 @@ class _Follower:
         samples = ("--limit", "16") if self.is_quick else self.chain.calibration
         run = self.runner.run(
             "block_level_finetuning.py", "--solver", "ls", "-m", dense, "-p", pruned.output(PRUNED),
-            "-o", Out(TUNED), "--stats", Out("stats.csv"), *self.context.training,
+            "-o", Out(TUNED), "--stats", Out("stats.csv"), *self.context.reading,
             "--calibration", measured, *samples,
         )  # fmt: skip
         self.course.seconds["least squares"] = self.context.seconds(run)
@@ -236,7 +236,7 @@ def table(chain: Chain, course: Course) -> Table:
     rows = []
     for label in labels:
         last = found[label, "pruned"]
-        share = last["parameters"] * (1 - last["sparsity"]) / dense["parameters"]
+        share = 1 - last["sparsity"]
         macs = last["macs_per_token"] / dense["macs_per_token"]
         cells = [_score(found[label, stage], main) for stage in stages]
         rows.append([label, f"{share:.1%}", f"{macs:.1%}", *cells])

@@ -10,6 +10,7 @@ python benchmarks/run.py --device cuda --model out/bench/t5_small.pth
 import importlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from benchmarks import machine, page
 from benchmarks.context import Context
 from benchmarks.runs import Runner, print_step
 from composable import files
-from composable.commands import cli
+from composable.commands import cli, options
+from composable.commands.paths import BOTH, NO_PATH
 
 #: in the order of the page
 #: file of each benchmark where it has another name
@@ -46,54 +48,70 @@ def keys() -> list[str]:
     return [*NAMES, *(f"{name}_cuda" for name in ON_GPU)]
 
 
-@cli.command()
-@click.argument("names", nargs=-1)
-@click.option("--quick", "is_quick", is_flag=True, help="Very little data; no page is written.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@click.option("--model", default="embedded", help="As of download_model.py, or a model file.")
-@click.option("--data", default="multi30k", help="As of the scripts.")
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="bfloat16",
-    help="Autocast of all trainings.",
-)  # fmt: skip
-@click.option("--jobs", type=int, help="Side by side.  [default: 2 on a CPU, 1 on a GPU]")
-@click.option("--fresh", "is_fresh", is_flag=True, help="Measure again what is there already.")
-@click.option(
-    "--page", "target", type=click.Path(path_type=Path),
-    help="[default: docs/benchmarks.md; of those on real models docs/results.md]",
-)  # fmt: skip
-@cli.path_option(
-    "-o",
-    "--out",
-    use=cli.BOTH,
-    default="out/bench",
-    text="Results, and the runs behind them.",
-)
-def main(
-    names: tuple[str, ...], is_quick: bool, device: str, model: str, data: str, dtype: str,
-    jobs: int | None, is_fresh: bool, target: Path | None, out: Path,
-) -> dict[str, object]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the script."""
+
+    names: tuple[str, ...] = options.argument("names", NO_PATH, (), nargs=-1, type=str)
+    is_quick: bool = options.option(
+        "--quick", help="Very little data; no page is written.", is_flag=True, default=False
+    )
+    device: str = options.option(
+        "--device", help="Where to compute.", type=click.Choice(["cpu", "cuda"]), default="cpu"
+    )
+    model: str = options.option(
+        "--model", help="As of download_model.py, or a model file.", default="embedded"
+    )
+    data: str = options.option("--data", help="As of the commands.", default="multi30k")
+    dtype: str = options.option(
+        "--dtype", help="Autocast of all trainings.",
+        type=click.Choice(["float32", "bfloat16"]), default="bfloat16",
+    )  # fmt: skip
+    jobs: int | None = options.option(
+        "--jobs", help="Side by side. [default: 2 on a CPU, 1 on a GPU]", type=options.COUNT
+    )
+    is_fresh: bool = options.option(
+        "--fresh", help="Measure again what is there already.", is_flag=True, default=False
+    )
+    page: Path | None = options.path(
+        "--page",
+        use=options.WRITTEN,
+        help="The page. [default: docs/benchmarks.md; of those on real models docs/results.md]",
+    )
+    output: Path = options.path(
+        "-o",
+        "--out",
+        use=BOTH,
+        default=Path("out/bench"),
+        help="Results, and the runs behind them.",
+    )
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Run benchmarks by NAME, all of them by default.
 
     An interrupted benchmark goes on where it was: every finished run of a script is kept.
     """
-    chosen = names or (NAMES if device == "cpu" else ON_GPU)
+    device, is_quick = settings.device, settings.is_quick
+    chosen = settings.names or (NAMES if device == "cpu" else ON_GPU)
     check_names(chosen)
     # relative to the caller; the scripts run in the repository's root
-    out = out.resolve() / "quick" if is_quick else out.resolve()
+    out = settings.output.resolve() / "quick" if is_quick else settings.output.resolve()
+    model = settings.model
     model = str(Path(model).resolve()) if Path(model).is_file() else model
-    made: set[str] | None = set() if is_fresh else None
-    jobs = jobs or (2 if device == "cpu" else 1)
+    made: set[str] | None = set() if settings.is_fresh else None
+    jobs = settings.jobs or (2 if device == "cpu" else 1)
     written = []
     for name in chosen:
         runner = Runner(out / "runs", jobs, device, made)
-        context = Context(runner, model, data, device, dtype, is_quick)
+        context = Context(runner, model, settings.data, device, settings.dtype, is_quick)
         print_step(name)
         section = module_of(name).measure(context)
         section.facts, section.seconds = runner.facts(), runner.seconds()
         key = f"{name}_cuda" if device == "cuda" and name not in REAL else name
         usual = RESULTS if name in REAL else PAGE
-        place = target or (out / usual.name if is_quick else usual)
+        place = settings.page or (out / usual.name if is_quick else usual)
         keep(out, key, section, place)
         written.append(f"{place.name}: {key}")
     return {"wrote": written}

@@ -203,6 +203,7 @@ def _execute(words: list[str], folder: Path, threads: int) -> tuple[float, float
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "COMPOSABLE_PROGRESS": "0",
+        "COMPOSABLE_WORKDIR": str(folder),  # checkpoints, and what no option names
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(machine.ROOT),
     }

@@ -79,7 +79,6 @@ class Family:
             "block_level_finetuning.py", "--solver", "ls", "-m", self.dense,
             "-p", pruned.output(PRUNED), "-o", Out(TUNED), "--stats", Out("stats.csv"),
             "--calibration", measured, "--device", self.context.device, *reading,
-            "--checkpoint-dir", Out("checkpoints"),
         )  # fmt: skip
         return sized, fitted.output(TUNED)
 

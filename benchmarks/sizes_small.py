@@ -76,7 +76,7 @@ def classifier(context: Context) -> tuple[Table, Any]:
                 "model_level_finetuning.py", "-m", dense, "-p", bundle,
                 "-c", sized.output(CONFIGURATIONS), "-n", str(index), "-o", Out(MODEL),
                 "--stats", Out("stats.csv"), "--data", data, "--device", context.device,
-                "--dtype", context.dtype, "--checkpoint-dir", Out("checkpoints"), *steps,
+                "--dtype", context.dtype, *steps,
             ).output(MODEL)  # fmt: skip
             scores = [
                 evaluate(context, each, data, SCORED)["accuracy"]["value"]
@@ -126,8 +126,7 @@ def mixed(context: Context) -> tuple[Table, Any]:
     fitted = context.runner.run(
         "block_level_finetuning.py", "--solver", "ls", "-m", dense, "-p", pruned.output(PRUNED),
         "-o", Out(TUNED), "--stats", Out("stats.csv"), "--device", context.device,
-        "--calibration", pruned.output(CALIBRATION), "--checkpoint-dir", Out("checkpoints"),
-        *reading,
+        "--calibration", pruned.output(CALIBRATION), *reading,
     )  # fmt: skip
     rows = []
     for index, name in enumerate(named):
@@ -137,7 +136,7 @@ def mixed(context: Context) -> tuple[Table, Any]:
             report = evaluate(context, model, data, SCORED)
             cells.append(f"{report['accuracy']['value']:.2f}")
             context.runner.drop(model)
-        rows.append([name, f"{report['removed']:.1%}", *cells])
+        rows.append([name, f"{report['sparsity']:.1%}", *cells])
     table = Table(
         ["configuration", "of the dense model gone or zero", "as pruned", "refitted"], rows,
         title=f"**One bundle of {pruned.report['variants']} variants by stat, wanda and l1**, "

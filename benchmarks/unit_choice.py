@@ -105,7 +105,7 @@ def calibration(context: Context, setup: Setup) -> Artifact:
     fitted = context.runner.run(
         "block_level_finetuning.py", "--solver", "ls", "-m", setup.dense,
         "-p", pruned.output(PRUNED), "-o", Out(TUNED), "--stats", Out("stats.csv"),
-        "--calibration", Out(CALIBRATION), "--checkpoint-dir", Out("checkpoints"), *reading,
+        "--calibration", Out(CALIBRATION), *reading,
     )  # fmt: skip
     return fitted.output(CALIBRATION)
 
@@ -169,8 +169,7 @@ def fit(context: Context, setup: Setup, pruned: Run, solver: str, *options: str)
         "block_level_finetuning.py", "--solver", solver, "-m", setup.dense,
         "-p", pruned.output(PRUNED), "-o", Out(TUNED), "--stats", Out("stats.csv"),
         "--calibration", pruned.output(CALIBRATION), "--data", setup.data,
-        "--device", context.device, "--checkpoint-dir", Out("checkpoints"),
-        *amount(context), *options,
+        "--device", context.device, *amount(context), *options,
     )  # fmt: skip
 
 

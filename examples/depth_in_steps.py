@@ -5,21 +5,31 @@ python examples/depth_in_steps.py path/or/hub-id texts.txt -n 1 3 5 -o out/steps
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable.commands import cli
+from composable.commands import cli, options
+from composable.commands.paths import NO_PATH
 
 
-@cli.command()
-@click.argument("model")
-@click.argument("texts", type=click.Path(path_type=Path))
-@click.option("-n", "--count", "counts", multiple=True, default=(1, 3), help="Layers to remove.")
-@click.option("-o", "--output", default=Path("out/steps"), type=click.Path(path_type=Path))
-def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the script."""
+
+    model: str = options.argument("model", NO_PATH, type=str)
+    texts: Path = options.argument("texts", options.READ)
+    counts: tuple[int, ...] = options.option(
+        "-n", "--count", help="Layers to remove, of each model.", default=(1, 3), type=options.COUNT
+    )
+    output: Path = options.output("out/steps", "Folder to write.")
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Analyse MODEL on the lines of TEXTS; write scores, their picture, and a folder for each N."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,10 +38,13 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
     from composable.models import export
     from composable.reports import importance_plot
 
+    model, output = settings.model, settings.output
     # 1. measure two distances in one pass, and keep them
     tokenizer = AutoTokenizer.from_pretrained(model)
     dense = AutoModelForCausalLM.from_pretrained(model)
-    lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [
+        line for line in settings.texts.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     names = ("angular_all", "bi_score")
     found = depth.analyse(dense, lines, tokenizer, distances=names, limit=256, max_length=256)
     scores_file.save(output / "scores.npz", found)
@@ -43,7 +56,7 @@ def main(model: str, texts: Path, counts: tuple[int, ...], output: Path) -> dict
 
     # 3. cut; each model from the dense one
     removed = {}
-    for count in counts:
+    for count in settings.counts:
         smaller = AutoModelForCausalLM.from_pretrained(model)
         removed[count] = depth.best_cut(scores, count)
         depth.cut(smaller, removed[count])

@@ -7,14 +7,13 @@ python baseline_finetuning.py -m model/vit.pth --data out/digits/digits.npz --ep
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from composable.commands import cli
+from composable.commands import cli, options
 
 #: Of 1,797 pictures in a fixed random order: these to validate, these to test, the rest to train.
 VALID, TEST = 200, 400
@@ -55,16 +54,22 @@ def model(seed: int) -> Any:
     return ViTForImageClassification(config)
 
 
-@cli.command()
-@cli.path_option("-o", "--output", default="out/digits", text="Folder to write.")
-@click.option("--seed", default=42, help="Of the weights.")
-def main(output: Path, seed: int) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the script."""
+
+    output: Path = options.output("out/digits", "Folder to write.")
+    seed: int = options.seed("Of the weights.")
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Write a folder with the model (model/) and the data (digits.npz)."""
     import numpy as np
 
     from composable import files
 
-    made, arrays = model(seed), split()
+    output, made, arrays = settings.output, model(settings.seed), split()
     made.save_pretrained(output / "model")
     with files.atomic_write(output / "digits.npz") as file:
         np.savez(file, **arrays)

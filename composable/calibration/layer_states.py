@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from composable.calibration.second_moments import eval_mode
 from composable.families import Family
 from composable.linalg.grams import Gram, Regression, full_float32
 from composable.models.surgery import layer_paths
-from composable.progress import shows_progress
+from composable.progress import Stage
 
 Batch = Mapping[str, Tensor]
 #: Tokens for each feature, for a linear map.
@@ -118,7 +117,7 @@ def moments(
     """
     grams: dict[tuple[str, int], Gram] = {}
     found: dict[tuple[str, Pair], Regression] = {}
-    for batch in bar(batches, "moments"):
+    for batch in Stage(batches, "moments", unit="batches"):
         masks = reader.masks(batch)
         index = {name: masks[name].flatten().nonzero()[:, 0] for name in pairs if name in masks}
         for name, states in reader.read(batch, index).items():
@@ -133,8 +132,3 @@ def moments(
                         found[name, pair] = Regression.of(gram, a.shape[1])
                     found[name, pair].add_targets(a, states[pair[1]].to(a) - a)
     return found
-
-
-def bar(batches: Sequence[Batch], what: str) -> Any:
-    """Go through batches with a progress bar, where bars are wanted."""
-    return tqdm(batches, what, unit="batch", disable=not shows_progress())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from composable.calibration.batching import Texts
 from composable.calibration.second_moments import (
@@ -30,7 +29,7 @@ from composable.formats.calibration_file import (
 )
 from composable.linalg.grams import Gram
 from composable.models.checkpoint import Checkpoint
-from composable.progress import shows_progress
+from composable.progress import Stage
 
 log = logging.getLogger("composable")
 BYTES_PER_MOMENT = 8 + 4  # float64, and float32 while it is summed
@@ -133,8 +132,11 @@ def measure(
         probe = {name: tensor[:1].to(device) for name, tensor in batches[0][-1].items()}
         shared = shared_inputs(model, dense.family, stacks, probe)
         groups = _groups(shared, budget)
-        grams = _all_moments(dense, groups, batches, known)
-        write(path, Header(dense.fingerprint, info, _records(shared, info)), grams)
+        with Stage(
+            None, "calibrate", len(groups) * sum(map(len, batches)), unit="batches"
+        ) as stage:
+            grams = _all_moments(dense, groups, batches, known, stage)
+            write(path, Header(dense.fingerprint, info, _records(shared, info)), grams)
     log.info(
         "calibration: %s tokens, %d linears with %d different inputs, passes: %d, %.1f s",
         " and ".join(f"{count} {stack}" for stack, count in info["train"]["tokens"].items()),
@@ -198,26 +200,25 @@ def _all_moments(
     groups: Sequence[Sequence[SharedInput]],
     splits: Sequence[Batches],
     known: Calibration | None,
+    stage: Stage,
 ) -> Iterator[Gram]:
     """Yield the moments of every input, split by split; each group takes a pass over a split."""
     if known:
         yield from (known.inputs(item.linears[0]) for group in groups for item in group)
-    steps = len(groups) * sum(map(len, splits))
-    with tqdm(total=steps, desc="calibrate", unit="batch", disable=not shows_progress()) as bar:
-        for batches in splits:
-            for group in groups:
-                grams = _group_moments(dense, group, batches, bar)
-                while grams:  # one that was given away must not be held here
-                    yield grams.pop(0)
+    for batches in splits:
+        for group in groups:
+            grams = _group_moments(dense, group, batches, stage)
+            while grams:  # one that was given away must not be held here
+                yield grams.pop(0)
 
 
 def _group_moments(
-    dense: Checkpoint, group: Sequence[SharedInput], batches: Batches, bar: Any
+    dense: Checkpoint, group: Sequence[SharedInput], batches: Batches, stage: Stage
 ) -> list[Gram]:
     moments = InputMoments(dense.model, dense.family, group)
     for batch in batches:
         moments.measure(batch)
-        bar.update()
+        stage.update()
     return moments.results()
 
 

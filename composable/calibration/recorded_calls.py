@@ -16,6 +16,7 @@ from composable.families import Family, Module
 from composable.linalg import kernels
 from composable.linalg.grams import Regression
 from composable.models.checkpoint import Checkpoint
+from composable.progress import Stage
 
 #: Batches of the training texts and of the held-out texts, from a collator.
 Batches = tuple[Sequence[Mapping[str, Tensor]], Sequence[Mapping[str, Tensor]]]
@@ -267,10 +268,10 @@ def _recorded(
     for names in groups(calls_of(list(by_name), longest), by_name, repeats, budget):
         started = time.perf_counter()
         calls: dict[str, tuple[list[Call], list[Call]]] = {name: ([], []) for name in names}
-        for split, part in enumerate(batches):
-            for batch in part:
-                for name, call in calls_of(names, batch).items():
-                    calls[name][split].append(call)
+        both = [(split, batch) for split, part in enumerate(batches) for batch in part]
+        for split, batch in Stage(both, "record", unit="batches", is_part=True):
+            for name, call in calls_of(names, batch).items():
+                calls[name][split].append(call)
         seconds = (time.perf_counter() - started) / len(names)
         for name, (train, held_out) in calls.items():
             if by_name[name].kind == "ffn":

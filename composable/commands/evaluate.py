@@ -75,6 +75,7 @@ def main(settings: Settings) -> dict[str, object]:
     """
     from composable import devices, files, tasks
     from composable.models import checkpoint, cost
+    from composable.tasks.base import warn_if_far_worse
 
     files.check_writable(settings.output, settings.predictions)
     loaded = checkpoint.load(settings.model)
@@ -93,7 +94,10 @@ def main(settings: Settings) -> dict[str, object]:
     if dtype == "float32":
         loaded.model.float()  # weights in bfloat16 would be computed with as they are
     lines, quality = task.evaluate(loaded, corpus, how)
+    warn_if_far_worse(loaded.info, quality["loss"], quality["data"]["name"])
+    written = [str(path) for path in (settings.predictions, settings.output) if path]
     report = {
+        **({"wrote": written} if written else {}),
         "model": str(settings.model),
         "fingerprint": loaded.fingerprint,
         "task": task.name,

@@ -12,8 +12,9 @@ from composable.commands.terminal import printable
 from composable.reports import summary
 
 
-def _page(directory: Path) -> Path:
-    return directory / "report.md"
+def _written(directory: Path) -> tuple[Path, Path]:
+    """Name the page, and the picture of quality against cost."""
+    return directory / "report.md", directory / summary.PICTURE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,10 @@ class Settings:
     directory: Path = options.path(
         "-d",
         "--directory",
-        use=Use(
-            reads=True, inside=r"(eval_[^/]*|conf|json/.*)\.json", also=lambda path: (_page(path),)
-        ),
+        use=Use(reads=True, inside=r"(eval_[^/]*|conf|json/.*)\.json", also=_written),
         default=Path("out"),
         help="Folder with eval_dense.json and eval_{pruned,block,model}_K.json of every "
-        "configuration K; report.md is written there.",
+        "configuration K; report.md and quality.png are written there.",
     )
 
 
@@ -38,29 +37,36 @@ def main(settings: Settings) -> dict[str, object]:
 
     Every row is one configuration: the main score of its task (BLEU, accuracy, perplexity, ...)
     when composed of modules as pruned, after module-level and after model-level fine-tuning, and
-    what the model costs in the end.
+    what the model costs in the end. A picture shows quality against cost.
     """
-    directory, output = settings.directory, _page(settings.directory)
-    files.check_writable(output)
+    directory = settings.directory
+    output, quality = _written(directory)
+    files.check_writable(output, quality)
     dense = summary.read_evaluation(directory / "eval_dense.json", None)
-    indices = summary.configurations(directory)
-    stages = summary.stages_of(directory, indices)
+    names = summary.configurations(directory)
+    stages = summary.stages_of(directory, [*names])
     rows = [summary.row_of("dense", {"dense": dense}, dense, None)]
-    for index in indices:
+    for index, name in names.items():
         paths = {stage: directory / f"eval_{stage}_{index}.json" for stage in stages}
         reports = {stage: summary.read_evaluation(path, dense) for stage, path in paths.items()}
         seconds = summary.seconds_of(directory, f"model_{index}")
-        rows.append(summary.row_of(str(index), reports, dense, seconds))
-    picture = directory / "loss.png"
-    plot = picture if picture.is_file() else None
-    about = summary.notes(dense, summary.seconds_of(directory, "block"), plot)
+        rows.append(summary.row_of(name, reports, dense, seconds))
+    files.write_bytes(quality, summary.picture(rows, stages, dense))
+    losses = [directory / "loss_control.png", directory / "loss.png"]
+    plot = next((path for path in losses if path.is_file()), None)
+    pictures = {
+        "Quality against cost, configurations of equal cost side by side": quality,
+        **({"Losses": plot} if plot else {}),
+    }
+    about = summary.notes(dense, stages, summary.seconds_of(directory, "block"), pictures)
     text = f"{summary.table(rows, stages, dense)}\n{about}"
     files.write_text(output, text)
     click.echo(printable(text), err=True)
     return {
         "wrote": str(output),
-        "configurations": indices,
+        "configurations": [*names],
         "rows": rows,
         "signature": dense[summary.main_score(dense)]["signature"],
+        "picture": str(quality),
         "plot": str(plot) if plot else None,
     }

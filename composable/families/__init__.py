@@ -41,6 +41,12 @@ def owner(name: str) -> Owner | None:
     return next((each for each in found if each), None)
 
 
+def kind_of(name: str) -> str | None:
+    """Tell which of the `base.KINDS` a module is, by its name; None if it is none of any family."""
+    found = (family.kind_of(name) for family in FAMILIES)
+    return next((each for each in found if each), None)
+
+
 def part_path(module: str, key: str) -> str:
     """Name a part of a module, the reverse of `owner`; one unknown to it is taken for a child."""
     beside = f"{module.rpartition('.')[0]}.{key}"

@@ -244,6 +244,20 @@ class Family:
                     return Owner(f"{layer}.{module}", kind, key)
         return None
 
+    def kind_of(self, name: str) -> str | None:
+        """Tell which of the `KINDS` a module is, by its name; None if it is none of them."""
+        place = self.place(name)
+        if place is None:
+            return None
+        inner = place[2]
+        if not inner:
+            return "layer"
+        if re.fullmatch(self.attention, inner):
+            return "attention"
+        if re.fullmatch(self.ffn or FFN, inner):
+            return "ffn"
+        return "linear" if self.owner(name) else None
+
     def valid_tokens(self, model: Any, batch: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
         """Mark the tokens of each stack that are no padding: stack -> (batch, length), bool.
 

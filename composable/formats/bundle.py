@@ -15,6 +15,7 @@ from composable.files import atomic_write, canonical_json, digest_of
 from composable.formats import container
 from composable.formats.config import Entry
 from composable.formats.container import Format, Layout, are_counts, check_types, header_json
+from composable.progress import bytes_of
 
 FORMAT = Format(
     "composable.bundle",
@@ -155,7 +156,7 @@ def write(path: Path, bundle: Bundle) -> None:
         OSError: the file cannot be written; an older one stays.
     """
     try:
-        records = [_describe(variant, i) for i, variant in enumerate(bundle.variants)]
+        records = _describe_all(path, bundle.variants)
         metadata = {
             "fingerprint": bundle.fingerprint,
             "options": canonical_json(bundle.options),
@@ -165,10 +166,22 @@ def write(path: Path, bundle: Bundle) -> None:
         _parse_header(text, size)  # what could not be read must not be written
     except FormatError as error:
         raise FormatError(f"{path}: not written: {error}.") from error
-    with atomic_write(Path(path)) as file:
+    with atomic_write(Path(path)) as file, bytes_of(f"write {path.name}", size) as stage:
         file.write(container.file_start(text, size))
         for index, tensor, suffix in _parts_of(records):
-            file.write(_encode(bundle.variants[index], tensor.name, suffix).data)
+            encoded = _encode(bundle.variants[index], tensor.name, suffix)
+            file.write(encoded.data)
+            stage.update(encoded.nbytes)
+
+
+def _describe_all(path: Path, variants: Sequence[Variant]) -> list[Record]:
+    sizes = [sum(tensor.nbytes for tensor in variant.tensors.values()) for variant in variants]
+    records = []
+    with bytes_of(f"hash {path.name}", sum(sizes)) as stage:
+        for index, (variant, size) in enumerate(zip(variants, sizes, strict=True)):
+            records.append(_describe(variant, index))
+            stage.update(size)
+    return records
 
 
 def _describe(variant: Variant, index: int = 0) -> Record:

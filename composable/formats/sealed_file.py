@@ -11,22 +11,30 @@ from typing import Any, BinaryIO
 
 from composable import files
 from composable.errors import FormatError
+from composable.progress import bytes_of
 
 SEAL = b"sha256:"
+SEAL_SIZE = len(SEAL) + 64  # bytes
 PIECE = 1 << 20  # bytes that are verified at once
 
 
-def sealed(archive: bytes | memoryview) -> tuple[bytes | memoryview, ...]:
+def sealed(archive: bytes | memoryview) -> Iterator[bytes | memoryview]:
     """Add the seal to a zip archive without comment.
 
-    Returns:
+    Yields:
         Pieces of the file: the archive with the length of a comment in its last two bytes, and as
         the comment "sha256:" and the SHA-256 (hex) of all bytes before the digits.
     """
-    start = struct.pack("<H", len(SEAL) + 64) + SEAL
-    total = hashlib.sha256(archive[:-2])
+    start = struct.pack("<H", SEAL_SIZE) + SEAL
+    total = hashlib.sha256()
+    end = len(archive) - 2
+    for place in range(0, end, PIECE):
+        piece = archive[place : min(place + PIECE, end)]
+        total.update(piece)
+        yield piece
     total.update(start)
-    return archive[:-2], start, total.hexdigest().encode()
+    yield start
+    yield total.hexdigest().encode()
 
 
 @contextmanager
@@ -75,8 +83,8 @@ def _verify(path: Path, file: BinaryIO, expected: str) -> tuple[int, list[bytes]
     """Compare a file with its seal; return its size, and a digest of each of its pieces."""
     start = file.read(4)
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - 64 - len(SEAL)))
-    end = file.read(64 + len(SEAL))
+    file.seek(max(0, size - SEAL_SIZE))
+    end = file.read(SEAL_SIZE)
     file.seek(0)
     if start != b"PK\x03\x04":
         raise FormatError(
@@ -89,13 +97,15 @@ def _verify(path: Path, file: BinaryIO, expected: str) -> tuple[int, list[bytes]
             f"executed; {expected}"
         )
     total, digests, left = hashlib.sha256(), [], size
-    while left:
-        piece = file.read(min(left, PIECE))
-        if not piece:
-            raise _changed(path)
-        total.update(piece[: max(0, left - 64)])
-        digests.append(_digest(piece))
-        left -= len(piece)
+    with bytes_of(f"check {path.name}", size) as stage:
+        while left:
+            piece = file.read(min(left, PIECE))
+            if not piece:
+                raise _changed(path)
+            total.update(piece[: max(0, left - 64)])
+            digests.append(_digest(piece))
+            left -= len(piece)
+            stage.update(len(piece))
     if total.hexdigest().encode() != end[len(SEAL) :]:
         raise FormatError(f"{path}: checksum does not match, the file is damaged; make it again.")
     return size, digests

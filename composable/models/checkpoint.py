@@ -21,11 +21,12 @@ from composable import families, files
 from composable.errors import FormatError, MismatchError, UserError, said_by, shortened
 from composable.families import Family
 from composable.formats.container import unpack_mask
-from composable.formats.sealed_file import check_sizes, open_sealed, sealed
+from composable.formats.sealed_file import SEAL_SIZE, check_sizes, open_sealed, sealed
 from composable.models import tokenizer_files
 from composable.models.config_checks import MOST_LABELS, MOST_LAYERS
 from composable.models.structure import Structure, from_json, to_json
 from composable.models.surgery import apply_structure
+from composable.progress import Stage, bytes_of
 
 transformers.utils.logging.disable_progress_bar()  # its bars say nothing that ours do not
 
@@ -149,7 +150,14 @@ def fingerprint_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         64 hexadecimal digits. The hash runs over the canonical JSON of the config, then, for each
         name in sorted order, the JSON list [name, dtype, shape] and the raw little-endian bytes.
     """
-    return fingerprint_of_stream(config, unique_tensors(tensors))
+    with bytes_of("fingerprint", sum(t.nbytes for _, t in unique_tensors(tensors))) as stage:
+        return fingerprint_of_stream(config, _counted(unique_tensors(tensors), stage))
+
+
+def _counted(tensors: Iterable[tuple[str, Tensor]], stage: Stage) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor
+        stage.update(tensor.nbytes)
 
 
 def fingerprint_of_stream(config: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -303,9 +311,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     # torch.save writes the name of its target into the archive: equal models need one name
     buffer = io.BytesIO()
     torch.save(stored, buffer)
-    with files.atomic_write(path) as file:
-        for piece in sealed(buffer.getbuffer()):
+    content = buffer.getbuffer()
+    size = len(content) + SEAL_SIZE
+    with files.atomic_write(path) as file, bytes_of(f"write {path.name}", size) as stage:
+        for piece in sealed(content):
             file.write(piece)
+            stage.update(len(piece))
 
 
 def _generation(model: PreTrainedModel) -> dict[str, Any] | None:

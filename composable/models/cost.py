@@ -49,13 +49,7 @@ def nonzero_parameters(model: nn.Module) -> int:
     return sum(int(weight.count_nonzero()) for weight in _stored(model))
 
 
-def sparsity(model: nn.Module) -> float:
-    """Share of zeros among the parameters the model stores (removed ones are not among them)."""
-    stored = parameters(model)
-    return 1 - nonzero_parameters(model) / stored if stored else 0.0
-
-
-def removed(model: nn.Module, dense_parameters: int) -> float:
+def sparsity(model: nn.Module, dense_parameters: int) -> float:
     """Share of the `parameters` of the dense model it was made from that is gone or 0 in this one.
 
     Raises:
@@ -220,15 +214,14 @@ def report(
 ) -> dict[str, Any]:
     """Return every cost of a model with real weights as the scripts report it.
 
-    What is `removed` is None without `dense_parameters`; the lengths are those of `macs`.
+    The sparsity is None without `dense_parameters`; the lengths are those of `macs`.
     """
     shapes = macs(model, family, source_length, target_length)
     weights = macs(model, family, source_length, target_length, nonzero=True)
     return {
         "parameters": parameters(model),
         "nonzero_parameters": nonzero_parameters(model),
-        "sparsity": round(sparsity(model), 6),
-        "removed": round(removed(model, dense_parameters), 6) if dense_parameters else None,
+        "sparsity": round(sparsity(model, dense_parameters), 6) if dense_parameters else None,
         "macs_per_token": round(shapes.per_token, 2),
         "macs_per_token_nonzero": round(weights.per_token, 2),
         "source_length": source_length,

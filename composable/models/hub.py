@@ -3,7 +3,7 @@
 import glob
 import json
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub.utils
@@ -100,11 +100,10 @@ def _check_hub_id(source: str) -> None:
 
 def _download(source: str, revision: str | None) -> Path:
     """Fetch a snapshot of a repository into the hub's own cache, or take it from there."""
-    # progress bars only where they are wanted, and one line of our own on a failure
+    # progress bars of large files alone (`_fetch`), and one line of our own on a failure
     if not log.isEnabledFor(logging.DEBUG):
         huggingface_hub.utils.logging.set_verbosity_error()
-    if not (progress.shows_progress() and sys.stderr.isatty()):
-        huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
     try:
         return _snapshot(source, revision)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
@@ -142,9 +141,21 @@ def _snapshot(source: str, revision: str | None) -> Path:
     patterns = list(WANTED)
     if (folder / WEIGHTS_INDEX).is_file():
         patterns += map(glob.escape, shards(folder / WEIGHTS_INDEX))
-    for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns):
-        huggingface_hub.hf_hub_download(source, name, revision=commit)
+    wanted = list(huggingface_hub.utils.filter_repo_objects(names, allow_patterns=patterns))
+    _fetch(source, commit, wanted)
     return Path(fetch(source, revision=commit, allow_patterns=patterns, local_files_only=True))
+
+
+def _fetch(source: str, commit: str, names: Sequence[str]) -> None:
+    """Download files; on a terminal with the client's own bar for the bytes of each."""
+    if progress.shows_bars() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        huggingface_hub.utils.enable_progress_bars()
+    try:
+        with progress.Stage(names, f"fetch {source}", unit="files") as stage:
+            for name in stage:
+                huggingface_hub.hf_hub_download(source, name, revision=commit)
+    finally:
+        huggingface_hub.utils.disable_progress_bars()
 
 
 def _refusal(source: str, revision: str | None, error: Exception) -> str:

@@ -153,7 +153,8 @@ def _open(source: Path) -> _Found:
     if source.suffix == ".gguf" and not source.is_dir():
         base, reader = source.parent, gguf_files.read(source)
         reading["gguf_file"] = source.name
-        with as_user_error(f"{source}: no model can be built of what it says"):
+        problem = f"{source}: no model can be built of what it says"
+        with as_user_error(problem), gguf_files.shared(reader):
             config = AutoConfig.from_pretrained(base, **reading)
         return _Found(source, base, reading, config, {}, {}, reader)
     base = adapters.base_of(source)
@@ -216,7 +217,7 @@ def _model(
     counts = gguf_files.counts(found.reader) if found.reader else counts
     auto_class = getattr(transformers, task.auto_class)
     config_checks.check_size(found.source, auto_class, found.config, *counts)
-    with adapters.set_aside(found.base) as plain:
+    with adapters.set_aside(found.base) as plain, gguf_files.shared(found.reader):
         model, unexpected = _load(plain, task, may_add, reading)
     if found.reader:
         unused = gguf_files.unused(found.source, found.reader, model)
@@ -338,7 +339,7 @@ def _tokenizer(found: _Found, model: Any) -> Any:
     """Read the tokenizer, the adapter's own before that of its model, and compare it with both."""
     has_own = any((found.source / name).is_file() for name in TOKENIZERS)
     folder = found.source if has_own else found.base
-    with as_user_error(f"{folder}: no readable tokenizer"):
+    with as_user_error(f"{folder}: no readable tokenizer"), gguf_files.shared(found.reader):
         tokenizer = AutoTokenizer.from_pretrained(folder, **found.reading)
         rows = model.get_input_embeddings().num_embeddings
         if not found.reader and (unknown := tokenizer_files.drop_special(tokenizer, rows)):

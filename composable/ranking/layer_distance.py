@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from composable.calibration.batching import Texts
-from composable.calibration.layer_states import ENOUGH, Batch, Reader, bar, moments
+from composable.calibration.layer_states import ENOUGH, Batch, Reader, moments
 from composable.errors import ConfigError, UserError
 from composable.formats.scores_file import BlockDistances, Order, Scores
 from composable.linalg.solver import regression_error
@@ -18,6 +18,7 @@ from composable.linalg.state_distances import LINEAR_FIT, Distance, Sums, Tokens
 from composable.methods.linear_map import refit_residual
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import layer_paths
+from composable.progress import Stage
 from composable.ranking.base import Ranker
 from composable.ranking.layer_choice import check_protected
 
@@ -129,7 +130,7 @@ def _sums(
 ) -> dict[str, Sums]:
     """Add up the distances of every stack, in one pass."""
     sums: dict[str, Sums] = {}
-    for batch in bar(batches, "measure") if distances else ():
+    for batch in Stage(batches, "measure", unit="batches") if distances else ():
         masks = reader.masks(batch)
         places = {name: Tokens.of(mask, distances) for name, mask in masks.items()}
         read = reader.read(batch, {name: found.index for name, found in places.items()})
@@ -205,7 +206,7 @@ class Removing:
         """Distances of the layers that are left."""
         sums = Sums([self.distance], len(left))
         with self.reader.without(self.stack, gone):
-            for batch in bar(batches, f"without {len(gone)} layers"):
+            for batch in Stage(batches, f"without {len(gone)} layers", unit="batches"):
                 tokens = Tokens.of(self.reader.masks(batch)[self.stack], [self.distance])
                 states = self.reader.read(batch, {self.stack: tokens.index})[self.stack]
                 sums.add([states[0], *(states[layer + 1] for layer in left)], tokens)

@@ -21,6 +21,7 @@ from composable.methods.stat import STAT as METHOD
 from composable.methods.stat import head_order, neuron_pivots
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import head_rows
+from composable.progress import Stage
 from composable.ranking.base import Ranker
 from composable.tasks.plain_texts import PlainTexts
 
@@ -103,9 +104,8 @@ def _measure(dense: Checkpoint, texts: Texts | None, options: StatOptions) -> Sc
     budget = options.memory_budget or BUDGET
     calibration = obtain(dense, [texts], Path(options.calibration), budget, device)
     units = {}
-    for each in dense.family.modules(dense.model):
-        if each.kind not in METHOD.kinds or not each.units:
-            continue
+    modules = [it for it in dense.family.modules(dense.model) if it.kind in METHOD.kinds]
+    for each in Stage([it for it in modules if it.units], "rank", unit="modules"):
         module = replace(each, whole_groups=options.gqa == WHOLE_GROUPS)
         holder = dense.model.get_submodule(module.holder)
         evidence = Evidence(calibration.inputs(module.output_path))

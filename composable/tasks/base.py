@@ -1,14 +1,17 @@
 """What a task is: data, a loss and a metric; and Score, a number with its signature."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from composable.errors import UserError
 from composable.tasks.labels import are_numbers, class_names
 from composable.tasks.splits import short_name
+
+log = logging.getLogger("composable")
 
 
 @dataclass(frozen=True)
@@ -21,20 +24,25 @@ class Score:
             100), but for perplexity and bits per byte.
         signature: settings and version, enough to measure the same number again.
         counts: the counts the number was made from, where the library gives them.
+        interval: half the width of the 95 % interval of the value over bootstrap samples of the
+            test set, where it was measured.
     """
 
     name: str
     value: float
     signature: str
     counts: dict[str, Any] = field(default_factory=dict)
+    interval: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form that reports hold; counts stay out when there are none.
+        """Return the form that reports hold; counts and interval stay out when there are none.
 
         A UserError where the value is NaN or infinite.
         """
         value = round(_finite(self.name, self.value), 4)
         report = {"name": self.name, "value": value, "signature": self.signature}
+        if self.interval is not None:
+            report["interval_95"] = round(self.interval, 4)
         return report | ({"counts": self.counts} if self.counts else {})
 
     def __str__(self) -> str:
@@ -218,6 +226,27 @@ def measured(scores: dict[str, Score], loss: float) -> dict[str, Any]:
     """
     said = {"loss": round(_finite("loss", loss), 6)}
     return {key: score.to_json() for key, score in scores.items()} | said
+
+
+def warn_if_far_worse(info: Mapping[str, Any], loss: float, data: str) -> None:
+    """Say so in one line where a composed model's loss is more than twice the dense model's.
+
+    Args:
+        info: of the composed model's file. It tells the loss of the dense model where that was
+            trained here; nothing is measured for this.
+        loss: of the composed model.
+        data: what it was measured on, without its folder; on other data nothing is compared.
+    """
+    steps = [one for one in info.get("history", []) if isinstance(one, dict)]
+    place = next((i for i, step in enumerate(steps) if "composed" in step), 0)
+    facts = [one for step in steps[:place] for one in step.values() if isinstance(one, dict)]
+    dense = facts[-1].get("validation_loss") if facts and facts[-1].get("data") == data else None
+    if isinstance(dense, int | float) and loss > max(2 * dense, dense + 0.1):
+        log.warning(
+            "far worse than the dense model: its loss on %s was %.2f, this one's is %.2f; prune "
+            "less, tune the variants by block_level_finetuning.py, or train longer.",
+            *(data, dense, loss),
+        )
 
 
 def _finite(name: str, value: float) -> float:

@@ -7,6 +7,9 @@ from typing import Any
 from composable.errors import MismatchError
 from composable.tasks.base import Score
 
+RESAMPLES = 1000  # bootstrap samples of the sentences, sacreBLEU's default
+MOST_RESAMPLED = 5000  # sentences
+
 
 def sacrebleu_score(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     """Measure corpus BLEU with sacreBLEU's defaults (13a tokens, mixed case, one reference).
@@ -16,7 +19,8 @@ def sacrebleu_score(hypotheses: Sequence[str], references: Sequence[str]) -> Sco
         references: one detokenised reference each, same order.
 
     Returns:
-        BLEU from 0 to 100 with sacreBLEU's own signature.
+        BLEU from 0 to 100 with sacreBLEU's own signature, and sacreBLEU's bootstrap interval (up to
+        `MOST_RESAMPLED` sentences: it holds all resamples in memory, 40 kB for each sentence).
 
     Raises:
         MismatchError: not one reference for each translation, or none at all.
@@ -33,7 +37,13 @@ def sacrebleu_score(hypotheses: Sequence[str], references: Sequence[str]) -> Sco
         "reference_tokens": int(score.ref_len),
         "brevity_penalty": float(score.bp),
     }
-    return Score("BLEU", float(score.score), str(metric.get_signature()), counts)
+    interval = None
+    if len(hypotheses) <= MOST_RESAMPLED:  # by another object: the first one's signature would grow
+        resampled = sacrebleu.BLEU().corpus_score(
+            list(hypotheses), [list(references)], n_bootstrap=RESAMPLES
+        )
+        interval = float(resampled._ci)
+    return Score("BLEU", float(score.score), str(metric.get_signature()), counts, interval)
 
 
 def thesis_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:

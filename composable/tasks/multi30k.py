@@ -10,10 +10,9 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
-
-from composable import files, progress
+from composable import files
 from composable.errors import FormatError, UserError
+from composable.progress import Stage
 from composable.tasks.text_files import opened
 
 TIMEOUT_SECONDS = 30
@@ -65,8 +64,9 @@ def fetch_multi30k(folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     missing = [name for name in MULTI30K if not _is_there(folder, name)]
-    for name in tqdm(missing, desc="Multi30K", disable=None if progress.shows_progress() else True):
-        files.write_bytes(folder / f"{name}.gz", _fetch(name))
+    with Stage(missing, "fetch Multi30K", unit="files") as stage:
+        for name in stage:
+            files.write_bytes(folder / f"{name}.gz", _fetch(name))
 
 
 def _is_there(folder: Path, name: str) -> bool:

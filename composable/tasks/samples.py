@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from composable import files
 from composable.errors import FormatError
 from composable.linalg import kernels
-from composable.progress import shows_progress
+from composable.progress import Stage
 
 BATCH_TOKENS = 8192
 #: Most tokens of a batch on a CPU: what a layer makes of them stays in its cache.
@@ -268,10 +267,9 @@ def measure(
     size = settings.get("batch_tokens") or BATCH_TOKENS
     size = min(size, CPU_TOKENS) if torch.device(device).type == "cpu" else size
     rows: list[tuple[Tensor, ...]] = [()] * len(dataset)
-    bar = tqdm(total=len(dataset), desc="evaluate", unit="sample", disable=not shows_progress())
     started = time.perf_counter()
     with (
-        bar,
+        Stage(None, "evaluate", len(dataset), unit="samples") as stage,
         torch.inference_mode(),
         kernels.autocast(device, dtype),
         kernels.for_cpu(model, device, max(dataset.lengths)),
@@ -282,5 +280,5 @@ def measure(
             found = [tensor.float().cpu() for tensor in function(model, batch)]
             for place, *parts in zip(chosen, *found, strict=True):
                 rows[place] = tuple(parts)
-            bar.update(len(chosen))
+            stage.update(len(chosen))
     return Measured(rows, time.perf_counter() - started)

@@ -14,6 +14,7 @@ from torch import Tensor
 from composable import files
 from composable.errors import FormatError, UserError
 from composable.linalg import kernels
+from composable.progress import MOMENT, Stage
 from composable.tasks import metrics, multi30k, text_files
 from composable.tasks.base import Task, measured
 from composable.tasks.losses import sample_losses, training_functions
@@ -167,7 +168,8 @@ def cross_entropy(
     collate = collator_for(checkpoint)
     total, tokens = 0.0, 0
     with torch.inference_mode(), kernels.for_cpu(model, device, max(map(max, pairs.sizes))):
-        for start in range(0, len(pairs), batch_size):
+        starts = range(0, len(pairs), batch_size)
+        for start in Stage(starts, "evaluate loss", unit="batches", delay=MOMENT):
             batch = collate(pairs.items[start : start + batch_size])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             losses, counts = sample_losses(model, batch)

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from composable.linalg import kernels
-from composable.progress import shows_progress
+from composable.progress import Stage
 from composable.tasks.samples import BATCH_TOKENS, check_tokens, length_batches, pad_texts
 
 ENCODED_TOKENS = 1024
@@ -59,10 +58,9 @@ def translate(
     rows: list[list[int]] = tokenizer(list(sentences))["input_ids"]
     check_tokens(rows, "sentence {}".format)
     translations = [""] * len(rows)
-    bar = tqdm(total=len(rows), desc="translate", unit="sentence", disable=not shows_progress())
     lengths = [len(row) for row in rows]
     with (
-        bar,
+        Stage(None, "translate", len(rows), unit="sentences") as stage,
         torch.inference_mode(),
         kernels.autocast(device, dtype),
         kernels.for_cpu(model, device, max(lengths)),
@@ -71,7 +69,7 @@ def translate(
             tokens = generate(model, [rows[i] for i in chosen], num_beams, max_length, device)
             for i, text in zip(chosen, _decode(tokenizer, tokens), strict=True):
                 translations[i] = text
-            bar.update(len(chosen))
+            stage.update(len(chosen))
     return translations
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from tqdm import tqdm
 from transformers import TrainerCallback
 
-from composable import files, progress
+from composable import files
 from composable.errors import UserError
 from composable.formats.stats_file import stats_csv
 from composable.models.surgery import apply_masks
+from composable.progress import Stage
 
 log = logging.getLogger("composable")
 #: Batches whose sentences are sorted together: more pad less, but meet the same neighbours again.
@@ -173,38 +173,52 @@ class Masks(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A progress bar on stderr, and one line per epoch in the log."""
+    """Shows how far the training is, and each validation; logs one line per epoch."""
 
     def __init__(self, label: str):
         self.label = label
-        self.bar: Any = None
+        self.training: Stage | None = None
+        self.validation: Stage | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where a resumed run stands."""
-        hidden = not (progress.shows_progress() and state.is_world_process_zero)
-        self.bar = tqdm(
-            None, self.label, state.max_steps, unit="step", initial=state.global_step,
-            disable=hidden, mininterval=1,
-        )  # fmt: skip
+        """Begin where a resumed run stands."""
+        at, steps = state.global_step, state.max_steps
+        self.training = Stage(None, self.label, steps, unit="steps", initial=at)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance."""
-        self.bar.update(state.global_step - self.bar.n)
+        assert self.training is not None
+        self.training.update(state.global_step - self.training.n)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Advance in a validation; the first one tells how long the others will take."""
+        if self.validation is None:
+            batches, is_part = len(eval_dataloader), bool(rows_of(state))
+            self.validation = Stage(
+                None, f"{self.label}, validation", batches, unit="batches", is_part=is_part
+            )
+        self.validation.update()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log the epoch."""
+        """End the validation, and log the epoch."""
+        if self.validation is not None:
+            self.validation.close()
+            self.validation = None
         rows = rows_of(state)
         if rows and state.is_world_process_zero:
             row, loss = rows[-1], rows[-1]["training_loss"]
-            log.info(
-                "%s: epoch %g: %svalidation loss %.4f (%.0f s)",
-                *(self.label, row["epoch"], "" if loss is None else f"trained {loss:.4f}, "),
-                *(row["validation_loss"], row["training_seconds"] + row["validation_seconds"]),
-            )
+            said = f"validation loss {row['validation_loss']:.4f}"
+            said = said if loss is None else f"trained {loss:.4f}, {said}"
+            seconds = row["training_seconds"] + row["validation_seconds"]
+            log.info("%s: epoch %g: %s (%.0f s)", self.label, row["epoch"], said, seconds)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
+    def close(self) -> None:
+        """End, also where the training was broken off: what is printed next has its own line."""
+        for stage in (self.validation, self.training):
+            if stage is not None:
+                stage.close()
 
 
 class FindBest(TrainerCallback):

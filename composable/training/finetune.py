@@ -12,6 +12,8 @@ from composable.formats.stats_file import stats_csv
 from composable.models import checkpoint, cost
 from composable.models.checkpoint import Checkpoint
 from composable.models.structure import to_json
+from composable.tasks.base import warn_if_far_worse
+from composable.tasks.splits import short_name
 from composable.training import train
 from composable.training.heal import Heal, prepare
 from composable.training.options import Options
@@ -81,8 +83,11 @@ def tune_model(
         "dtype": training.dtype,
     }
     # wall time and paths stay out of the file: same input, same bytes
-    free = ("training_seconds", "resumed_from_epoch", "stats", "data")
-    facts = {k: v for k, v in {**training.identity(), **report}.items() if k not in free}
+    free = ("training_seconds", "resumed_from_epoch", "stats")
+    named = {"data": short_name(corpora[1].name)}
+    facts = {k: v for k, v in {**training.identity(), **report, **named}.items() if k not in free}
+    if outcome.is_main:
+        warn_if_far_worse(composed.info, report["validation_loss"], named["data"])
     composed.info["history"].append({label: facts})
     if outcome.is_main:
         nn.Module.to(composed.model, stored)

@@ -115,10 +115,11 @@ def run(
     for parameter in model.parameters():
         if not parameter.numel():  # of an attention without heads; never has a gradient
             parameter.requires_grad_(False)
+    shown = Progress(label)
     try:
         trainer = _trainer(
             model, data, functions, options, folder.path, keeps_best, Stats(stats),
-            (EarlyStop(options.early_stop), Masks(masks), SetEpoch(), FindBest(), Progress(label),
+            (EarlyStop(options.early_stop), Masks(masks), SetEpoch(), FindBest(), shown,
              *callbacks),
             summarise or mean_of_samples,
         )  # fmt: skip
@@ -126,10 +127,16 @@ def run(
     except BaseException:
         folder.release()
         raise
+    finally:
+        shown.close()
     rows = rows_of(trainer.state)
     best = best_of([row["validation_loss"] for row in rows])
     if keeps_best and best == 0:
-        log.warning("%s: no epoch was better than the start; the start is kept.", label)
+        log.warning(
+            "%s: no epoch was better than the start, so the start is kept; lower lr (now %g), "
+            "or give more training data.",
+            *(label, options.lr),
+        )
         model.load_state_dict(start)
     model.to("cpu").eval()
     apply_masks(model, masks)

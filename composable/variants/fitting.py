@@ -8,6 +8,7 @@ from composable.formats.bundle import Description, Reader, Record, Variant
 from composable.formats.config import covered
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_shapes
+from composable.progress import MOMENT, Stage
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -21,7 +22,7 @@ def load_variants(dense: Checkpoint, chosen: Iterable[tuple[Reader, Record]]) ->
     """
     modules = {module.name: module for module in dense.family.modules(dense.model)}
     found = []
-    for reader, record in chosen:
+    for reader, record in Stage(list(chosen), "read variants", unit="variants", delay=MOMENT):
         try:
             check(record, {each.name: each.shape for each in record.stored}, dense, modules)
         except ShapeError as error:

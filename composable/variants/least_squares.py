@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
 
-from composable import files, progress, runs
+from composable import files, runs
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import Calibration
 from composable.calibration.recorded_calls import recorded_modules
@@ -22,6 +21,7 @@ from composable.formats.bundle import Variant
 from composable.linalg.solver import RIDGE, solve
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_tensors
+from composable.progress import Stage
 from composable.variants import unit_phase
 from composable.variants.last_linear import LastLinear
 from composable.variants.linear_fit import Refit, fit_linear
@@ -115,7 +115,6 @@ class _Run:
         self.calibration, self.texts, self.settings = calibration, texts, settings
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.is_quiet = self.rank > 0 or not progress.shows_progress()
         self.digests = [variant.digest for variant in variants]
         self.distinct = {
             digest: variant
@@ -158,13 +157,14 @@ class _Run:
         for name, pruned in self._pruned().items():
             whole = [self.linears[name].unmasked(variant) for variant in pruned.values()]
             problems[name] |= {variant.digest: variant for variant in whole}
-        for name in tqdm(self._share(problems), "solve", unit="linear", disable=self.is_quiet):
-            if self._finished("solved", name, problems[name]) is None:
-                linear = self.linears[name]
-                path = linear.module.output_path
-                texts = self.calibration.inputs(path), self.calibration.held_out(path)
-                found = fit_linear(linear, problems[name], texts, self.settings.refit)
-                self.store.save(f"solved {name}", found)
+        with Stage(self._share(problems), "solve", unit="linears") as stage:
+            for name in stage:
+                if self._finished("solved", name, problems[name]) is None:
+                    linear = self.linears[name]
+                    path = linear.module.output_path
+                    texts = self.calibration.inputs(path), self.calibration.held_out(path)
+                    found = fit_linear(linear, problems[name], texts, self.settings.refit)
+                    self.store.save(f"solved {name}", found)
         self._wait()
         self.solved = self._loaded("solved", problems)
 
@@ -182,12 +182,13 @@ class _Run:
                 part.batches(phase.device, rows)
                 for part, rows in zip(self.texts, (phase.batch_size, HELD_OUT_BATCH), strict=True)
             )
-            with recorded_modules(
-                self.dense, modules, (train, held_out), phase.device, phase.budget
-            ) as calls:
-                for recorded in tqdm(
-                    calls, "train", len(modules), unit="module", disable=self.is_quiet
-                ):
+            with (
+                recorded_modules(
+                    self.dense, modules, (train, held_out), phase.device, phase.budget
+                ) as calls,
+                Stage(calls, "train", len(modules), unit="modules") as stage,
+            ):
+                for recorded in stage:
                     name = recorded.module.name
                     found = fit_units(
                         self.dense, self.linears[name], pruned[name], self.solved, recorded,

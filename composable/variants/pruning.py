@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from composable import methods, progress
+from composable import methods
 from composable.calibration.collect import Block, States
 from composable.errors import ConfigError, UserError
 from composable.families import Module
@@ -21,6 +20,7 @@ from composable.methods import Evidence, Method
 from composable.methods.base import Need
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import own_tensors, slice_linear, unit_rows
+from composable.progress import Stage
 
 log = logging.getLogger("composable")
 #: What a need is called in messages, and what helps where it is missing.
@@ -85,15 +85,15 @@ def make_variants(
     sources = sources or Sources()
     found: dict[tuple[str, Entry], Variant] = {}
     wanted = _wanted(dense, scheme, chosen)
-    bar = tqdm(wanted, "prune", unit="variant", disable=not progress.shows_progress())
-    for module, entry, resolved in bar:
-        key = (module.name, resolved)
-        if key not in found:
-            make = _replace if _replaces(resolved) else _prune
-            how = dataclasses.replace(module, whole_groups=whole_groups)
-            found[key] = make(dense, how, resolved, sources)
-        plain = {name for name, each in entry.removals.items() if each.method is None}
-        found[key].plain |= plain
+    with Stage(wanted, "prune", unit="variants") as stage:
+        for module, entry, resolved in stage:
+            key = (module.name, resolved)
+            if key not in found:
+                make = _replace if _replaces(resolved) else _prune
+                how = dataclasses.replace(module, whole_groups=whole_groups)
+                found[key] = make(dense, how, resolved, sources)
+            plain = {name for name, each in entry.removals.items() if each.method is None}
+            found[key].plain |= plain
     return list(found.values())
 
 

@@ -64,6 +64,7 @@ def _surroundings(cwd: Path, out: io.StringIO, err: io.StringIO) -> Iterator[Non
     with contextlib.ExitStack() as stack:
         stack.callback(os.chdir, os.getcwd())
         os.chdir(cwd)
+        os.environ.pop("COMPOSABLE_WORKDIR", None)
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(warnings.catch_warnings())

@@ -59,7 +59,8 @@ class Ended:
 
 def environment() -> dict[str, str]:
     """The environment for scripts in subprocesses: one thread, nothing left of other settings."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("COMPOSABLE_P")}
+    ours = ("COMPOSABLE_PROGRESS", "COMPOSABLE_WORKDIR")
+    kept = {key: value for key, value in os.environ.items() if key not in ours}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 

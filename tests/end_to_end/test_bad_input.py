@@ -28,34 +28,34 @@ from tests.end_to_end.conftest import Ended, Workshop, call, files_in, save_mode
 from tests.paths import ROOT
 
 #: A command of every script that works: each case below changes one thing in it. {out} is the
-#: folder that must stay empty.
+#: folder in which nothing may be written; the evaluations that report.py reads lie there.
 COMMANDS: dict[str, dict[str, str]] = {
     "download_model.py": {"-m": "{pretrained}", "-o": "{out}/model.pth"},
     "config_generator.py": {"-m": "{model}", "-o": "{out}/conf.json"},
     "prune_scheme_generator.py": {"-i": "{conf}", "-o": "{out}/conf_prune.json"},
     "prune.py": {
-        "-m": "{model}", "-c": "{scheme}", "-o": "{out}/modules.npy", "--heads": "l1",
+        "-m": "{model}", "-c": "{scheme}", "-o": "{out}/modules.npy", "--attention": "head_l1",
     },
     "compose_model.py": {
         "-m": "{model}", "-p": "{modules}", "-c": "{conf}", "-n": "0", "-o": "{out}/composed.pth",
     },
     "baseline_finetuning.py": {
         "-m": "{composed}", "-o": "{out}/baseline.pth", "--stats": "{out}/stats.csv",
-        "--epochs": "1", "--limit": "8", "--checkpoint-dir": "{out}/checkpoints",
+        "--epochs": "1", "--limit": "8", "--workdir": "{out}",
     },
     "block_level_finetuning.py": {
         "-m": "{model}", "-p": "{modules}", "-o": "{out}/tuned.npy", "--stats": "{out}/stats.csv",
-        "--epochs": "1", "--limit": "8", "--checkpoint-dir": "{out}/checkpoints",
+        "--epochs": "1", "--limit": "8", "--workdir": "{out}",
         "--solver": "grad",
     },
     "model_level_finetuning.py": {
         "-m": "{model}", "-p": "{modules}", "-c": "{conf}", "-n": "0", "-o": "{out}/tuned.pth",
         "--stats": "{out}/stats.csv", "--epochs": "1", "--limit": "8",
-        "--checkpoint-dir": "{out}/checkpoints",
+        "--workdir": "{out}",
     },
     "evaluate.py": {"-m": "{composed}", "-o": "{out}/eval.json", "--limit": "4"},
     "plot_loss.py": {"": "{stats}", "-o": "{out}/loss.png"},
-    "report.py": {"-d": "{evaluations}", "-o": "{out}/report.md"},
+    "report.py": {"-d": "{out}"},
 }  # fmt: skip
 TRAININGS = ("baseline_finetuning.py", "block_level_finetuning.py", "model_level_finetuning.py")
 COMPOSING = ("compose_model.py", "model_level_finetuning.py")
@@ -96,16 +96,16 @@ def places(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
+def out(places: dict[str, str], tmp_path: Path) -> Path:
+    shutil.copytree(places["evaluations"], tmp_path / "out")
     return tmp_path / "out"
 
 
 def run(
     script: str, changes: dict[str, str], places: dict[str, str], out: Path, *more: str
 ) -> Ended:
-    """Call a script with its working command, in which the given options are changed."""
-    options = {**COMMANDS[script], **changes}
+    """Call a script with its working command, in which options are changed; "" takes one out."""
+    options = {name: value for name, value in {**COMMANDS[script], **changes}.items() if value}
     words = [word for pair in options.items() for word in pair if word]
     words = [word.format(**places, out=out) for word in words]
     return call(script, "-q", *words, *more, cwd=out.parent)
@@ -118,7 +118,12 @@ def assert_refused(found: Ended, out: Path, *needles: str, code: int = 1) -> Non
     assert found.err.endswith("\n")
     assert "Traceback" not in found.err
     assert [needle for needle in needles if needle not in found.err] == [], found.err
-    assert files_in(out) == []
+    assert made_in(out) == []
+
+
+def made_in(out: Path) -> list[str]:
+    """All files in the folder but the evaluations that report.py reads."""
+    return [name for name in files_in(out) if not name.startswith("eval_")]
 
 
 @pytest.mark.parametrize("script", COMMANDS)
@@ -126,7 +131,7 @@ def test_the_commands_work(script: str, places: dict[str, str], out: Path) -> No
     """Else the cases below would be refused for another reason."""
     found = run(script, {}, places, out)
     assert (found.code, found.err if script != "report.py" else "") == (0, "")
-    assert files_in(out) != []
+    assert made_in(out) != []
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -264,22 +269,24 @@ def test_a_test_model_keeps_a_layer(places: dict[str, str], out: Path) -> None:
     """Each layer may go in a configuration of its own, all of them at once cannot."""
     path = out.parent / "scheme.json"
     path.write_text('{"encoder.block.0": [1], "encoder.block.1": [1]}')
-    found = run("prune.py", {"-c": str(path), "-p": "{out}/test.pth"}, places, out)
+    changes = {"-c": str(path), "-p": "{out}/test.pth", "--attention": ""}
+    found = run("prune.py", changes, places, out)
     assert found.report["variants"] == 2
     assert checkpoint.load(out / "test.pth").structure == (Edit("encoder.block.0", "remove"),)
 
 
 # --- the command line ----------------------------------------------------------------------------
 
-#: Options that scripts share are declared once, in cli.py, so one script stands for all of them.
+#: Options that scripts share are declared once, in options.py; one script stands for all of them.
 BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
     *((s, {"-n": "3"}, ("no configuration 3", "0 to 2"), 1) for s in COMPOSING),
-    ("compose_model.py", {"-n": "-1"}, ("no configuration -1", "0 to 2"), 1),
+    ("compose_model.py", {"-n": "-1"}, ("-1 is not in the range",), 2),
     ("compose_model.py", {"-n": "0.5"}, ("'0.5'",), 2),
-    ("prune.py", {"--method": "star"}, ('"star"', "l1, wanda"), 1),
-    ("prune.py", {"--method": "obs", "--mask": "l1"}, ("obs and l1", "linear"), 1),
-    ("prune.py", {"--mask": "star"}, ("'star'", "alps"), 2),
-    ("plot_loss.py", {"-o": "{out}/loss.pdf"}, ("loss.pdf", ".png"), 1),
+    ("prune.py", {"--linear": "star"}, ("'star'", "l1, wanda", "alps"), 2),
+    ("prune.py", {"--attention": "l1"}, ("'l1'", "head_gram, "), 2),
+    ("prune.py", {"--ffn": "0.5"}, ("a rate belongs in config_generator.py",), 2),
+    ("prune.py", {"--ffn": "exchange"}, ("--ffn has no effect: no ffn has a rate",), 2),
+    ("plot_loss.py", {"-o": "{out}/loss.pdf"}, ("loss.pdf", ".png"), 2),
     ("evaluate.py", {"--split": "train"}, ("'train'",), 2),
     ("evaluate.py", {"--num-beams": "0"}, ("0 is not in the range",), 2),
     *(
@@ -293,27 +300,27 @@ BAD_OPTIONS: list[tuple[str, dict[str, str], tuple[str, ...], int]] = [
             ("--lr", "0", "0.0 is not in the range"),
             ("--lr", "nan", "nan"),
             ("--lr", "inf", "inf"),
-            ("--early-stop", "-1", "-1 is not in the range"),
             ("--seed", "x", "'x'"),
             ("--seed", "-1", "-1"),
             ("--seed", str(2**32), str(2**32)),
-            ("--report-to", "paper", "'paper'"),
         )
     ),
     *(
-        ("block_level_finetuning.py", {"--solver": "ls", "--ridge": value}, (message,), 2)
+        (
+            "block_level_finetuning.py",
+            {"--epochs": "", "--solver": "ls", "--ridge": value}, (message,), 2,
+        )
         for value, message in (("-0.1", "-0.1 is not in the range"), ("nan", "nan"), ("inf", "inf"))
     ),
-    (
-        "block_level_finetuning.py", {"--solver": "ls", "--save-steps": "5"},
-        ("--save-steps: is no option of the solver ls",), 1,
-    ),
     *(
-        ("block_level_finetuning.py", {option: value}, (f"{option}: is no option", "grad"), 1)
-        for option, value in (
-            ("--ridge", "0.01"), ("--linear-solver", "exact"), ("--held-out-samples", "4"),
-            ("--calibration", "c.npy"), ("--data", "{folder}"),
-            ("--limit", "4"), ("--memory-budget", "1G"),
+        (
+            "block_level_finetuning.py", {"--epochs": "", "--solver": solver, option: value},
+            (f"{option} has no effect with --solver {solver}; leave it out.",), 2,
+        )
+        for solver, option, value in (
+            ("grad", "--ridge", "0.01"), ("grad", "--calibration", "c.npy"),
+            ("grad", "--memory-budget", "1G"), ("ls", "--epochs", "2"), ("ls", "--lr", "0.1"),
+            ("ls", "--batch-size", "8"), ("ls", "--seed", "1"), ("ls", "--dtype", "float32"),
         )
     ),
     *(
@@ -351,7 +358,7 @@ def test_index_range_of_one_configuration(places: dict[str, str], out: Path) -> 
 
 
 def test_option_without_value(places: dict[str, str], out: Path) -> None:
-    options = [("prune.py", "--method"), ("compose_model.py", "-p"), ("compose_model.py", "-n")]
+    options = [("prune.py", "--ffn"), ("compose_model.py", "-p"), ("compose_model.py", "-n")]
     for script, option in options:
         assert_refused(run(script, {}, places, out, option), out, option, code=2)
 
@@ -371,7 +378,7 @@ def test_superfluous_words(places: dict[str, str], out: Path) -> None:
 # --- outputs -------------------------------------------------------------------------------------
 
 WRITES = [
-    *((script, "-o") for script in COMMANDS),
+    *((script, "-o") for script, options in COMMANDS.items() if "-o" in options),
     ("prune.py", "-p"),
     *((script, "--stats") for script in TRAININGS),
     ("evaluate.py", "--predictions"),
@@ -401,20 +408,32 @@ def test_unwritable_output(
 
 @pytest.mark.parametrize("script", TRAININGS)
 def test_unwritable_checkpoints(script: str, places: dict[str, str], out: Path) -> None:
-    found = run(script, {"--checkpoint-dir": "{below_a_file}"}, places, out)
+    found = run(script, {"--workdir": "{below_a_file}"}, places, out)
     assert_refused(found, out, places["text"])
 
 
 def test_an_older_output_stays(places: dict[str, str], out: Path) -> None:
-    for script in COMMANDS:
+    for script in COMMANDS.keys() - {"report.py"}:
         output = Path(COMMANDS[script]["-o"].format(out=out))
         output.write_text("older")
-        wrong = next(option for option in COMMANDS[script] if option in ("-m", "-i", "-d", ""))
+        wrong = next(option for option in COMMANDS[script] if option in ("-m", "-i", ""))
         found = run(script, {wrong: "{text}"}, places, out)
         assert (found.code, found.err.count("\n")) == (1, 1)
-        assert files_in(out) == [output.name]
+        assert made_in(out) == [output.name]
         assert output.read_text() == "older"
         output.unlink()
+
+
+def test_report_where_it_cannot_be_written(places: dict[str, str], out: Path) -> None:
+    (out / "report.md").mkdir()
+    assert_refused(run("report.py", {}, places, out), out, str(out / "report.md"))
+    (out / "report.md").rmdir()
+    (out / "report.md").write_text("older")
+    (out / "eval_model_0.json").write_text("no such thing\n")
+    found = call("report.py", "-q", "-d", out, cwd=out)
+    assert (found.code, found.err.count("\n")) == (1, 1)
+    assert made_in(out) == ["report.md"]
+    assert (out / "report.md").read_text() == "older"
 
 
 @contextlib.contextmanager
@@ -461,7 +480,7 @@ def test_full_disk_at_the_end_of_a_training(
         found = run(script, {}, places, out)
     assert (found.code, found.out, found.err.count("\n")) == (1, "", 1)
     assert f"{name}: File too large" in found.err
-    left = [path for path in files_in(out) if not path.startswith("checkpoints/")]
+    left = [path for path in made_in(out) if not path.startswith("checkpoints/")]
     assert left == ["stats.csv"]  # complete rows, as after every epoch
     again = run(script, {}, places, out)
     assert again.report["resumed_from_epoch"] == 1
@@ -525,13 +544,16 @@ def test_data_of_the_model_are_not_overwritten(
 # --- tracebacks, and processes -------------------------------------------------------------------
 
 
-def test_debug_shows_the_traceback(places: dict[str, str], out: Path) -> None:
+def test_verbose_shows_the_traceback(places: dict[str, str], out: Path) -> None:
     found = run("compose_model.py", {"-m": "{text}"}, places, out, "--verbose")
+    assert (found.code, found.out) == (2, "")
+    options = ("-v", "-m", places["text"], "-o", out / "composed.pth")
+    found = call("compose_model.py", *options, cwd=out.parent)
     assert (found.code, found.out) == (1, "")
     assert found.err.startswith("Traceback (most recent call last):\n")
     assert found.err.splitlines()[-1].startswith("Error: ")
     assert found.err.count("Error: ") >= 2
-    assert files_in(out) == []
+    assert made_in(out) == []
 
 
 def test_ctrl_c(places: dict[str, str], out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

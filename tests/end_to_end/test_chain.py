@@ -30,6 +30,7 @@ CHAIN = {
     "baseline_finetuning.py": ["model/baseline.pth", "stats_baseline.csv"],
     "block_level_finetuning.py": [
         "modules_finetuned.npy", "stats_block.csv", "stats_block_variants.csv",
+        "stats_block_variants.png",
     ],
     "model_level_finetuning.py": ["model/finetuned.pth", "stats_model.csv"],
     "evaluate.py": [],
@@ -331,7 +332,7 @@ def test_same_command_twice_gives_the_same_bytes(
 
 def content_of(path: Path) -> Any:
     """Bytes of a file; a stats CSV and the table of variants without their timing columns."""
-    if not path.name.startswith("stats_"):
+    if path.suffix != ".csv":
         return path.read_bytes()
     times = slice(7, 8) if path.stem.endswith("_variants") else slice(3, 5)
     rows = list(csv.reader(path.read_text().splitlines()))
@@ -357,6 +358,12 @@ def bench(tmp_path: Path, workshop: Workshop) -> "Bench":
     return Bench(tmp_path, workshop.model)
 
 
+def has_heads(scheme: dict[str, list[Any]]) -> bool:
+    """Whether an attention has a rate below 1 that names no method."""
+    entries = [one if isinstance(one, dict) else {"rate": one} for one in scheme.get(ATTENTION, [])]
+    return any("method" not in one and one["rate"] < 1 for one in entries)
+
+
 class Bench:
     """A working folder for configurations written by hand."""
 
@@ -365,7 +372,8 @@ class Bench:
 
     def prune(self, scheme: dict[str, list[Any]], output: str, *more: Any) -> dict[str, Any]:
         (self.folder / "conf_prune.json").write_text(json.dumps(scheme))
-        args = ("-m", self.model, "-o", output, "--attention", "head_l1", *more)
+        heads = ("--attention", "head_l1") if has_heads(scheme) else ()
+        args = ("-m", self.model, "-o", output, *heads, *more)
         return call("prune.py", *args, cwd=self.folder).report
 
     def compose(
@@ -390,8 +398,8 @@ class Bench:
 
 
 def test_bundles_of_two_methods_meet_in_one_model(bench: Bench) -> None:
-    bench.prune({ATTENTION: [0.5]}, "heads.npy", "--attention", "head_l1")
-    bench.prune({WI: [0.4], f"{ATTENTION}.o": [0.4]}, "weights.npy", "--method", "l1")
+    bench.prune({ATTENTION: [0.5]}, "heads.npy")
+    bench.prune({WI: [0.4], f"{ATTENTION}.o": [0.4]}, "weights.npy", "--linear", "l1")
     assert (
         bench.compose({ATTENTION: 0.5, WI: 0.4}, "heads.npy", "weights.npy").report["variants"] == 2
     )

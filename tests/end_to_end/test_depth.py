@@ -9,12 +9,14 @@ import pytest
 import torch
 import transformers
 
+from composable.calibration import collect
 from composable.errors import MismatchError
 from composable.formats import scores_file
 from composable.formats.scores_file import BlockDistances, Scores
 from composable.models import checkpoint, export
 from composable.models.structure import Edit, removed_layers
-from composable.ranking import layer_choice
+from composable.ranking import base, layer_choice
+from composable.ranking.layer_distance import LAYER_DISTANCE, LayerDistanceOptions
 from tests import tiny, tiny_scores, tiny_tasks
 from tests.end_to_end.conftest import Ended
 from tests.end_to_end.conftest import call as call_in
@@ -120,8 +122,12 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("the man sits in the house\nthe red dog runs . a cat sleeps\n" * 3)
     rank = ("rank_importance.py", "-m", model, "--data", texts)
-    fit = ok(tmp_path, *rank, "--distance", "linear_fit", "--largest", 2, "--batch-size", 2)
-    assert [row["block_size"] for row in fit["blocks"]["decoder"]["linear_fit"]] == [1, 2]
+    fit = ok(tmp_path, *rank, "--distance", "linear_fit")
+    assert [row["block_size"] for row in fit["blocks"]["decoder"]["linear_fit"]] == [1, 2, 3]
+    dense = checkpoint.load(model)
+    set_ = collect.calibration_set(dense, str(texts), None)
+    how = LayerDistanceOptions(distances=("linear_fit",), largest=2, batch_size=2)
+    scores_file.save(tmp_path / "scores.npz", base.rank(LAYER_DISTANCE, dense, set_, how))
     choose = ("config_generator.py", "-m", model, "--scores", "scores.npz")
     ok(tmp_path, *choose, "--drop-layers", 2, "--linear-map")
     (configuration,) = json.loads((tmp_path / "conf.json").read_text())
@@ -132,17 +138,19 @@ def test_linear_maps_and_healing(tmp_path: Path) -> None:
     report = ok(tmp_path, "prune.py", "-m", model, "--data", data)
     assert report["variants"] == 1
     tuned = ("block_level_finetuning.py", "-m", model, "--data", data, "--solver")
-    for solver in ("ls", "grad"):  # a map is made by prune.py, and passes through
-        ok(tmp_path, *tuned, solver, "--epochs", 1)
+    for solver in (["ls"], ["grad", "--epochs", 1]):  # a map is made by prune.py, passes through
+        ok(tmp_path, *tuned, *solver)
         ok(tmp_path, "compose_model.py", "-m", model, "-p", "modules_finetuned.npy", "-o", "a.pth")
         ok(tmp_path, "compose_model.py", "-m", model, "-p", "modules.npy", "-o", "b.pth")
         a, b = (checkpoint.load(tmp_path / name).model.state_dict() for name in ("a.pth", "b.pth"))
         assert all(torch.equal(tensor, b[key]) for key, tensor in a.items())
     heal = ("model_level_finetuning.py", "-m", model, "-p", "modules.npy", "--data", data)
-    for how in ("neighbours", "lora"):
-        report = ok(tmp_path, *heal, "--heal", how, "--rank", 2, "--epochs", 1, "--lr", 0.01)
+    for what in (["neighbours"], ["lora", "--rank", 2]):
+        report = ok(tmp_path, *heal, "--heal", *what, "--epochs", 1, "--lr", 0.01)
         assert 0 < report["learning_parameters"] < report["parameters"]
-        assert report["heal"] == how
+        assert report["heal"] == what[0]
+    ended = call(tmp_path, *heal, "--rank", 2)
+    assert (ended.code, "--rank has no effect with --heal full" in ended.err) == (2, True)
     made = checkpoint.load(tmp_path / "b.pth")
     made.structure = (Edit(name, "map"),)  # whether or not a map was better than deletion
     with pytest.raises(MismatchError, match="a linear map stands in its place"):
@@ -156,7 +164,8 @@ def test_a_test_model_of_blocks_that_overlap(tmp_path: Path) -> None:
         for maps in ([], ["--linear-map"]):
             ok(tmp_path, "config_generator.py", "-m", model, "--layers", *lists, *maps)
             ok(tmp_path, "prune_scheme_generator.py")
-            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", "--data", data)
+            texts = ["--data", data] if maps else []
+            ok(tmp_path, "prune.py", "-m", model, "-p", "test.pth", *texts)
             assert len(checkpoint.load(tmp_path / "test.pth").model.model.decoder.layers) >= 1
 
 
@@ -184,11 +193,8 @@ def test_texts_under_the_usual_key(tmp_path: Path) -> None:
     assert (report["samples"], report["tokens"]) == (2, {"decoder": 8})
     assert report["tokens_per_input"] == round(8 / 48, 2)
     first = ok(tmp_path, "rank_importance.py", "-m", model, "--data", data)
-    sized = ok(
-        tmp_path, "rank_importance.py", "-m", model, "--data", data,
-        "--batch-size", 3, "--max-length", 5,
-    )  # fmt: skip
-    assert sized["samples"] > first["samples"]  # shorter windows
+    shorter = collect.calibration_set(checkpoint.load(model), str(data), None, max_length=5)
+    assert len(shorter) > first["samples"]
 
 
 def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
@@ -213,12 +219,11 @@ def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
         (["--drop-layers", 1], "the policy block needs scores"),
         (
             ["--drop-layers", 1, 2, "--attention", 0.5],
-            "--attention has 1 rates and --drop-layers has 2",
+            "--attention has 1 values and --drop-layers has 2",
         ),
         (["--layers", "1", "--drop-layers", 1], "both say which layers go"),
         (["--layers", "9"], "layer 9: expected one of the decoder's layers 0 to 3"),
-        (["--layers", "1", "--protect", "1"], "that is not protected"),
-        (["--layers", "x"], "--layers x: expected numbers of layers"),
+        (["--layers", "x"], "'x' is no list of numbers from 0, such as 3,4,5"),
         (["--layers", "0,1,2,3"], "all 4 decoder layers are at rate 1"),
         (
             ["--drop-layers", 1, "--stack", "encoder"],
@@ -230,10 +235,18 @@ def test_explicit_lists_and_the_simple_heuristic(tmp_path: Path) -> None:
             ["--drop-layers", 1, "--scores", "short.npz"],
             "the scores are of 3 layers, the decoder has 4",
         ),
-        (["--scores", "short.npz"], "--scores needs --drop-layers N or --layers"),
-        (["--policy", "singles"], "--policy needs --drop-layers N or --layers"),
-        (["--linear-map", "--attention", 0.5], "--linear-map needs --drop-layers N"),
-        (["--layers", 1, "--protect", 7], "protected layer 7: expected 0 to 3"),
+        (["--scores", "short.npz"], "--scores has no effect without --drop-layers"),
+        (["--policy", "singles"], "--policy has no effect without --drop-layers"),
+        (["--layers", "1", "--protect", "1"], "--protect has no effect without --drop-layers"),
+        (["--linear-map", "--attention", 0.5], "--linear-map has no effect without --drop-layers"),
+        (
+            ["--drop-layers", 1, "--policy", "deepest", "--scores", "short.npz"],
+            "--scores has no effect with --policy deepest",
+        ),
+        (
+            ["--drop-layers", 1, "--policy", "deepest", "--protect", 7],
+            "protected layer 7: expected 0 to 3",
+        ),
     ],
 )
 def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
@@ -244,7 +257,8 @@ def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
     scores_file.save(tmp_path / "other.npz", Scores(origin, distances=some))
     np.savez(tmp_path / "short.npz", arr_0=values)
     ended = call(tmp_path, "config_generator.py", "-m", model, *args)
-    assert ended.code == 1
+    of_options = ("has no effect", "both say", "values and", "is no list")
+    assert ended.code == (2 if any(words in message for words in of_options) else 1)
     assert message in ended.err.splitlines()[-1]
     lines = ended.err.count("\n")
     assert lines == 1 + ended.err.count("short.npz: is of another program and does not say of whic")
@@ -257,11 +271,11 @@ def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
         (["--distance", "near"], 'unknown distance "near"; known are angular_all'),
         (["--data", "none"], "data none: no such file or folder"),
         (["--data", "empty.txt"], "empty.txt: no text in it"),
-        (["--data", "a.jsonl", "--key", "b"], 'no text under the key "b"'),
+        (["--data", "b.jsonl"], 'no text under the key "text"'),
         (["--data", "a.json"], "a.json: .json is not read here; give a text a line"),
         (
             ["--data", "data", "--protect", 1],
-            "stack and protect say which layers go",
+            "--protect has no effect without --iterative",
         ),
         (
             ["--data", "data", "--iterative", 1, "--protect", 9],
@@ -279,16 +293,15 @@ def test_bad_choices(tmp_path: Path, args: list[Any], message: str) -> None:
             ["--data", "data", "--distance", "angular_token:99"],
             "no sample of the calibration",
         ),
-        (["--data", "data", "--memory-budget", "x"], "--memory-budget x"),
     ],
 )
 def test_bad_rankings(tmp_path: Path, args: list[Any], message: str) -> None:
     model, _ = made_of("opt", tmp_path)
     (tmp_path / "empty.txt").write_text("\n")
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").write_text('{"b": "a"}\n')
     (tmp_path / "a.json").write_text("[]")
     ended = call(tmp_path, "rank_importance.py", "-m", model, *args)
-    assert ended.code == 1
+    assert ended.code == (2 if "has no effect" in message else 1)
     assert message in ended.err.splitlines()[-1]
     assert not (tmp_path / "scores.npz").exists()
 
@@ -299,12 +312,11 @@ def test_bad_pictures(tmp_path: Path) -> None:
     some = [BlockDistances("encoder", "x", np.array([[0.1, 0.2], [0.3, np.nan]]), 1)]
     scores_file.save(tmp_path / "a.npz", Scores(tiny_scores.origin(2), distances=some))
     for args, message in (
-        (["-o", "a.pdf"], "only .png can be written"),
+        (["-o", "a.pdf"], "pictures are PNG files; end the name in .png"),
         (["--distance", "y"], 'no scores by "y"; the file has x'),
-        (["--stack", "decoder"], "no scores of the decoder"),
     ):
         ended = call(tmp_path, "plot_importance.py", "a.npz", *args)
-        assert (ended.code, ended.err.count("\n")) == (1, 1)
+        assert (ended.code, ended.err.count("\n")) == (1 + ("-o" in args), 1)
         assert message in ended.err
 
 

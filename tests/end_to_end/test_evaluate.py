@@ -1,7 +1,10 @@
 """evaluate.py and report.py through their commands, on a tiny model and a tiny corpus."""
 
+import contextlib
 import hashlib
 import json
+import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,8 @@ from click.testing import CliRunner, Result
 
 import evaluate
 import report
-from composable import __version__
+from composable import __version__, tasks
+from composable.commands.evaluate import TRANSLATED
 from composable.models import checkpoint, cost
 from composable.models.structure import Edit
 from composable.models.surgery import apply_structure
@@ -60,7 +64,7 @@ def test_report_is_complete(folder: Path, tmp_path: Path) -> None:
     assert found["bleu"]["signature"].endswith(f"version:{sacrebleu.__version__}")
     assert found["bleu_thesis"]["signature"].startswith("torchtext.bleu_score|")
     assert found["parameters"] == cost.parameters(model)
-    assert found["sparsity"] == found["removed"] == 0
+    assert found["sparsity"] == 0
     assert found["macs_per_token"] == found["macs_per_token_nonzero"] > 0
     assert (found["source_length"], found["target_length"]) == (32, 32)
     assert found["file_bytes"] == (folder / "model.pth").stat().st_size
@@ -114,12 +118,12 @@ def test_pruned_model_costs_less(folder: Path, tmp_path: Path) -> None:
     model.masks[name] = mask
     checkpoint.save(tmp_path / "model.pth", model)
     (tmp_path / "data").symlink_to(folder / "data")
-    found = evaluated(tmp_path, "--source-length", 8, "--target-length", 2)
+    found = evaluated(tmp_path, "--length", 8)
     zeros = weight.shape[1]
     assert found["parameters"] - found["nonzero_parameters"] == zeros
-    assert found["removed"] == pytest.approx(zeros / found["parameters"], abs=1e-6)
+    assert found["sparsity"] == pytest.approx(zeros / found["parameters"], abs=1e-6)
     less = found["macs_per_token"] - found["macs_per_token_nonzero"]
-    assert less == pytest.approx(zeros * 8 / 10, abs=0.02)
+    assert less == pytest.approx(zeros * 8 / 16, abs=0.02)
 
 
 def sentences() -> list[str]:
@@ -243,40 +247,60 @@ def test_length_batches(lengths: list[int], tokens: int, expected: list[list[int
 def test_defaults_agree_with_the_library() -> None:
     defaults = {option.name: option.default for option in evaluate.main.params}
     assert defaults["batch_tokens"] == translation_decode.BATCH_TOKENS
-    assert defaults["max_length"] == translation_decode.MAX_LENGTH
-    assert (defaults["source_length"], defaults["target_length"]) == (
-        cost.SOURCE_LENGTH,
-        cost.TARGET_LENGTH,
-    )
+    assert tasks.by_name("translation").answer_tokens == translation_decode.MAX_LENGTH
+    assert cost.SOURCE_LENGTH == cost.TARGET_LENGTH == TRANSLATED
     assert Path(defaults["model"]) == Path("model/finetuned.pth")
 
 
-def test_as_a_process_stdout_is_json_and_stderr_the_progress(folder: Path) -> None:
-    command = [sys.executable, str(ROOT / "evaluate.py"), "-m", "model.pth", "--data", "data"]
+EVALUATE = [sys.executable, str(ROOT / "evaluate.py"), "-m", "model.pth", "--data", "data"]
+
+
+def test_as_a_process_stdout_is_json_and_stderr_has_no_bars(folder: Path) -> None:
     result = subprocess.run(
-        [*command, "--limit", "4"], cwd=folder, capture_output=True, text=True, check=True
+        [*EVALUATE, "--limit", "4"], cwd=folder, capture_output=True, text=True, check=True
     )
     assert json.loads(result.stdout)["sentences"] == 4
-    assert "translate" in result.stderr
-    for unwanted in ("Traceback", "Warning", "[transformers]"):
-        assert unwanted not in result.stderr
+    assert result.stderr == "", "four sentences are no long work"
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_on_a_terminal_it_shows_bars_unless_quiet(folder: Path, is_quiet: bool) -> None:
+    main, side = pty.openpty()
+    command = [*EVALUATE, "--limit", "4", *(["-q"] if is_quiet else [])]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=side) as process:
+        os.close(side)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read())["sentences"] == 4
+    shown = b""
+    with contextlib.suppress(OSError):  # its other end is closed
+        while part := os.read(main, 1 << 16):
+            shown += part
+    os.close(main)
+    assert process.returncode == 0
+    assert (shown == b"") if is_quiet else (b"4/4 sentences" in shown)
 
 
 # ---- report.py
 
 
 def evaluation(
-    bleu: float, parameters: int = 1000, nonzero: int = 1000, macs: float = 500.0
+    bleu: float,
+    parameters: int = 1000,
+    nonzero: int = 1000,
+    macs: float = 500.0,
+    rate: float = 50.0,
 ) -> dict:
+    score = {"name": "BLEU", "value": bleu, "signature": "nrefs:1|version:9", "interval_95": 4.04}
     return {
-        "bleu": {"name": "BLEU", "value": bleu, "signature": "nrefs:1|version:9"},
+        "bleu": score,
+        "sentences_per_second": rate,
         "parameters": parameters,
         "nonzero_parameters": nonzero,
         "macs_per_token": macs,
         "source_length": 32,
         "target_length": 32,
         "data": {"name": "data", "split": "test", "count": 7, "sha256": "ab"},
-        "settings": {"num_beams": 1, "max_length": 80},
+        "settings": {"num_beams": 1, "max_length": 80, "dtype": "float32"},
     }
 
 
@@ -287,7 +311,7 @@ def out(tmp_path: Path) -> Path:
     for index, nonzero in ((0, 700), (10, 400)):
         files[f"eval_pruned_{index}"] = evaluation(1.25)
         files[f"eval_block_{index}"] = evaluation(20.5)
-        files[f"eval_model_{index}"] = evaluation(33.333, 800, nonzero, 250.0)
+        files[f"eval_model_{index}"] = evaluation(33.333, 800, nonzero, 250.0, 62.5)
     files["json/block"] = {"seconds": 61.04}
     files["json/model_0"] = {"seconds": 12.345}
     (tmp_path / "json").mkdir()
@@ -298,23 +322,73 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_report_table(out: Path) -> None:
-    result = run(report.main, "-d", out, "--plot", out / "loss.png")
+    result = run(report.main, "-d", out)
     assert result.exit_code == 0, result.output
     text = (out / "report.md").read_text(encoding="utf-8")
     assert text.strip() == result.stderr.strip()
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in table}) == 1  # aligned
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert cells[2] == ["dense", "36.00", "", "", "", "1,000", "0.0%", "500", "100.0%", "-"]
-    assert cells[3] == ["0", "", "1.25", "20.50", "33.33", "800", "30.0%", "250", "50.0%", "12.3"]
-    assert cells[4] == ["10", "", "1.25", "20.50", "33.33", "800", "60.0%", "250", "50.0%", "-"]
+    costs = ["800", "30.0%", "250", "50.0%", "1.25"]
+    assert cells[2] == ["dense", "36.00", "", "", "", "1,000", "0.0%", "500", "100.0%", "1.00", "-"]
+    assert cells[3] == ["0", "", "1.25", "20.50", "33.33", *costs, "12.3"]
+    assert cells[4] == ["10", "", "1.25", "20.50", "33.33", "800", "60.0%", *costs[2:], "-"]
     assert len(cells) == 5
-    for note in ("nrefs:1|version:9", "7 sentences of data (test)", str(out / "loss.png"), "61.0"):
+    for note in (
+        "nrefs:1|version:9",
+        "7 sentences of data (test)",
+        str(out / "loss.png"),
+        str(out / "quality.png"),
+        "61.0",
+        "95 % lie within 4.0 of the dense model's BLEU",
+        "relative to the dense model's 50, ",
+    ):
         assert note in text
+    assert "ontrol" not in text  # which was not run
+    assert (out / "quality.png").stat().st_size > 1000
     found = json.loads(result.stdout)
     assert found["configurations"] == [0, 10]
     assert found["rows"][1]["bleu_block"] == 20.5
     assert found["rows"][2]["sparsity"] == pytest.approx(0.6)
+
+
+def test_report_names_configurations_by_their_rates(out: Path) -> None:
+    attention = "encoder.block.{}.layer.0.SelfAttention"
+    rates = [{attention.format(i): rate for i in range(2)} for rate in (0.25, 0.5)]
+    (out / "conf.json").write_text(json.dumps(rates))
+    for stage in ("pruned", "block", "model"):
+        (out / f"eval_{stage}_1.json").write_text(json.dumps(evaluation(12.0)))
+    found = json.loads(run(report.main, "-d", out).stdout)
+    names = [row["configuration"] for row in found["rows"]]
+    assert names == ["dense", "0: heads 25 %", "1: heads 50 %"]
+    assert found["configurations"] == [0, 1]
+
+
+def test_report_of_a_control_says_what_it_is(out: Path) -> None:
+    for index in (0, 10):
+        (out / f"eval_baseline_{index}.json").write_text(json.dumps(evaluation(30.0)))
+    result = run(report.main, "-d", out)
+    assert "Control: as pruned, then fine-tuned as a whole." in result.stderr
+    assert " 30.00 |" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sentences_per_second": None}, {"settings": {"num_beams": 1, "max_length": 80}}],
+    ids=["old report", "other dtype"],
+)
+def test_report_compares_no_speeds_that_were_not_measured_alike(out: Path, change: dict) -> None:
+    one = evaluation(33.3, 800, 700, 250.0) | change
+    (out / "eval_model_0.json").write_text(json.dumps(one))
+    rows = json.loads(run(report.main, "-d", out).stdout)["rows"]
+    assert [row["speed"] for row in rows] == [1.0, None, 1.25]
+
+
+def test_report_without_an_interval_says_nothing_of_chance(out: Path) -> None:
+    dense = evaluation(36.0)
+    del dense["bleu"]["interval_95"]
+    (out / "eval_dense.json").write_text(json.dumps(dense))
+    assert "hance" not in run(report.main, "-d", out).stderr
 
 
 @pytest.mark.parametrize("name", ["eval_dense", "eval_block_10", "eval_model_0", "eval_pruned_0"])
@@ -335,10 +409,11 @@ def test_report_without_configurations(out: Path) -> None:
     assert "eval_pruned_0.json: missing" in result.stderr
 
 
-def test_report_with_a_missing_picture(out: Path) -> None:
-    result = run(report.main, "-d", out, "--plot", out / "none.png")
-    assert result.exit_code == 1
-    assert "none.png: missing; run plot_loss.py" in result.stderr
+def test_report_without_a_picture(out: Path) -> None:
+    (out / "loss.png").unlink()
+    result = run(report.main, "-d", out)
+    assert (result.exit_code, json.loads(result.stdout)["plot"]) == (0, None)
+    assert "loss.png" not in (out / "report.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -404,5 +479,4 @@ def test_removed_modules_cost_nothing_and_still_translate(folder: Path, tmp_path
     left = sum(dense.values()) - dense[attention] - dense[ffn] - dense[cross] // 2
     assert found["macs_per_token"] == pytest.approx(left / 64, abs=0.01)
     gone = 4 * 32 * 32 + 4 * 32 * 16 + 2 * 32 * 48
-    assert found["removed"] == pytest.approx(gone / (found["parameters"] + gone), abs=1e-5)
-    assert found["sparsity"] == 0
+    assert found["sparsity"] == pytest.approx(gone / (found["parameters"] + gone), abs=1e-5)

@@ -104,7 +104,9 @@ def test_nothing_is_composed_across_a_change(name: str, made_by_one_model: Path)
     folder, model = made_by_one_model, f"{name}.pth"
     before = {it: (folder / it).read_bytes() for it in ("conf.json", "modules.npy")}
     tuned = ("block_level_finetuning.py", "-m", model, "--data", "data", "--epochs", 1)
-    scored = ("--scores", "scores.npz", "--method", "ranked", "-o", "x.npy")
+    scored = (
+        "--scores", "scores.npz", "--attention", "ranked", "--ffn", "ranked", "-o", "x.npy",
+    )  # fmt: skip
     commands = {
         "modules.npy": [("compose_model.py", "-m", model, "-p", "modules.npy"), tuned],
         "scores.npz": [

@@ -1,6 +1,7 @@
 """Long scripts that are killed at fixed points, interrupted, or run out of disk; and run again."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 
 from composable import runs
 from composable.models import checkpoint
+from composable.training.options import EARLY_STOP, Options
+from composable.variants.tuning import tune_variants
 from tests import tiny
 from tests.end_to_end.forked import Ended, Server, environment
 from tests.paths import ROOT
@@ -42,28 +45,37 @@ ONE_BY_DAY = [
     BLOCK if script == BLOCK else pytest.param(script, marks=pytest.mark.nightly)
     for script in SCRIPTS
 ]
-#: name -> (what happens in the process, options, the epoch after which the rerun continues)
-POINTS: dict[str, tuple[dict[str, Any], tuple[object, ...], float | None]] = {
-    "mid-epoch": ({"call": "step", "count": 2 * STEPS + 3}, (), 2),
-    "in-checkpoint": ({"call": "optimizer", "count": 2, "half": "optimizer.pt"}, (), 1),
+#: name -> (what happens in the process, the epoch after which the rerun continues)
+POINTS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "mid-epoch": ({"call": "step", "count": 2 * STEPS + 3}, 2),
+    "in-checkpoint": ({"call": "optimizer", "count": 2, "half": "optimizer.pt"}, 1),
     # the validation set has 2 batches; the first validation is of the start
-    "in-validation": ({"call": "validation", "count": 2 * 2 + 1}, (), 2),
+    "in-validation": ({"call": "validation", "count": 2 * 2 + 1}, 2),
     "within-an-epoch": (
-        {"call": "step", "count": 2 * STEPS + 7}, ("--save-steps", 3), 2 + 5 / STEPS
+        {"call": "step", "count": 2 * STEPS + 7, "training": {"save_steps": 3}}, 2 + 5 / STEPS
     ),
 }  # fmt: skip
-MORE_POINTS: dict[str, tuple[dict[str, Any], tuple[object, ...], float | None]] = {
-    "early": ({"call": "step", "count": 4}, (), None),
-    "in-first-checkpoint": ({"call": "optimizer", "count": 1}, (), None),
-    "half-a-state": ({"call": "state", "count": 3, "half": "trainer_state.json"}, (), 2),
-    "before-the-seal": ({"call": "seal", "count": 3}, (), 2),
-    "before-old-checkpoints-go": ({"call": "rotate", "count": 2}, (), 2),
-    "within-the-first-epoch": ({"call": "step", "count": 4}, ("--save-steps", 1), 3 / STEPS),
-    "in-a-checkpoint-of-steps": ({"call": "seal", "count": 4}, ("--save-steps", 3), 1),
-    "in-the-last-validation": ({"call": "validation", "count": 4 * 2 + 2}, (), EPOCHS),
-    "before-the-output": ({"call": "bundle"}, (), EPOCHS),
+MORE_POINTS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "early": ({"call": "step", "count": 4}, None),
+    "in-first-checkpoint": ({"call": "optimizer", "count": 1}, None),
+    "half-a-state": ({"call": "state", "count": 3, "half": "trainer_state.json"}, 2),
+    "before-the-seal": ({"call": "seal", "count": 3}, 2),
+    "before-old-checkpoints-go": ({"call": "rotate", "count": 2}, 2),
+    "within-the-first-epoch": (
+        {"call": "step", "count": 4, "training": {"save_steps": 1}},
+        3 / STEPS,
+    ),
+    "in-a-checkpoint-of-steps": (
+        {"call": "seal", "count": 4, "training": {"save_steps": 3}},
+        1,
+    ),
+    "in-the-last-validation": ({"call": "validation", "count": 4 * 2 + 2}, EPOCHS),
+    "before-the-output": ({"call": "bundle"}, EPOCHS),
 }
 BASELINE = "baseline_finetuning.py"
+WITH_TRAINING = "tests/end_to_end/with_training.py"
+#: After one epoch that is no better, as no option asks for.
+IMPATIENT: Any = {"training": {"early_stop": 1}}
 BY_DAY = [(BLOCK, point) for point in POINTS] + [
     (BASELINE, "in-validation"),
     (BASELINE, "within-an-epoch"),
@@ -79,12 +91,16 @@ class Place:
     server: Server
     folder: Path
 
-    def train(self, script: str, *args: object, **fault: Any) -> Ended:
-        """Run a long script with the usual options."""
+    def train(
+        self, script: str, *args: object, training: dict[str, Any] | None = None, **fault: Any
+    ) -> Ended:
+        """Run a long script with the usual options, and settings that have no option."""
         inputs, output, *_ = SCRIPTS[script]
-        return self.server.run(
-            script, *inputs, "-o", output, *OPTIONS, *args, cwd=self.folder, **fault
-        )
+        words = (*inputs, "-o", output, *OPTIONS, *args)
+        if training is None:
+            return self.server.run(script, *words, cwd=self.folder, **fault)
+        with_training = (WITH_TRAINING, json.dumps(training), ROOT / script)
+        return self.server.run(*with_training, *words, cwd=self.folder, **fault)
 
     def result(self, script: str) -> tuple[bytes, list[list[str]]]:
         """The bytes of the output, and the stats without the columns of seconds."""
@@ -112,7 +128,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     checkpoint.save(folder / "model.pth", tiny.checkpoint())
     with Server() as server:
         for script, args in (
-            ("config_generator.py", "--attention 0.5 --linear 0.3 -n 1"),
+            ("config_generator.py", "--attention 0.5 --linear 0.3"),
             ("prune_scheme_generator.py", ""),
             ("prune.py", "--attention head_l1"),
             ("compose_model.py", "-o composed.pth"),
@@ -164,16 +180,16 @@ def test_killed_at_further_points(place: Place, undisturbed: dict[str, Any], poi
 
 def check_killed(
     place: Place, undisturbed: dict[str, Any], script: str, fault: dict[str, Any],
-    options: tuple[object, ...], resumed: float | None,
+    resumed: float | None,
 ) -> None:  # fmt: skip
-    killed = place.train(script, *options, **fault)
+    killed = place.train(script, **fault)
     assert killed.code == -signal.SIGKILL
     assert not (place.folder / SCRIPTS[script][1]).exists()
     if fault["call"] == "optimizer":
         newest = {path.name for path in place.checkpoints()[-1].iterdir()}
         assert "model.safetensors" in newest
         assert "trainer_state.json" not in newest
-    report = place.train(script, *options).report
+    report = place.train(script, training=fault.get("training")).report
     assert report["resumed_from_epoch"] == resumed
     assert place.result(script) == undisturbed[script]
     assert place.checkpoints() == []
@@ -184,15 +200,15 @@ def check_killed(
 )
 def test_killed_after_early_stopping(place: Place, script: str) -> None:
     """Some variants have stopped, or all: the rerun must not take one more step."""
-    options = ("--epochs", 8, "--early-stop", 1, "--lr", 0.2)
-    whole = place.train(script, *options).report
+    options = ("--epochs", 8, "--lr", 0.2)
+    whole = place.train(script, *options, **IMPATIENT).report
     expected = place.result(script)
     assert 0 < whole["epochs"] < 8
     place.tidy()
     # rotate is called after the last checkpoint; output after the other one was removed
     for fault in ({"call": "rotate", "count": whole["epochs"]}, {"call": SCRIPTS[script][3]}):
-        assert place.train(script, *options, **fault).code == -signal.SIGKILL
-        resumed = place.train(script, *options).report
+        assert place.train(script, *options, **IMPATIENT, **fault).code == -signal.SIGKILL
+        resumed = place.train(script, *options, **IMPATIENT).report
         assert resumed["resumed_from_epoch"] in (
             whole["epochs"],
             whole.get("best_epoch"),  # variants have one each
@@ -227,15 +243,15 @@ def test_killed_run_of_some_steps(place: Place) -> None:
 @pytest.mark.nightly
 def test_variants_that_had_stopped_stay_stopped(place: Place) -> None:
     """At this rate some variants stop before the others; their relative errors are kept too."""
-    options = ("--epochs", 6, "--early-stop", 1, "--lr", 0.1)
-    place.train(BLOCK, *options)
+    options = ("--epochs", 6, "--lr", 0.1)
+    place.train(BLOCK, *options, **IMPATIENT)
     expected = place.result(BLOCK)
     table = errors_in(place)
     place.tidy()
-    assert place.train(BLOCK, *options, call="step", count=4 * STEPS + 2).code < 0
+    assert place.train(BLOCK, *options, **IMPATIENT, call="step", count=4 * STEPS + 2).code < 0
     state = load_file(place.checkpoints()[-1] / "model.safetensors")
     assert set(state["bad_epochs"].tolist()) == {0, 1}
-    assert place.train(BLOCK, *options).report["resumed_from_epoch"] == 4
+    assert place.train(BLOCK, *options, **IMPATIENT).report["resumed_from_epoch"] == 4
     assert place.result(BLOCK) == expected
     assert errors_in(place) == table
 
@@ -255,9 +271,22 @@ def kill_late(place: Place, script: str = BLOCK, *args: object) -> None:
     assert place.checkpoints()
 
 
-def test_no_resume_starts_afresh(place: Place, undisturbed: dict[str, Any]) -> None:
+def test_without_resume_a_run_starts_afresh(
+    place: Place, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python may ask; the same run would continue, since all other settings are the same."""
     kill_late(place)
-    assert place.train(BLOCK, "--no-resume").report["resumed_from_epoch"] is None
+    monkeypatch.chdir(place.folder)
+    names = (Path(name) for name in ("tuned.npy", "stats_block.csv"))
+    training = Options(
+        epochs=EPOCHS, batch_size=BATCH, lr=4e-2, early_stop=EARLY_STOP, device="cpu", resume=False
+    )
+    result, report = tune_variants(
+        Path("model.pth"), [Path("modules.npy")], *names, training, "grad", 0.0,
+        data="data", limit=None, calibration=Path("calibration.npy"), memory_budget=1 << 30,
+    )  # fmt: skip
+    result.clean_up()
+    assert report["resumed_from_epoch"] is None
     assert place.result(BLOCK) == undisturbed[BLOCK]
 
 
@@ -273,7 +302,7 @@ def test_another_run_does_not_continue_this_one(place: Place) -> None:
         ended = place.train(script, *change, **begins)
         assert ended.code == -signal.SIGKILL, ended.err
         assert "continuing" not in ended.err, change
-    for change in (("-q",), ("--report-to", "tensorboard", "--stats", "stats_other.csv")):
+    for change in (("-q",), ("--save-steps", 5, "--stats", "stats_other.csv")):
         ended = place.train(script, *change, **begins)
         assert ("continuing after epoch 2" in ended.err) == (change != ("-q",)), change
 
@@ -283,8 +312,8 @@ def test_another_bundle_does_not_continue_this_one(place: Place) -> None:
         (place.folder / "conf_prune.json").read_text().replace("0.3", "0.4")
     )
     place.server.run(
-        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy", "--attention", "head_l1",
-        cwd=place.folder,
+        "prune.py", "-m", "model.pth", "-c", "less.json", "-o", "less.npy",
+        "--attention", "head_l1", cwd=place.folder,
     )  # fmt: skip
     kill_late(place)
     assert place.train(BLOCK, "-p", "less.npy").report["resumed_from_epoch"] is None
@@ -307,15 +336,15 @@ def test_damaged_checkpoint_is_left_out(place: Place, undisturbed: dict[str, Any
 @pytest.mark.nightly
 def test_the_best_checkpoint_is_damaged(place: Place) -> None:
     """Without the best weights a run cannot end; what needs them is left out, too."""
-    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
-    whole = place.train(BASELINE, *options).report
+    options = ("--epochs", 8, "--lr", 0.2)
+    whole = place.train(BASELINE, *options, **IMPATIENT).report
     expected = place.result(BASELINE)
     assert whole["best_epoch"] < whole["epochs"], "choose another --lr"
     place.tidy()
-    assert place.train(BASELINE, *options, call="output").code == -signal.SIGKILL
+    assert place.train(BASELINE, *options, **IMPATIENT, call="output").code == -signal.SIGKILL
     best, last = place.checkpoints()
     (best / "model.safetensors").write_bytes(b"")
-    ended = place.train(BASELINE, *options)
+    ended = place.train(BASELINE, *options, **IMPATIENT)
     assert ended.report["resumed_from_epoch"] is None
     assert f"{last.name} needs {best.name}, which is damaged" in ended.err
     assert place.result(BASELINE) == expected
@@ -337,16 +366,20 @@ def test_two_equal_runs_at_once(place: Place, undisturbed: dict[str, Any]) -> No
 def test_checkpoints_may_move(place: Place) -> None:
     """The best epoch lies before the last: its weights are found where the folder is now."""
     script = "baseline_finetuning.py"
-    options = ("--epochs", 8, "--lr", 0.2, "--early-stop", 1)
-    whole = place.train(script, *options).report
+    options = ("--epochs", 8, "--lr", 0.2)
+    whole = place.train(script, *options, **IMPATIENT).report
     expected = place.result(script)
     assert whole["best_epoch"] < whole["epochs"] < 8, "choose another --lr"
     place.tidy()
     fault = {"call": "rotate", "count": whole["epochs"]}
-    assert place.train(script, *options, **fault).code == -signal.SIGKILL
-    os.rename(place.folder / "checkpoints", place.folder / "moved")
-    moved = ("--checkpoint-dir", place.folder / "moved")
-    assert place.train(script, *options, *moved).report["resumed_from_epoch"] == whole["epochs"]
+    assert place.train(script, *options, **IMPATIENT, **fault).code == -signal.SIGKILL
+    (place.folder / "moved").mkdir()
+    os.rename(place.folder / "checkpoints", place.folder / "moved" / "checkpoints")
+    moved = ("--workdir", place.folder / "moved", "--stats", "stats_baseline.csv")
+    assert (
+        place.train(script, *options, *moved, **IMPATIENT).report["resumed_from_epoch"]
+        == whole["epochs"]
+    )
     assert place.result(script) == expected
     shutil.rmtree(place.folder / "moved")
 
@@ -380,8 +413,10 @@ def test_signals_beside_processes_that_prepare_batches(
 ) -> None:
     """A batch system sends SIGTERM to all of a job's processes; nohup keeps SIGHUP away."""
     inputs, output, *_ = SCRIPTS[BASELINE]
-    arguments = [*inputs, "-o", output, *OPTIONS, "--workers", 2]
-    command = [sys.executable, str(ROOT / BASELINE), *map(str, arguments)]
+    arguments = [*inputs, "-o", output, *OPTIONS]
+    workers = json.dumps({"workers": 2})
+    script = [str(ROOT / WITH_TRAINING), workers, str(ROOT / BASELINE)]
+    command = [sys.executable, *script, *map(str, arguments)]
     process = subprocess.Popen(
         ["nohup", *command], cwd=place.folder, env=environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,9 @@ def test_a_pipeline_from_folder_to_table(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     table = (out / "report.md").read_text()
     assert first.stderr.rstrip().endswith(table.rstrip())
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:5]] == ["dense", "0", "1"]
+    rates = "heads 50 % of one attention, weights 50 % of one linear"
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[2:5]]
+    assert rows == ["dense", f"0: {rates}", f"1: {rates}"]
     losses = [json.loads((out / f"eval_model_{i}.json").read_text())["loss"] for i in range(2)]
     assert losses[0] == losses[1]
     assert (out / "loss.png").stat().st_size > 1000
@@ -53,14 +56,20 @@ def test_a_pipeline_from_folder_to_table(tmp_path: Path) -> None:
     assert "was made with other settings" in other.stderr
 
 
-@pytest.mark.parametrize(("arguments", "calibrates"), [("--solver grad", 0), ("--epochs 1", 1)])
-def test_the_solver_grad_gets_no_option_that_it_refuses(
-    tmp_path: Path, arguments: str, calibrates: int
-) -> None:
-    bundle = tmp_path / "out" / "modules_finetuned.npy"
-    ran = make(tmp_path / "out", "-n", str(bundle), f"BLOCK_ARGS={arguments}")
+def test_module_level_finetuning_gets_no_option_that_a_solver_refuses(tmp_path: Path) -> None:
+    """Options without effect are refused; these have one with every solver."""
+    bundle, arguments = tmp_path / "out" / "modules_finetuned.npy", "--solver grad"
+    ran = make(tmp_path / "out", "-n", str(bundle), "DATA=data", f"BLOCK_ARGS={arguments}")
     assert ran.returncode == 0, ran.stderr
-    # each command is printed twice: shown, and run
-    (line,) = {at for at in ran.stdout.splitlines() if "block_level_finetuning.py" in at}
-    assert ("--calibration" in line) == calibrates
-    assert arguments in line
+    (line,) = (at for at in ran.stdout.splitlines() if "block_level_finetuning.py" in at)
+    flags = set(re.findall(r" (--?[a-z-]+)", line.partition("block_level_finetuning.py")[2]))
+    assert flags - {"--workdir"} == {"-m", "-p", "-o", "--stats", "--data", "--solver"}
+
+
+def test_the_demo_trains_whole_models_on_the_hand_written_captions(tmp_path: Path) -> None:
+    """They are the first of the training captions (tests/unit/test_captions.py)."""
+    hand = (ROOT / "assets/captions/train_handwritten.en").read_text(encoding="utf-8")
+    ran = make(tmp_path / "unused", "-n", "demo")
+    assert f'MODEL_ARGS="--limit {len(hand.splitlines())} ' in ran.stdout
+    asked = make(tmp_path / "unused", "-n", "demo", "MODEL_ARGS=--epochs 1")
+    assert 'MODEL_ARGS="--epochs 1"' in asked.stdout

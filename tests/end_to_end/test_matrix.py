@@ -164,7 +164,7 @@ def check_composed(made: Checkpoint, variants: list[Variant], corpus: Any, folde
         again = checkpoint.load(folder / "composed.pth")
         settings: dict[str, Any] = {
             "device": "cpu", "dtype": "float32", "batch_tokens": 512, "num_beams": 1,
-            "max_length": 12, "window": None, "null_threshold": 0.0,
+            "max_length": 12,
         }  # fmt: skip
         _, report = task.evaluate(again, corpus, settings)
         assert report["loss"] > 0

@@ -42,7 +42,7 @@ def test_smollm2_is_pruned_and_composed_within_3_gb(tmp_path: Path, gqa: str) ->
     rates = ("--attention", 0.3333, 0.3333, "--ffn", 0, 0.5, "--linear", 0.5, 0)
     run(tmp_path, "config_generator.py", "-m", "dense.pth", *rates)
     run(tmp_path, "prune_scheme_generator.py")
-    by_weights = ("--attention", "head_l1", "neuron_l1")
+    by_weights = ("--attention", "head_l1", "--ffn", "neuron_l1")
     report, peak = run(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", gqa, *by_weights)
     assert report["head_rates"] == {"0.3333": 0.3333}
     assert report["variants"] == 30 * (2 + 3 + 1)  # pairs and heads, linears of the ffn, neurons
@@ -81,7 +81,7 @@ def test_bfloat16_goes_through_the_scripts(tmp_path: Path) -> None:
     report = call_here(*evaluating)
     made.model.float()
     corpus = LANGUAGE_MODELING.read(str(data), None, "test", None)
-    settings = {"device": "cpu", "dtype": "float32", "batch_tokens": 8192, "window": None}
+    settings = {"device": "cpu", "dtype": "float32", "batch_tokens": 8192, "max_length": None}
     _, wanted = LANGUAGE_MODELING.evaluate(made, corpus, settings)
     assert report["loss"] == pytest.approx(wanted["loss"], abs=2e-6)
     assert "dtype:float32" in report["perplexity"]["signature"]

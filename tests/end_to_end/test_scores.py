@@ -1,6 +1,7 @@
 """Scores from script to script: measured once, then what goes by them."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from composable.models import checkpoint
 from composable.ranking.base import Ranker
 from tests import tiny
 from tests.end_to_end.test_depth import call, made_of, ok
+
+RANKED = ("--attention", "ranked", "--ffn", "ranked", "--scores")
+BY_WEIGHTS = ("--attention", "head_l1", "--ffn", "neuron_l1")
 
 
 def variants(folder: Path, *args: Any) -> dict[tuple[str, float], Any]:
@@ -36,13 +40,15 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
     assert set(report) == {"wrote", "method", "units", "seconds"}
     scheme(tmp_path, "--attention", 0.5, 0.25, "--ffn", 0.5, 0.25, "--linear", 0.3, 0)
     for gqa in ("per-group", "whole-groups"):
-        plain = variants(tmp_path, "--gqa", gqa, "--attention", "head_l1", "neuron_l1")
-        scored = variants(tmp_path, "--gqa", gqa, "--scores", "scores.npz")
+        plain = variants(tmp_path, "--gqa", gqa, *BY_WEIGHTS)
+        scored = variants(tmp_path, "--gqa", gqa, *RANKED, "scores.npz")
         assert plain.keys() == scored.keys()
         for key, one in scored.items():
             assert one.kept_units == plain[key].kept_units
             assert one.entry.method == {"linear": "l1"}.get(one.kind, "ranked")
-    mixed = variants(tmp_path, "--attention", "head_l1", "--scores", "scores.npz")
+    mixed = variants(
+        tmp_path, "--attention", "head_l1", "--ffn", "ranked", "--scores", "scores.npz"
+    )
     assert {(v.kind, v.entry.method) for v in mixed.values()} == {
         ("attention", "head_l1"), ("ffn", "ranked"),
     }  # fmt: skip
@@ -50,7 +56,7 @@ def test_heads_and_neurons_by_scores(layout: str, tmp_path: Path) -> None:
     for seed in (1, 1, 2):
         rank = ("rank_importance.py", "-m", "dense.pth", "--method", "random", "--seed", seed)
         ok(tmp_path, *rank, "-o", f"{seed}.npz")
-        found = variants(tmp_path, "--scores", f"{seed}.npz")
+        found = variants(tmp_path, *RANKED, f"{seed}.npz")
         seen.append([v.kept_units for v in found.values()])
     assert seen[0] == seen[1] != seen[2]
     options = bundle.open_bundle(tmp_path / "m.npy").options
@@ -76,10 +82,9 @@ def test_units_by_stat_from_one_calibration(
     assert passes
     script = "prune"
     scheme(tmp_path, "--attention", 0.5, 0.25, "--ffn", 0.5, 0.25)
-    by_stat, scored = (
-        variants(tmp_path, "--gqa", gqa, *texts, *args)
-        for args in (("--method", "stat"), ("--scores", "scores.npz"))
-    )
+    stat = ("--attention", "stat", "--ffn", "stat")
+    by_stat = variants(tmp_path, "--gqa", gqa, *texts, *stat)
+    scored = variants(tmp_path, "--gqa", gqa, *RANKED, "scores.npz")
     assert {v.entry.method for v in by_stat.values()} == {"stat"}
     assert {v.entry.method for v in scored.values()} == {"ranked"}
     assert {key: v.kept_units for key, v in by_stat.items()} == {
@@ -89,11 +94,11 @@ def test_units_by_stat_from_one_calibration(
     assert options["scores"]["options"]["gqa"] == gqa
     others = ("unit_wanda", "random") if gqa == "per-group" else ("fluctuation", "exchange")
     for name in others:
-        found = variants(tmp_path, *texts, "--method", name)
-        assert name in {v.entry.method for v in found.values()}
+        found = variants(tmp_path, *texts, "--ffn", name)
+        assert {v.entry.method for v in found.values()} == {"head_gram", name}
     assert "prune" not in passes
     other = {"per-group": "whole-groups", "whole-groups": "per-group"}[gqa]
-    ended = call(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", other, "--scores", "scores.npz")
+    ended = call(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", other, *RANKED, "scores.npz")
     assert ended.code == 1
     assert f"--gqa {other}: the scores scores.npz are of heads that leave {gqa}" in ended.err
 
@@ -102,10 +107,11 @@ def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:
     made_of("opt", tmp_path)
     scheme(tmp_path, "--attention", 0.5, "--ffn", 0.5)
     ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "random", "--seed", 7)
-    scored = variants(tmp_path, "--scores", "scores.npz")
-    found = variants(tmp_path, "--method", "random", "--seed", 7)
+    scored = variants(tmp_path, *RANKED, "scores.npz")
+    by_lot = ("--attention", "random", "--ffn", "random", "--seed")
+    found = variants(tmp_path, *by_lot, 7)
     assert bundle.open_bundle(tmp_path / "m.npy").options["seed"] == 7
-    other = variants(tmp_path, "--method", "random", "--seed", 8)
+    other = variants(tmp_path, *by_lot, 8)
     kept, expected, others = ([v.kept_units for v in x.values()] for x in (found, scored, other))
     assert kept == expected != others
 
@@ -113,19 +119,18 @@ def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--scores", "none.npz"], "none.npz: No such file"),
-        (["--scores", "other.npz"], "other.npz: measured on another model"),
-        (["--scores", "memory.npz"], "the scores hold no importance of the units of"),
-        (["--scores", "one.npz"], "(they have those of 1 modules); measure it with"),
-        (["--scores", "l1.npz", "--attention", "head_l1", "--ffn", "neuron_l1"],
-         "--scores l1.npz: other options or methods decide on every attention and ffn"),
-        (["--method", "ranked"], "method ranked needs a file of scores, and there is none"),
-        (["--attention", "head_l1", "--ffn", "neuron_l1", "--seed", 3],
-         "--seed: the scheme asks for no method random; leave it out."),
-        (["--held-out-samples", 3], "--held-out-samples: the scheme asks for no linear map in"),
+        ([*RANKED, "none.npz"], "none.npz: No such file"),
+        ([*RANKED, "other.npz"], "other.npz: measured on another model"),
+        ([*RANKED, "memory.npz"], "the scores hold no importance of the units of"),
+        ([*RANKED, "one.npz"], "(they have those of 1 modules); measure it with"),
+        (["--scores", "l1.npz", *BY_WEIGHTS], "--scores has no effect: add --attention ranked"),
+        (RANKED[:4], "the method ranked needs --scores; rank_importance.py measures them"),
+        ([*BY_WEIGHTS, "--seed", 3], "--seed has no effect: no method here is random"),
+        ([*BY_WEIGHTS, "--limit", 3], "--limit has no effect: no method here looks at texts"),
+        ([*BY_WEIGHTS, "--linear", "l1"], "--linear has no effect: no linear has a rate"),
     ],
-)  # fmt: skip
-def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: str) -> None:
+)
+def test_options_that_prune_cannot_use(tmp_path: Path, args: Sequence[Any], message: str) -> None:
     made_of("opt", tmp_path)
     scheme(tmp_path, "--attention", 0.5, "--ffn", 0.5)
     ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "l1", "-o", "l1.npz")
@@ -137,7 +142,7 @@ def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: 
     scores_file.save(tmp_path / "one.npz", Scores(found.origin, first))
     np.savez(tmp_path / "memory.npz", arr_0=np.zeros((4, 4)))
     ended = call(tmp_path, "prune.py", "-m", "dense.pth", *args)
-    assert ended.code == 1
+    assert ended.code == (2 if "has no effect" in message else 1)
     assert message in ended.err.splitlines()[-1]
     assert not (tmp_path / "modules.npy").exists()
 
@@ -145,18 +150,25 @@ def test_scores_that_prune_cannot_use(tmp_path: Path, args: list[Any], message: 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--method", "near"], 'unknown way of measuring importance "near"'),
-        (["--method", "l1", "--seed", 1], "--seed: is no option of the method l1; leave it out"),
-        (["--method", "random", "--distance", "bi_score"], "--distance: is no option of the"),
-        (["--method", "l1", "--data", "data"], "--data: is no option"),
-        (["--method", "random", "--threshold", 0.5], "--threshold: is no option of the method ran"),
-        (["--seed", 1], "--seed: is no option of the method layer_distance"),
+        (["--method", "near"], "'near' is not one of layer_distance, stat, l1, random"),
+        (["--method", "l1", "--seed", 1], "--seed has no effect with --method l1; leave it out"),
+        (
+            ["--method", "random", "--distance", "bi_score"],
+            "--distance has no effect with --method",
+        ),
+        (["--method", "l1", "--data", "data"], "--data has no effect with --method l1"),
+        (
+            ["--method", "random", "--iterative", 1],
+            "--iterative has no effect with --method random",
+        ),
+        (["--method", "random", "--gqa", "per-group"], "--gqa has no effect with --method random"),
+        (["--seed", 1], "--seed has no effect with --method layer_distance"),
     ],
 )
 def test_options_of_other_rankers(tmp_path: Path, args: list[Any], message: str) -> None:
     made_of("opt", tmp_path)
     ended = call(tmp_path, "rank_importance.py", "-m", "dense.pth", *args)
-    assert ended.code == 1
+    assert ended.code == 2
     assert message in ended.err.splitlines()[-1]
     assert not (tmp_path / "scores.npz").exists()
 
@@ -193,14 +205,14 @@ def test_depth_scores_are_those_of_the_file(tmp_path: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class InputOptions:
-    """Of the ranker below; its flag is there already, for another ranker."""
+    """Of the ranker below; its flag is there already."""
 
-    batch_size: int | None = None
+    limit: int | None = None
 
 
 def _by_length(made: Any, texts: Any, options: InputOptions) -> Scores:
     """Rank units by their number times the tokens of the longest text: no sense, but of texts."""
-    longest = max(batch["input_ids"].shape[1] for batch in texts.batches(rows=options.batch_size))
+    longest = options.limit * max(batch["input_ids"].shape[1] for batch in texts.batches())
     return Scores(
         units={
             m.name: UnitImportance(np.arange(m.units) * float(longest))
@@ -215,14 +227,14 @@ def test_a_ranker_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.M
     _, data = made_of("opt", tmp_path)
     report = ok(
         tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "by_length",
-        "--data", data, "--batch-size", 2,
+        "--data", data, "--limit", 30,
     )  # fmt: skip
     assert report["samples"] > 2
     scores = scores_file.load(tmp_path / "scores.npz")
     assert scores.origin is not None
-    assert scores.origin.options["batch_size"] == 2
+    assert scores.origin.options["limit"] == 30
     scheme(tmp_path, "--ffn", 0.5)
-    found = variants(tmp_path, "--scores", "scores.npz")
+    found = variants(tmp_path, "--ffn", "ranked", "--scores", "scores.npz")
     for variant in found.values():
         units = len(scores.importance(variant.module))
         assert variant.kept_units == list(range(units // 2, units))

@@ -34,7 +34,8 @@ def test_from_stat_to_a_model_of_that_size(
         "--metric", metric, "--allocate", allocation,
     )  # fmt: skip
     ok(tmp_path, "prune_scheme_generator.py")
-    ok(tmp_path, "prune.py", *model, "--method", "stat", *how, *texts)
+    stat = ("--attention", "stat", "--ffn", "stat")
+    ok(tmp_path, "prune.py", *model, *stat, *how, *texts)
     ok(tmp_path, "block_level_finetuning.py", *model, "--solver", "ls", *texts)
     variants = bundle.open_bundle(tmp_path / "modules_finetuned.npy").load_all()
     assert all(v.stats["error_after"] <= v.stats["error_before"] for v in variants)

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (place / "removed.json").write_text(json.dumps([REMOVED]))
     with Server() as server:
         for script, args in (
-            ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3 -n 1"),
+            ("config_generator.py", "-m model.pth --attention 0.5 --linear 0.3"),
             ("prune_scheme_generator.py", ""),
             ("prune.py", "-m model.pth --attention head_l1"),
             ("prune_scheme_generator.py", "-i removed.json -o removed_prune.json"),
@@ -50,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ended = server.run(script, *args.split(), cwd=place)
             assert ended.code == 0, ended.err
         for name, script, options in ONE:
-            ended = server.run(script, *options.split(), *NAMES[name], cwd=place)
+            words = (str(ROOT / script), *options.split(), *NAMES[name])
+            ended = server.run(*STOPS.get(name, ()), *words, cwd=place)
             assert ended.code == 0, ended.err
             shutil.rmtree(place / "checkpoints")
         yield place
@@ -62,8 +63,10 @@ RUNS = {
     "model": (MODEL, "-m model.pth -p modules.npy" + COMMON),
     "removed": (MODEL, "-m model.pth -p removed.npy -c removed.json" + COMMON),
     "block": (BLOCK, "-m model.pth -p modules.npy --solver grad" + COMMON),
-    "stops": (BLOCK, "-m model.pth -p modules.npy --solver grad --lr 0.1 --early-stop 1" + COMMON),
+    "stops": (BLOCK, "-m model.pth -p modules.npy --solver grad --lr 0.1" + COMMON),
 }
+#: what runs a script with settings that have no option
+STOPS = {"stops": ("tests/end_to_end/with_training.py", '{"early_stop": 1}')}
 #: where some variants stop early the rate is so high that it magnifies rounding
 TOLERANCE = {"stops": 1e-3}
 NAMES = {name: ("-o", f"{name}_1.out", "--stats", f"{name}_1.csv") for name in RUNS}
@@ -93,7 +96,13 @@ def losses(path: Path) -> list[list[float]]:
 def test_two_processes_equal_one(folder: Path, name: str) -> None:
     script, options = RUNS[name]
     names = ("-o", f"{name}_2.out", "--stats", f"{name}_2.csv")
-    ended = torchrun(folder, script, *options.split(), *names)
+    words = (*options.split(), *names)
+    if name in STOPS:
+        with_training, settings = STOPS[name]
+        program = (str(ROOT / with_training), settings, str(ROOT / script))
+        ended = torchrun(folder, script, *words, program=program)
+    else:
+        ended = torchrun(folder, script, *words)
     report = ended.report  # fails unless stdout is one JSON object
     assert report["wrote"] == f"{name}_2.out"
     one, two = losses(folder / f"{name}_1.csv"), losses(folder / f"{name}_2.csv")

@@ -88,7 +88,9 @@ def pairings() -> Iterator[Attack]:
             "config_generator.py", *other, "--scores", "scores.npz", "--drop-layers", 1,
             "--stack", "encoder", "-o", "o.json",
         ),
-        "scores of another model, units": (*prune, *other, "--scores", "units.npz"),
+        "scores of another model, units": (
+            *prune, *other, "--attention", "ranked", "--scores", "units.npz",
+        ),
         "composed model, dense one needed": ("config_generator.py", *composed, "-o", "o.json"),
         "composed model, pruned again": (*prune, *composed),
         "composed model, composed again": (COMPOSE[0], *composed, "-o", "o.pth"),
@@ -192,7 +194,7 @@ def archives() -> Iterator[Attack]:
         return replaced("t5_folder/model.safetensors.index.json", prepare)
 
     evaluate = COMMANDS["evaluate.py"][0]
-    loss = ("plot_importance.py", "scores.npz", "--stack", "encoder", "-o", "o.png")
+    loss = ("plot_importance.py", "scores.npz", "-o", "o.png")
     yield Attack(row, "scores.npz of 3 GB", loss, replaced("scores.npz", zip_bomb))
     yield Attack(
         row, "images.npz of 3 GB",
@@ -246,7 +248,7 @@ def outputs() -> Iterator[Attack]:
     """Outputs that are inputs, by name or through links; and that cannot be written."""
     for command, inputs in INPUTS.items():
         line, _ = COMMANDS[command]
-        for flag in {"-o", "--stats"} & set(_flags(line)):
+        for flag in _flags(line):
             for name in inputs:
                 for how in ("same name", "link", "hard link", "other spelling"):
                     target, prepare = _alias(name, how)
@@ -255,6 +257,8 @@ def outputs() -> Iterator[Attack]:
                         prepare, must_refuse=False, intact=name,
                     )  # fmt: skip
         for target in ("x" * 256, "missing/" + "y" * 300, "link", "/proc/new"):
+            if command == "report.py":
+                continue
             yield Attack(
                 "output cannot be written", f"-o {target:.20}", _with(line, "-o", target),
                 lambda folder: (folder / "link").symlink_to("/nowhere/at/all"),
@@ -262,8 +266,9 @@ def outputs() -> Iterator[Attack]:
 
 
 def _flags(line: tuple[Any, ...]) -> list[str]:
-    is_training = "finetuning" in line[0]
-    return ["-o", *(["--stats"] if is_training else [])]
+    if line[0] == "report.py":  # its output has a fixed name
+        return []
+    return ["-o", *(["--stats"] if "finetuning" in line[0] else [])]
 
 
 def _with(line: tuple[Any, ...], flag: str, value: str) -> tuple[Any, ...]:

@@ -5,20 +5,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import click
+from dataclasses import dataclass
 
-from composable.commands import cli
+from composable.commands import cli, options
 
 
-@cli.command()
-@click.option("-m", "--model", type=cli.PATH)
-def main(model: Path) -> dict[str, object]:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of the script."""
+
+    model: Path = options.model("model.pth")
+
+
+@cli.command(Settings)
+def main(settings: Settings) -> dict[str, object]:
     """Copy a model: equal bytes say that all of it was read as it was."""
     import torch
 
     from composable.models import checkpoint
 
-    loaded = checkpoint.load(model)
+    loaded = checkpoint.load(settings.model)
     checkpoint.save(Path("copy.pth"), loaded)
     batch = loaded.tokenizer("a man sits in the house .", return_tensors="pt")
     start = torch.tensor([[0, 5, 6]])

@@ -44,9 +44,9 @@ COMMANDS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     ),
     "plot_loss.py": (("plot_loss.py", "stats_baseline.csv", "-o", "o.png"), ("o.png",)),
     "plot_importance.py": (
-        ("plot_importance.py", "scores.npz", "--stack", "encoder", "-o", "o.png"), ("o.png",)
+        ("plot_importance.py", "scores.npz", "-o", "o.png"), ("o.png",)
     ),
-    "report.py": (("report.py", "-d", "out", "-o", "o.md"), ("o.md",)),
+    "report.py": (("report.py", "-d", "out"), ("out/report.md",)),
     "export_model.py": (("export_model.py", *MODEL, "-o", "exported"), ("exported/*",)),
 }  # fmt: skip
 NEEDS = (

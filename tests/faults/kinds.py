@@ -64,7 +64,7 @@ OWN = (
              "--stack", "encoder"),
             ("config_generator.py", "-m", "model.pth", "--scores", "scores.npz", "--drop-layers", 1,
              "--stack", "encoder", "--policy", "iterative", "-o", "second.json"),
-            ("plot_importance.py", "scores.npz", "--stack", "encoder", "-o", "made.png"),
+            ("plot_importance.py", "scores.npz", "-o", "made.png"),
         ),
         ("conf.json", "second.json", "made.png"),
         is_sealed=True,
@@ -76,7 +76,7 @@ OWN = (
         ("model.pth", "units.npz", "conf_prune.json"),
         (
             ("config_generator.py", "-m", "model.pth", "--scores", "units.npz", "--sizes", 0.7),
-            (*PRUNE, "--scores", "units.npz"),
+            (*PRUNE, "--attention", "ranked", "--scores", "units.npz"),
         ),
         ("conf.json", "made.npy"),
         is_sealed=True,
@@ -113,8 +113,8 @@ OWN = (
         "evaluation JSON",
         ("out/*.json",),
         ("out",),
-        (("report.py", "-d", "out", "-o", "report.md"),),
-        ("report.md",),
+        (("report.py", "-d", "out"),),
+        ("out/report.md",),
         documents={".json": form.JSON},
     ),
 )  # fmt: skip

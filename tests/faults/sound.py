@@ -23,7 +23,7 @@ TRAINING = (
     "float32",
 )
 #: Texts for `calibration.npy`, as few as will do.
-CALIBRATION = ("--limit", 12, "--held-out-samples", 6, "--device", "cpu")
+CALIBRATION = ("--limit", 12, "--device", "cpu")
 #: Command lines that make one file of the chain after the other, each from those before it.
 CHAIN: tuple[tuple[Any, ...], ...] = (
     ("config_generator.py", "-m", "model.pth", "--attention", 0.5, "--linear", 0.3),

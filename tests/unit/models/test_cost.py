@@ -170,24 +170,19 @@ def test_weights_that_only_share_memory_count_once() -> None:
     assert cost.nonzero_parameters(model) == 24
 
 
-def test_sparsity_and_removed_say_of_what() -> None:
+def test_sparsity_is_what_is_gone_or_zero_of_the_dense_model() -> None:
     model = torch.nn.Linear(4, 2, bias=False)
     with torch.no_grad():
         model.weight.fill_(1.0)[0, :2] = 0
     assert cost.nonzero_parameters(model) == 6
-    assert cost.sparsity(model) == 0.25  # 2 of the 8 it stores
-    assert cost.removed(model, 8) == 0.25
-    assert cost.removed(model, 12) == 0.5  # 4 gone and 2 zeros of 12
-
-
-def test_sparsity_of_nothing_is_zero() -> None:
-    assert cost.sparsity(torch.nn.Identity()) == 0.0
+    assert cost.sparsity(model, 8) == 0.25
+    assert cost.sparsity(model, 12) == 0.5  # 4 gone and 2 zeros of 12
 
 
 @pytest.mark.parametrize("count", [0, -1, 7])
-def test_removed_refuses_a_smaller_dense_model(count: int) -> None:
+def test_sparsity_refuses_a_smaller_dense_model(count: int) -> None:
     with pytest.raises(ShapeError, match=rf"dense_parameters is {count}, .* stores 8"):
-        cost.removed(torch.nn.Linear(4, 2, bias=False), count)
+        cost.sparsity(torch.nn.Linear(4, 2, bias=False), count)
 
 
 @pytest.mark.parametrize(("source", "target"), [(-1, 5), (5, -1), (0, 0)])
@@ -204,10 +199,9 @@ def test_report_holds_all_numbers() -> None:
     found = cost.report(model, families.of(model), dense, 3, 5)
     gone = 4 * HIDDEN * 2 * SIZE
     assert found["parameters"] == dense - gone
-    assert found["sparsity"] == 0.0
-    assert found["removed"] == pytest.approx(gone / dense, abs=1e-6)
+    assert found["sparsity"] == pytest.approx(gone / dense, abs=1e-6)
     less = gone * 3 + 2 * 2 * SIZE * 9
     assert found["macs_per_token"] == round((by_hand(3, 5, 1) - less) / 8, 2)
     assert found["macs_per_token_nonzero"] == found["macs_per_token"]
     assert (found["source_length"], found["target_length"]) == (3, 5)
-    assert cost.report(model, families.of(model))["removed"] is None
+    assert cost.report(model, families.of(model))["sparsity"] is None

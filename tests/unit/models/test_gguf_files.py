@@ -109,3 +109,22 @@ def test_damaged_files(spoil: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"m\.gguf: ") as caught:
         import_model(path, "m.gguf")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_read_once_and_the_library_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    path, opened = write(tmp_path / "model.gguf"), []
+
+    class Counting(gguf.GGUFReader):
+        def __init__(self, path: Any, *args: Any) -> None:
+            opened.append(path)
+            super().__init__(path, *args)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    before = gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm
+    import_model(path, "x")
+    assert opened == [path]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map, reading.tqdm) == before

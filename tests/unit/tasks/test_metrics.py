@@ -73,6 +73,27 @@ def test_sacrebleu_equals_its_command_line(tmp_path: Path) -> None:
     assert score.name == shown["name"]
 
 
+def test_the_interval_is_that_of_sacrebleus_command(tmp_path: Path) -> None:
+    """The command resamples, too; the score and its signature stay those without it."""
+    (tmp_path / "references").write_text("\n".join(REFERENCES) + "\n", encoding="utf-8")
+    (tmp_path / "hypotheses").write_text("\n".join(HYPOTHESES) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "sacrebleu", "references", "-i", "hypotheses", "-m", "bleu"]
+    answer = subprocess.run(
+        [*command, "--confidence", "-w", "4"], cwd=tmp_path, capture_output=True, check=True
+    )
+    score = metrics.sacrebleu_score(HYPOTHESES, REFERENCES)
+    assert json.loads(answer.stdout)["confidence_var"] == pytest.approx(score.interval, abs=1e-4)
+    assert score.to_json()["interval_95"] == pytest.approx(score.interval, abs=1e-4)
+    assert "bs:" not in score.signature
+
+
+def test_corpora_too_large_for_resampling_have_no_interval(monkeypatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_RESAMPLED", len(HYPOTHESES) - 1)
+    score = metrics.sacrebleu_score(HYPOTHESES, REFERENCES)
+    assert score.interval is None
+    assert "interval_95" not in score.to_json()
+
+
 def test_signatures_name_versions() -> None:
     assert metrics.sacrebleu_score(["a"], ["a"]).signature == (
         f"nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
