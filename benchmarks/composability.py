@@ -84,23 +84,25 @@ def ratio(family: Family, path: Path, label: str, count: int, whole: bool) -> fl
 def cost_table(context: Context, family: Family) -> Table:
     """Individual against shared seconds at every loss L(s), of the steps and of whole commands."""
     rows = []
+    # the individual trainings are those of the default procedure
+    shown = ["L(s)", "BLEU"] if family.procedure == DEFAULT else ["L(s)"]
     for label in [str(steps) for steps in STEPS] + [EARLY]:
         paths = [path for path in family.paths if label in path.alone]
         if not paths:
             continue
         points = [path.alone[label] for path in paths]
-        loss = spread.of([point.loss for point in points]).text(4)
-        said = [_label(label, paths, family), loss, _steps(paths, label)]
+        quality = _quality(points)[: len(shown)]
+        said = [_label(label, paths, family), *quality, _steps(paths, label)]
         for whole, counted in ((False, "steps"), (True, "commands")):
             each = spread.of([p.command if whole else p.seconds for p in points]).text()
             cells = [_cell(family, paths, label, count, whole) for count in family.shared]
-            rows.append([*(["", "", ""] if whole else said), counted, each, *cells])
+            rows.append([*([""] * len(said) if whole else said), counted, each, *cells])
     shared = ", ".join(
         f"{number(seconds)} s for N = {count} ({family.variants[count]} variants)"
         for count, seconds in family.shared.items()
     )
     return Table(
-        ["s", "L(s)", "composed needs steps", "seconds of", "individual, s each",
+        ["s", *shown, "composed needs steps", "seconds of", "individual, s each",
          *(f"N = {count}" for count in family.shared)],
         rows,
         title=f"**Rates {family.levels.title}, `{family.procedure}`**: how many times fewer "
@@ -135,12 +137,9 @@ def _cell(family: Family, paths: list[Path], label: str, count: int, whole: bool
 
 
 def curve_table(family: Family) -> Table:
-    """Loss and BLEU after so many steps, individual (once for each set of rates) and composed."""
-    rows = []
-    for label in ["0", *(str(steps) for steps in STEPS), EARLY]:
-        points = [path.alone[label] for path in family.paths if label in path.alone]
-        if points and family.procedure == DEFAULT:
-            rows.append([_label(f"individual, {label}", points, family), *_quality(points)])
+    """Loss and BLEU after so many steps of composed models, and as pruned."""
+    points = [path.alone["0"] for path in family.paths]
+    rows = [["pruned only", *_quality(points)]] if family.procedure == DEFAULT else []
     for index, steps in enumerate(COMPOSED):
         points = [path.composed[index] for path in family.paths if index < len(path.composed)]
         if points:
@@ -181,14 +180,14 @@ def measure(context: Context) -> Section:
             for family in _usual(families)
         )
         + ").",
-        "L(s): validation cross-entropy after s individual model-level steps from the pruned-only "
-        "model (batches of 64, its own schedule for every s); early stop: at most 10 epochs, "
-        "patience 2. A composed model trains on while its loss is above an individual one; not "
-        f"reached: not within {COMPOSED[-1]:,} steps. Single runs.",
+        "L(s), BLEU: validation cross-entropy and test BLEU after s individual model-level steps "
+        "from the pruned-only model (batches of 64, its own schedule for every s); early stop: at "
+        "most 10 epochs, patience 2. A composed model trains on while its loss is above an "
+        f"individual one; not reached: not within {COMPOSED[-1]:,} steps. Single runs.",
         "`hybrid` trains modules that lost units for 4 epochs by default.",
-        f"{EXTRAPOLATED}: for more configurations than were trained, the shared seconds as "
-        "measured and each trained configuration's N times; of steps: between two measured "
-        "numbers.",
+        f"{EXTRAPOLATED} at N: more configurations than were trained. What they share was "
+        "measured; each trained one then stands for all N. "
+        f"{EXTRAPOLATED} at steps: interpolated.",
     ]
     return Section(
         "Does composing pay?", tables, notes, figures(families),

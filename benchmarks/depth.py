@@ -242,7 +242,7 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
     """Cut layers out of a model, and heal what is left.
 
     Returns:
-        For every stack its rows, and the signature of the score.
+        For every stack its rows, and a note with the dense model's score and its signature.
     """
     follower = _Follower(context, chain_of(context, family))
     dense, data = follower.dense(), follower.data
@@ -257,7 +257,7 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
         stack = Stack(inner, dense, other.stack, mine, scores, ("--data", data, *few))
         report = stack.evaluate(dense)
         main = report["main"]
-        rows = [["0", "", "", _score(report, main), ""]]
+        rows = []
         for count in other.counts:
             for rule in (other.distance, "deepest"):
                 cut = stack.choose(rule, count)
@@ -269,7 +269,8 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
                     str(count), rule, _numbers(cut.layers), _score(stack.measure(cut), main),
                     _score(after, main),
                 ])  # fmt: skip
-        found.append((other, rows, report[main]["signature"]))
+        found.append((other, rows, f"Dense: {_score(report, main)}. "
+                      f"Signature: `{report[main]['signature']}`."))  # fmt: skip
     return found
 
 
@@ -310,12 +311,12 @@ def unhealed(language: Language) -> Unhealed:
     by_cut = {(c.layers, c.maps): report for c, report in zip(distinct, reports, strict=True)}
     dense = stack.evaluate(stack.dense)
     values = {key: _perplexity(by_cut[cut.layers, cut.maps]) for key, cut in cuts.items()}
-    rules = list(dict.fromkeys(rule for rule, _ in cuts))
-    rows = [
-        [rule, *(f"{values[rule, n]:.2f} ({_numbers(cuts[rule, n].layers)})"
-                 for n in language.counts)]
-        for rule in rules
-    ]  # fmt: skip
+    rules: dict[tuple[str, ...], list[str]] = {}  # those that agree share a row
+    for rule in dict.fromkeys(rule for rule, _ in cuts):
+        cells = (f"{values[rule, n]:.2f} ({_numbers(cuts[rule, n].layers)})"
+                 for n in language.counts)  # fmt: skip
+        rules.setdefault(tuple(cells), []).append(rule)
+    rows = [[", ".join(names), *cells] for cells, names in rules.items()]
     table = Table(
         ["chosen by", *(f"{n} gone" for n in language.counts)],
         rows,
@@ -346,22 +347,21 @@ def healed_table(
     language: Language, found: Unhealed, healed: dict[Job, dict[str, Any]], full: dict[str, Any]
 ) -> Table:
     """Lay out what healing gave."""
-    rows = [["0", "", "", f"{found.dense:.2f}", "", f"{_perplexity(full):.2f}", "", ""]]
-    for (count, rule, how), one in healed.items():
+    rows = [["0", "", f"{found.dense:.2f}", "", f"{_perplexity(full):.2f}", "", ""]]
+    for (count, rule, _), one in healed.items():
         whole = f"{_perplexity(one['full']):.2f}" if "full" in one else ""
         learning = one["training"].get("learning_parameters", one["training"]["parameters"])
         rows.append([
-            str(count), rule, how, f"{_perplexity(one['report']):.2f}",
+            str(count), rule, f"{_perplexity(one['report']):.2f}",
             f"{found.values[rule, count]:.2f}", whole, f"{learning / 1e6:.1f}",
             number(one["seconds"]),
         ])  # fmt: skip
     return Table(
-        ["gone", "chosen by", "healed by", "perplexity", "before", "whole test text", "M learning",
+        ["gone", "chosen by", "perplexity", "before", "whole test text", "M learning",
          language.context.clock],
         rows,
         title="The same, healed on WikiText-2's `valid` (its first 90 %; the rest stops), "
-        f"`{' '.join(STEPS)}` of 512 tokens a sample.",
-        note="; ".join(f"{how}: `{' '.join(options)}`" for how, options in HEALS.items()) + ".",
+        f"`{' '.join((*HEALS['lora'], *STEPS))}` of 512 tokens a sample.",
     )  # fmt: skip
 
 
@@ -384,13 +384,13 @@ def measure(context: Context) -> Section:
     full, *rest = results[len(jobs) :]
     tables = [found.table, healed_table(language, found, healed, full)]
     for family, parts in zip(OTHERS, rest, strict=True):
-        for other, rows, signature in parts:
+        for other, rows, note in parts:
             task = chain_of(context, family).task
             tables.append(Table(
                 ["gone", "chosen by", "layers", "score / loss", "healed"], rows,
                 title=f"**{other.title}**: {task.replace('_', ' ')}, before and after "
                 f"`{' '.join(other.steps)}` of all weights.",
-                note=f"Signature: `{signature}`.",
+                note=note,
             ))  # fmt: skip
     rules = list(dict.fromkeys(rule for rule, _ in found.cuts))
     figures: dict[str, Any] = {

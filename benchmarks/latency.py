@@ -6,7 +6,7 @@ from benchmarks.context import MODEL, Context
 from benchmarks.page import Section, Table
 from benchmarks.real_chains import chains
 from benchmarks.runs import Artifact, Out
-from benchmarks.sizes import Family, seconds_of, share
+from benchmarks.sizes import Family, seconds_of
 from benchmarks.spread import of
 
 SIZES = (0.7, 0.5)
@@ -32,10 +32,9 @@ def measure(context: Context) -> Section:
         for index, values in enumerate(times):
             ratios = [mine / theirs for mine, theirs in zip(values, times[0], strict=True)]
             name = "dense" if not index else f"{SIZES[index - 1]:.0%} of the MACs"
-            macs = "100%" if not index else share(sized, index - 1, "macs")
-            rows.append([str(batch), name, macs, of(values).text(), of(ratios).text()])
+            rows.append([str(batch), name, of(values).text(), of(ratios).text()])
     table = Table(
-        ["batch", "model", "MACs", "milliseconds", "of dense"], rows,
+        ["batch", "model", "milliseconds", "of dense"], rows,
         title="**all-MiniLM-L6-v2**, 32 tokens a sentence, one thread: median of 20 (smallest to "
         "largest).",
         note=f"CPU seconds of the whole compression to both sizes: {seconds_of(family)}.",

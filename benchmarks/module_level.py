@@ -160,10 +160,10 @@ def stage_table(context: Context) -> tuple[Table, dict[str, Any]]:
             ]
             seconds, other = min(equal, default=(found["grad"]["seconds"], None))
             ratios.append(seconds / ours)
-            mark = "" if other else "more than "
-            cells.append(f"{loss:.3f}: {mark}{number(seconds / ours)} ({other or 'grad'})")
+            cells.append(f"{loss:.3f} ({other or 'no run'})")
             figures[f"{name}, {rate}"] = {"loss": loss, "ratio": seconds / ours, "grad": other}
-        rows.append([name, number(ours), *cells, spread.of(ratios).text()])
+        mark = "more than " if any("no run" in cell for cell in cells) else ""
+        rows.append([name, number(ours), *cells, mark + spread.of(ratios).text()])
     for name in ("grad, 1 epoch", "grad"):
         losses = [f"{one['loss']:.3f}" for one in found[name]["quality"]]
         rows.append([name, number(found[name]["seconds"]), *losses, ""])
@@ -171,10 +171,9 @@ def stage_table(context: Context) -> tuple[Table, dict[str, Any]]:
         ["solver", context.clock, *(f"rate {rate}" for rate in UNIFORM.linear), "times faster"],
         rows,
         title="The whole stage, all attentions with their output projections and all linears: "
-        "validation loss of the model composed at one rate, and how much longer the shortest run "
-        f"of grad takes whose loss is at most {EQUAL} higher.",
-        note="`more than`: no run of grad comes as near; the ratio is that of its longest. "
-        "`grad, 1 epoch` has the whole schedule within one epoch.",
+        "validation loss of the model composed at one rate. In brackets the shortest run of grad "
+        f"whose loss is at most {EQUAL} higher; times faster: than this run (`no run`: than the "
+        "longest). `grad, 1 epoch` has the whole schedule within one epoch.",
     )
     return table, figures
 

@@ -50,7 +50,7 @@ class Table:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         if len({len(line) for line in lines}) != 1:
             raise ValueError(f"table {self.title!r}: rows of unequal length")
-        table = "\n".join(f"| {' | '.join(cell or ' ' for cell in line)} |" for line in lines)
+        table = "\n".join(f"|{'|'.join(line)}|" for line in lines)
         return "\n\n".join(part for part in (self.title, table, self.note) if part)
 
 

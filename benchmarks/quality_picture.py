@@ -48,7 +48,7 @@ def embeddings(results: str) -> dict[str, Points]:
     """
     table = page.split(results)["sizes_small"].split("sentence embeddings.**")[1].split("\n**")[0]
     lines: dict[str, Points] = {"uniform": [(100, 1.0)], "stat": [(100, 1.0)]}
-    for allocation, _, macs, _, cosine in _rows(table):
+    for allocation, macs, _, cosine in _rows(table):
         lines[allocation].append((_number(macs), _number(cosine)))
     return lines
 
@@ -70,8 +70,8 @@ def perplexities(results: str) -> dict[str, Points]:
 
 def _rows(table: str) -> list[list[str]]:
     """Cells of a Markdown table, without its head."""
-    lines = [line for line in table.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [line[1:-1].split("|") for line in lines[2:]]
 
 
 def _number(text: str) -> float:

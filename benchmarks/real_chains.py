@@ -233,7 +233,7 @@ def table(chain: Chain, course: Course) -> Table:
     labels = list(dict.fromkeys(label for label, _, _ in course.rows[1:]))
     stages = ("pruned", "ls", "model level")
     found = {(label, stage): report for label, stage, report in course.rows}
-    rows = [["dense", "100 %", "100 %", *[_score(dense, main)] * 3]]
+    rows = []
     for label in labels:
         last = found[label, "pruned"]
         share = 1 - last["sparsity"]
@@ -248,7 +248,8 @@ def table(chain: Chain, course: Course) -> Table:
     return Table(
         ["configuration", "weights left", "MACs", "pruned", "after ls", "after model level"],
         rows,
-        title=f"**{chain.family}, {chain.task}**: {chain.what}. {dense[main]['name']} / loss.",
+        title=f"**{chain.family}, {chain.task}**: {chain.what}. {dense[main]['name']} / loss; "
+        f"dense {_score(dense, main)}.",
         note=f"Signature: `{dense[main]['signature']}`. Mean error of the variants {before:.4f} as "
         f"pruned, {after:.4f} after least squares. CPU seconds: {seconds}. Model level: "
         f"`{' '.join(chain.model_level)}`.",

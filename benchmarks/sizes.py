@@ -133,23 +133,23 @@ def language_model(context: Context) -> tuple[Table, Any]:
         rows = []
         for index, size in enumerate(PARAMETERS):
             model = family.compose(sized, bundle, index)
-            rows.append([name, allocation, size, share(sized, index, "layer_parameters"),
-                         share(sized, index, "macs"), scores(model, scored[name])])  # fmt: skip
+            rows.append([name, allocation, size, share(sized, index, "macs"),
+                         scores(model, scored[name])])  # fmt: skip
             context.runner.drop(model)
         return rows
 
     pairs = [(name, allocation) for name in texts for allocation in ALLOCATIONS]
     found = context.runner.parallel([partial(one, *pair) for pair in pairs])
     rows = [
-        [name, allocation, f"{size:.0%}", kept, macs,
+        [name, allocation, f"{size:.0%}", macs,
          *(f"{values[place]:,.2f} ({values[place] / base[place]:.2f})" if place in values else ""
            for place in places)]
         for group in found
-        for name, allocation, size, kept, macs, values in group
+        for name, allocation, size, macs, values in group
     ]  # fmt: skip
-    dense_row = ["", "dense", "100%", "100%", "100%", *(f"{v:,.2f}" for v in base.values())]
+    dense_row = ["", "dense", "100%", "100%", *(f"{v:,.2f}" for v in base.values())]
     table = Table(
-        ["calibrated on", "allocation", "size", "layers' parameters", "MACs", *places],
+        ["calibrated on", "allocation", "size", "MACs", *places],
         [dense_row, *rows],
         title=f"**{llama.what.split(' on ')[0]}.** Perplexity (times dense) by `--sizes "
         f"{' '.join(map(str, PARAMETERS))} --metric layer-parameters`, refitted by `--solver ls`, "

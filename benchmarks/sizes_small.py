@@ -8,7 +8,7 @@ from benchmarks.context import CALIBRATION, MODEL, PRUNED, TUNED, Context
 from benchmarks.page import Section, Table
 from benchmarks.real_chains import chains, dense_of
 from benchmarks.runs import Artifact, Out
-from benchmarks.sizes import ALLOCATIONS, CONFIGURATIONS, NOTES, Family, lines_of, share
+from benchmarks.sizes import ALLOCATIONS, CONFIGURATIONS, Family, lines_of, share
 from benchmarks.unit_choice import amount, evaluate
 
 #: Shares of the MACs: for embeddings, and for the classifier.
@@ -16,6 +16,7 @@ MACS, TASK_MACS = (0.7, 0.5, 0.3), (0.7, 0.5)
 STEPS = ("--steps", "200")
 #: Sentences of SST-2.
 SCORED = 2000
+NOTE = ["Single runs; methods, calibration, allocations as [above](#a-size-that-is-asked-for)."]
 
 
 def embeddings(context: Context) -> tuple[Table, Any]:
@@ -40,17 +41,17 @@ def embeddings(context: Context) -> tuple[Table, Any]:
         ).report
         for model in models:
             context.runner.drop(model)
-        return [[allocation, size, share(sized, i, "macs"), share(sized, i, "parameters"),
-                 report["cosines"][i]] for i, size in enumerate(MACS)]  # fmt: skip
+        return [[allocation, size, share(sized, i, "parameters"), report["cosines"][i]]
+                for i, size in enumerate(MACS)]  # fmt: skip
 
     found = context.runner.parallel([partial(one, allocation) for allocation in ALLOCATIONS])
     rows = [
-        [allocation, f"{size:.0%}", macs, parameters, f"{cosine:.4f}"]
+        [allocation, f"{size:.0%}", parameters, f"{cosine:.4f}"]
         for group in found
-        for allocation, size, macs, parameters, cosine in group
+        for allocation, size, parameters, cosine in group
     ]
     table = Table(
-        ["allocation", "size", "MACs", "parameters", "cosine"], rows,
+        ["allocation", "MACs", "parameters", "cosine"], rows,
         title="**all-MiniLM-L6-v2, sentence embeddings.** Cosine of mean-pooled embeddings with "
         "the dense model's, mean over the first 500 lines of Multi30K val.en; calibrated on "
         "train.en; `--metric macs`, refitted by `--solver ls`, nothing trained.",
@@ -81,19 +82,19 @@ def classifier(context: Context) -> tuple[Table, Any]:
                 evaluate(context, each, data, SCORED)["accuracy"]["value"]
                 for each in (model, trained)
             ]
-            rows.append([allocation, size, share(sized, index, "macs"), *scores])
+            rows.append([allocation, size, *scores])
         return rows
 
     found = context.runner.parallel([partial(one, allocation) for allocation in ALLOCATIONS])
     rows = [
-        [allocation, f"{size:.0%}", macs, *(f"{score:.2f}" for score in scores)]
+        [allocation, f"{size:.0%}", *(f"{score:.2f}" for score in scores)]
         for group in found
-        for allocation, size, macs, *scores in group
+        for allocation, size, *scores in group
     ]
     score = f"{base['accuracy']['value']:.2f}"
     table = Table(
-        ["allocation", "size", "MACs", "composed", "after 200 steps"],
-        [["dense", "100%", "100%", score, ""], *rows],
+        ["allocation", "MACs", "composed", "after 200 steps"],
+        [["dense", "100%", score, ""], *rows],
         title="**all-MiniLM-L6-v2 on SST-2.** Accuracy on the first 2,000 sentences of dev; "
         "calibrated on train, refitted by `--solver ls`.",
         note=f"Signature: `{base['accuracy']['signature']}`.",
@@ -166,4 +167,4 @@ def measure(context: Context) -> Section:
     """Make all of them."""
     found = [part(context) for part in (embeddings, classifier, mixed)]
     figures = {"ran": [], "found": [figures for _, figures in found]}
-    return Section("A size of a small model", [table for table, _ in found], NOTES, figures)
+    return Section("A size of a small model", [table for table, _ in found], NOTE, figures)

@@ -27,7 +27,6 @@ def table(rows: list[dict[str, Any]]) -> Table:
     lines = [
         [
             row["name"],
-            row["unit"],
             number(row["ours"]),
             number(row["theirs"]),
             f"{number(row['ratio'])} ({number(row['spread'][0])} to {number(row['spread'][1])})",
@@ -36,7 +35,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
         for row in rows
     ]
     words = [key.replace("_", " ") for key in further]
-    return Table(["what", "unit", "here", "plain loop", "ratio", *words], lines)
+    units = dict.fromkeys(f"{row['name'].partition(',')[0]} in {row['unit']}" for row in rows)
+    title = f"{', '.join(units).capitalize()}."
+    return Table(["what", "here", "plain loop", "ratio", *words], lines, title)
 
 
 def notes(report: dict[str, Any]) -> list[str]:
@@ -45,7 +46,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     shown = ", ".join(
         f"{key.replace('_', ' ')} {Path(value).name if key == 'model' else value}"
         for key, value in settings.items()
-        if not isinstance(value, dict | list)
+        if not isinstance(value, dict | list) and key not in ("device", "torch")
     )
     return [
         "Wall seconds, both in turns in one process. Plain loop: the tokenizer called on every "

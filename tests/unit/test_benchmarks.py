@@ -101,7 +101,7 @@ def test_page_replaces_one_section_and_keeps_the_rest() -> None:
 
 def test_section_says_where_it_comes_from() -> None:
     text = page.markdown("x_cuda", section(seconds=90), "benchmark_x_cuda.png")
-    assert "| x | 1 |" in text
+    assert "|x|1|" in text
     assert "Some CPU, 2 cores, 8 GB" in text
     assert "torch 2.6; code at abc1234 with changes; 2026-01-01." in text
     assert "took 1.5 minutes" in text
