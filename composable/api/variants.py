@@ -1,11 +1,8 @@
 """Variants from Python: pruned, fitted, put together."""
 
-import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from composable import methods
 from composable.api.arguments import (
@@ -21,20 +18,16 @@ from composable.api.arguments import (
     scratch,
     training_options,
 )
-from composable.calibration import collect
-from composable.calibration.batching import Texts
-from composable.calibration.collect import Block
 from composable.errors import ConfigError, UserError
 from composable.formats import bundle, config
 from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS, Bundle
 from composable.formats.scores_file import Scores
 from composable.linalg.solver import RIDGE
-from composable.methods import random
-from composable.methods.base import Need
 from composable.models.checkpoint import Checkpoint
 from composable.reports.notebook import ShownBundle
 from composable.variants import compose as composing
 from composable.variants import pruning, tuning
+from composable.variants.sources import Read, measure
 
 BUDGET = 2 * 1024**3
 #: Arguments of `fit` that a solver does not look at.
@@ -98,40 +91,24 @@ def prune(
     unused = [name for name, value in given.items() if value is not None]
     if unused and not {"inputs", "states"} & needs:
         raise UserError(f"{unused[0]}: no method here looks at texts; leave it out.")
-    read = {"data": place_of(data), "limit": positive("limit", limit)}
-    importance = (lambda name: torch.from_numpy(found.importance(name))) if found else None
-    seeds = functools.partial(random.seed_of, seed)
     with scratch() as folder, in_float32(dense, device) as working:
-        path = Path(calibration or folder / "calibration.npy")
-        blocks = pruning.blocks_of(scheme)
-        inputs, states = _measured(working, needs, blocks, path, memory_budget, device, read)
-        sources = pruning.Sources(inputs, states, importance, seeds)
-        groups = gqa == WHOLE_GROUPS
-        variants = pruning.make_variants(working, scheme, chosen, sources, groups)
-    origin = {"methods": chosen, "source": dense.info["source"], "reading": dense.reading}
-    return ShownBundle(dense.fingerprint, variants, origin)
-
-
-def _measured(
-    dense: Checkpoint,
-    needs: Collection[Need],
-    blocks: Sequence[Block],
-    path: Path,
-    memory_budget: int,
-    device: str,
-    read: dict[str, Any],
-) -> tuple[Any, Any]:
-    """Measure what methods need to know of the modules' inputs, and of the states at blocks."""
-    inputs = states = None
-    texts: tuple[Texts, ...] = ()
-    if "inputs" in needs:
-        found, texts = collect.calibrate(
-            dense, path, memory_budget=memory_budget, device=device, held_out=False, **read
+        read = Read(
+            place_of(data),
+            positive("limit", limit),
+            Path(calibration or folder / "calibration.npy"),
+            memory_budget,
+            device,
+            found,
+            gqa,
+            seed,
         )
-        inputs = found.inputs
-    if "states" in needs:
-        states = collect.block_moments(dense, blocks, device=device, texts=texts, **read)
-    return inputs, states
+        measured = measure(working, scheme, needs, read)
+        variants = pruning.make_variants(
+            working, scheme, chosen, measured.sources, gqa == WHOLE_GROUPS
+        )
+    origin = {"methods": chosen, "source": dense.info["source"], **measured.origin}
+    origin["reading"] = dense.reading
+    return ShownBundle(dense.fingerprint, variants, origin)
 
 
 def _scheme(wanted: Any, modules: Mapping[str, Any]) -> config.Scheme:

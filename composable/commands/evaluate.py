@@ -1,16 +1,12 @@
 """Measure a model: the scores of its task, speed, loss, parameters, zeros, MACs, file size."""
 
-import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from composable.commands import cli, options
 
-#: Tokens of a sentence for which MACs are counted.
-TRANSLATED = 32
 #: Settings that a score may depend on, whatever the task.
 MACHINE = ("batch_tokens", "limit", "device", "dtype")
 
@@ -74,7 +70,8 @@ def main(settings: Settings) -> dict[str, object]:
     other tasks; docs/costs.md holds the formula of the MACs.
     """
     from composable import devices, files, tasks
-    from composable.models import checkpoint, cost
+    from composable.models import checkpoint
+    from composable.reports import evaluation
     from composable.tasks.base import warn_if_far_worse
 
     files.check_writable(settings.output, settings.predictions)
@@ -85,48 +82,24 @@ def main(settings: Settings) -> dict[str, object]:
         f"has no effect on {task.name}, the task of this model",
     )
     device = devices.select_device(settings.device)
-    dtype = devices.select_dtype(settings.dtype, device, trains=False)
-    how = asdict(settings) | {"device": device, "dtype": dtype}
-    how["max_length"] = settings.max_length or task.answer_tokens
+    names = (*task.options, *MACHINE)
+    how = {name: getattr(settings, name) for name in names} | {"device": device}
+    how["dtype"] = devices.select_dtype(settings.dtype, device, trains=False)
+    if "max_length" in how:
+        how["max_length"] = settings.max_length or task.answer_tokens
     corpus = task.read(settings.data, loaded.info.get("data"), settings.split, settings.limit)
-    lengths = _lengths(task, loaded, how)
-    dense = loaded.info.get("dense_parameters")
-    if dtype == "float32":
-        loaded.model.float()  # weights in bfloat16 would be computed with as they are
-    lines, quality = task.evaluate(loaded, corpus, how)
-    warn_if_far_worse(loaded.info, quality["loss"], quality["data"]["name"])
+    found = evaluation.evaluate(loaded, corpus, how, settings.length)
+    warn_if_far_worse(loaded.info, found.report["loss"], found.report["data"]["name"])
     written = [str(path) for path in (settings.predictions, settings.output) if path]
     report = {
         **({"wrote": written} if written else {}),
         "model": str(settings.model),
-        "fingerprint": loaded.fingerprint,
-        "task": task.name,
-        "main": task.main,
-        **quality,
-        **cost.report(loaded.model, loaded.family, dense, *lengths),
         "file_bytes": settings.model.stat().st_size,
-        "settings": {
-            **{name: how[name] for name in (*task.options, *MACHINE)},
-            "prefix": loaded.info.get("prefix", ""),
-        },
-        "versions": _versions(task),
+        **found.report,
     }
     if settings.predictions:
-        files.write_text(settings.predictions, "".join(f"{line}\n" for line in lines))
+        lines = "".join(f"{line}\n" for line in found.predictions)
+        files.write_text(settings.predictions, lines)
     if settings.output:
         files.write_json(settings.output, report)
     return report
-
-
-def _lengths(task: Any, loaded: Any, how: dict[str, Any]) -> tuple[int, int]:
-    """Source and target tokens for the MACs; a model with one stack has one kind of tokens."""
-    if len(loaded.family.stacks) == 2:
-        return (how["length"] or TRANSLATED, how["length"] or TRANSLATED)
-    tokens = how["length"] or how["max_length"] or task.length(loaded)
-    return (tokens, 0) if "encoder" in loaded.family.stacks else (0, tokens)
-
-
-def _versions(task: Any) -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("composable", "torch", "transformers", *(["sacrebleu"] if task.main == "bleu" else []))
-    return {name: str(importlib.import_module(name).__version__) for name in names}

@@ -107,13 +107,13 @@ def main(settings: Settings) -> dict[str, object]:
     scheme = read_scheme(settings.config, modules, names)
     needs = pruning.needs(dense, scheme, settings.chosen)
     _refuse_unused(settings, scheme, modules, needs)
-    sources, facts, origin = _measure(settings, dense, scheme, needs)
+    measured = _measure(settings, dense, scheme, needs)
     whole_groups = settings.gqa == bundle.WHOLE_GROUPS
-    variants = pruning.make_variants(dense, scheme, settings.chosen, sources, whole_groups)
+    variants = pruning.make_variants(dense, scheme, settings.chosen, measured.sources, whole_groups)
     if settings.test_model:
         # made before anything is written
         test = compose.compose(dense, compose.that_fit(dense, variants))
-    origin = {"methods": settings.chosen, "source": dense.info["source"], **origin}
+    origin = {"methods": settings.chosen, "source": dense.info["source"], **measured.origin}
     origin["reading"] = dense.reading
     bundle.write(settings.output, bundle.Bundle(dense.fingerprint, variants, origin))
     report: dict[str, object] = {
@@ -121,7 +121,7 @@ def main(settings: Settings) -> dict[str, object]:
         "variants": len(variants),
         "modules": len(scheme),
         "bytes": settings.output.stat().st_size,
-        **facts,
+        **measured.facts,
         **pruning.maps_of(variants),
         **pruning.head_rates_of(variants, modules),
     }
@@ -148,72 +148,34 @@ def _refuse_unused(settings: Settings, scheme: Any, modules: Any, needs: Any) ->
         log.info("no method of this scheme looks at texts, so none are read.")
 
 
-def _measure(
-    settings: Settings, dense: Any, scheme: Any, needs: Any
-) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Measure or read what methods need: it, what a report and what a bundle say of it."""
-    from composable.calibration import collect
-    from composable.methods import random
-    from composable.variants import pruning
+def _measure(settings: Settings, dense: Any, scheme: Any, needs: Any) -> Any:
+    """Read or measure what methods need; say which options help where there is nothing."""
+    from composable.errors import NoDataError, UserError
+    from composable.formats import scores_file
+    from composable.variants.sources import Read, measure
 
-    importance, origin = _importance(settings, dense) if "scores" in needs else (None, {})
-    inputs, states, facts = None, None, {}
-    texts: tuple[Any, ...] = ()
-    if "seed" in needs:
-        origin["seed"] = settings.seed
-    if "inputs" in needs:
-        calibration, texts = _calibrate(settings, dense)
-        inputs, facts = calibration.inputs, collect.facts_of(calibration)
-    if "states" in needs:
-        blocks = pruning.blocks_of(scheme)
-        states = collect.block_moments(
-            dense, blocks, settings.data, settings.limit, settings.device, texts=texts
-        )
-    seeds = functools.partial(random.seed_of, settings.seed)
-    return pruning.Sources(inputs, states, importance, seeds), facts, origin
-
-
-def _calibrate(settings: Settings, dense: Any) -> Any:
-    """Read or measure the inputs; say what helps where there are no texts."""
-    from composable.calibration import collect
-    from composable.errors import NoDataError
-
+    scores = None
+    if "scores" in needs:
+        if settings.scores is None:
+            raise UserError("the method ranked needs --scores; rank_importance.py measures them.")
+        scores = scores_file.load(settings.scores)
+        scores.require_model(dense.fingerprint, settings.scores)
+        dense.require_reading(settings.scores, scores.reading)
+    read = Read(
+        settings.data,
+        settings.limit,
+        settings.calibration,
+        settings.memory_budget,
+        settings.device,
+        scores,
+        settings.gqa,
+        settings.seed,
+    )
     try:
-        return collect.calibrate(
-            dense,
-            settings.calibration,
-            settings.data,
-            settings.limit,
-            settings.memory_budget,
-            settings.device,
-            held_out=False,
-        )
+        return measure(dense, scheme, needs, read)
     except NoDataError as error:
         raise NoDataError(
             "no texts to calibrate on, and the methods of the scheme look at inputs: the model "
             "file names no data; give --data, or methods that read weights alone "
             "(--attention head_l1 --ffn neuron_l1 --linear l1)."
         ) from error
-
-
-def _importance(settings: Settings, dense: Any) -> tuple[Any, dict[str, Any]]:
-    """Read a file of scores: a function from a module to its importance, and what to remember."""
-    import torch
-
-    from composable.errors import UserError
-    from composable.formats import scores_file
-
-    path = settings.scores
-    if path is None:
-        raise UserError("the method ranked needs --scores; rank_importance.py measures them.")
-    found = scores_file.load(path)
-    found.require_model(dense.fingerprint, path)
-    dense.require_reading(path, found.reading)
-    origin = found.origin
-    if origin and origin.options.get("gqa", settings.gqa) != settings.gqa:
-        raise UserError(
-            f"--gqa {settings.gqa}: the scores {path} are of heads that leave "
-            f"{origin.options['gqa']}; give the same --gqa, or measure the scores again."
-        )
-    remembered = {"method": origin.method, "options": dict(origin.options)} if origin else {}
-    return lambda module: torch.from_numpy(found.importance(module)), {"scores": remembered}

@@ -72,7 +72,9 @@ def _score(interval_95: float | None = None, **said: Any) -> Score:
     return Score(**said, interval=interval_95)
 
 
-def evaluate(loaded: Checkpoint, corpus: Any, settings: dict[str, Any]) -> Evaluation:
+def evaluate(
+    loaded: Checkpoint, corpus: Any, settings: dict[str, Any], length: int | None = None
+) -> Evaluation:
     """Measure a model on a corpus of its task.
 
     Args:
@@ -80,19 +82,22 @@ def evaluate(loaded: Checkpoint, corpus: Any, settings: dict[str, Any]) -> Evalu
             dtype.
         corpus: of `Task.read`.
         settings: device, dtype, batch_tokens, limit, and the options of the task.
+        length: tokens for the MACs, in translation of the source and of the target; None: 32 in
+            translation, else the most that the model reads of a sample.
     """
     task = tasks.by_name(loaded.info["task"])
     if settings["dtype"] == "float32":
         loaded.model.float()  # weights in bfloat16 would be computed with as they are
     lines, quality = task.evaluate(loaded, corpus, settings)
     dense = loaded.info.get("dense_parameters")
+    lengths = _lengths(task, loaded, length, settings.get("max_length"))
     return Evaluation(
         {
             "fingerprint": loaded.fingerprint,
             "task": task.name,
             "main": task.main,
             **quality,
-            **cost.report(loaded.model, loaded.family, dense, *_lengths(task, loaded, settings)),
+            **cost.report(loaded.model, loaded.family, dense, *lengths),
             "settings": settings | {"prefix": loaded.info.get("prefix", "")},
             "versions": _versions(task),
         },
@@ -115,11 +120,13 @@ def settings_of(task: Task, **asked: int | None) -> dict[str, Any]:
     return {name: asked.get(name) or defaults.get(name) for name in task.options}
 
 
-def _lengths(task: Task, loaded: Checkpoint, settings: dict[str, Any]) -> tuple[int, int]:
+def _lengths(
+    task: Task, loaded: Checkpoint, length: int | None, window: int | None
+) -> tuple[int, int]:
     """Source and target tokens for the MACs; a model with one stack has one kind of tokens."""
     if len(loaded.family.stacks) == 2:
-        return cost.SOURCE_LENGTH, cost.TARGET_LENGTH
-    tokens = settings.get("max_length") or task.length(loaded)
+        return length or cost.SOURCE_LENGTH, length or cost.TARGET_LENGTH
+    tokens = length or window or task.length(loaded)
     return (tokens, 0) if "encoder" in loaded.family.stacks else (0, tokens)
 
 

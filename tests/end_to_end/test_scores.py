@@ -100,7 +100,7 @@ def test_units_by_stat_from_one_calibration(
     other = {"per-group": "whole-groups", "whole-groups": "per-group"}[gqa]
     ended = call(tmp_path, "prune.py", "-m", "dense.pth", "--gqa", other, *RANKED, "scores.npz")
     assert ended.code == 1
-    assert f"--gqa {other}: the scores scores.npz are of heads that leave {gqa}" in ended.err
+    assert f"gqa {other}: the scores are of heads that leave {gqa}; say the same" in ended.err
 
 
 def test_random_is_the_same_as_a_method_and_as_scores(tmp_path: Path) -> None:

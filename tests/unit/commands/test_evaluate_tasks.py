@@ -138,7 +138,7 @@ def test_tables_show_the_main_score(folder: Path, tmp_path: Path) -> None:
         text = (out / "report.md").read_text()
         assert f"{dense['samples']} samples of" in text
         assert "beam" not in text
-        assert f"{dense['source_length'] + dense['target_length']} tokens." in text
+        assert f"{dense['source_length'] + dense['target_length']} tokens;" in text
 
 
 def test_evaluations_of_two_tasks_are_not_compared(folder: Path, tmp_path: Path) -> None:
