@@ -28,8 +28,8 @@ In a clone a command is a script, `python prune.py`; where the package is instal
 
 stdout holds one JSON object: what was written, counts, `seconds`. Log and progress go to stderr.
 Exit code 0: done; 1: a file or its content is at fault (one line on stderr says what is wrong and
-what to do); 2: the command line is; 130: interrupted (by
-SIGTERM 143, by SIGHUP 129), and the same command may be run again.
+what to do); 2: the command line is; 130: interrupted (by SIGTERM 143, by SIGHUP 129), and the same
+command may be run again.
 
 No output may be an input, a file of a folder that is read, or another output, through links or
 other spellings either: the command ends with exit code 2 before it does anything. That includes
@@ -37,7 +37,8 @@ other spellings either: the command ends with exit code 2 before it does anythin
 part of a folder of data if they were there. Inputs and outputs are ordinary files or folders:
 pipes, devices and `-o /dev/stdout` are refused.
 
-An option that would have no effect is refused, with exit code 2.
+An option that would have no effect is refused, with exit code 2; but `prune.py` may be told where
+texts are also for a scheme whose methods look at none.
 
 ## Options of every command
 

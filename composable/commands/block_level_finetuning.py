@@ -36,7 +36,7 @@ class Settings:
     )
     data: str | None = options.data()
     limit: int | None = options.limit(
-        f"{options.CALIBRATED} With --solver grad read the first N samples of each split only."
+        f"{options.HELD_OUT} With --solver grad read the first N samples of each split only."
     )
     calibration: Path = options.calibration(only=MEASURES)
     solver: str = options.option(
@@ -54,7 +54,7 @@ class Settings:
         type=options.Finite(min=0),
         only=MEASURES,
     )
-    epochs: int | None = options.epochs(None, "[default: 4]", only=TRAINS)
+    epochs: int | None = options.epochs(None, ". [default: 4]", only=TRAINS)
     batch_size: int | None = options.batch_size(
         "[default: of grad 64, or 8 windows of a language model; of hybrid a quarter]", only=TRAINS
     )

@@ -24,7 +24,16 @@ GROUPS = (FILES, WHAT, TRAINING, MACHINE)
 CHECKPOINTS = "checkpoints"  # folder within that of --workdir
 PATH = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
-SEED = click.IntRange(0, 2**32 - 1)
+
+
+class _Seed(click.IntRange):
+    """A seed that torch and numpy take; its largest number is of no interest in --help."""
+
+    def _describe_range(self) -> str:
+        return ""
+
+
+SEED = _Seed(0, 2**32 - 1)
 
 
 def option(*flags: str, help: str, group: str = WHAT, default: Any = None, **settings: Any) -> Any:
@@ -79,7 +88,13 @@ def parameters(settings: type) -> list[click.Parameter]:
             shape = {"group": about["group"], "only": about["only"], **about["settings"]}
             made.append(Option([*about["flags"], field.name], **shape))
     order = {name: place for place, name in enumerate(GROUPS)}
-    return sorted(made, key=lambda each: order.get(getattr(each, "group", ""), -1))
+    own = settings.__annotations__  # files of the command itself before those of all trainings
+
+    def place(each: click.Parameter) -> tuple[int, bool]:
+        group = getattr(each, "group", "")
+        return order.get(group, -1), group == FILES and each.name not in own
+
+    return sorted(made, key=place)
 
 
 def given(context: click.Context | None = None) -> dict[str, str]:
@@ -284,7 +299,8 @@ def calibration(**settings: Any) -> Any:
 
 #: How much of a calibration set is read where nothing is said.
 UNTIL_ENOUGH = "[default: until every stack has 65,536 tokens, or patches of images]"
-CALIBRATED = (
+CALIBRATED = f"Measure the first N training samples only (lines, of a text). {UNTIL_ENOUGH}"
+HELD_OUT = (
     "Measure the first N training samples only (lines, of a text), and for held-out errors a "
     f"quarter as many of the validation split. {UNTIL_ENOUGH}"
 )
@@ -344,7 +360,7 @@ def dtype(trains: bool, **settings: Any) -> Any:
 
 def epochs(default: int | None, help: str = "", **settings: Any) -> Any:
     """Declare --epochs; `help` says more of it."""
-    text = f"Passes over the training data at most. {help}".strip()
+    text = f"Passes over the training data at most{help}"
     return option("--epochs", help=text, default=default, type=COUNT, group=TRAINING, **settings)
 
 
@@ -366,7 +382,9 @@ class WholeModel:
 
     data: str | None = data()
     limit: int | None = limit(LIMITED)
-    epochs: int = epochs(4, "Training ends before after 2 epochs without a lower validation loss.")
+    epochs: int = epochs(
+        4, "; training ends earlier after 2 epochs without a lower validation loss."
+    )
     steps: int = option(
         "--steps",
         help="End after so many optimizer steps; the learning rate falls to 0 over them. 0: "
