@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pickle
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from composable import runs
 from composable.errors import FormatError, UserError
+from composable.formats.stats_file import COLUMNS
 
 log = logging.getLogger("composable")
 MODEL, STATE, STEPS = "model.safetensors", "trainer_state.json", ("optimizer.pt", "scheduler.pt")
@@ -110,6 +112,22 @@ def _of(number: int, processes: int) -> str:
     return "" if processes == 1 else f"_{number}"
 
 
+def _check_history(history: Any) -> None:
+    """Raise ValueError, or an error of Python, unless it holds rows as a training adds them."""
+    rows = [entry["stats"] for entry in history if "stats" in entry]
+    for row in rows:
+        numbers = [row[name] for name in COLUMNS]
+        if row["training_loss"] is None:
+            numbers.remove(None)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("a number of its rows is not finite")
+    epochs = [row["epoch"] for row in rows]
+    if epochs != sorted(set(epochs)) or epochs[:1] not in ([], [0]):
+        raise ValueError("its epochs do not ascend from 0")
+    for entry in history:
+        math.isfinite(entry.get("loss", 0) + entry.get("learning_rate", 0))
+
+
 def _check(path: Path, processes: int) -> None:
     """Raise FormatError, with a part of a sentence, unless a run can go on from `path`."""
     runs.check_seal(path)
@@ -121,6 +139,7 @@ def _check(path: Path, processes: int) -> None:
         step, best = state["global_step"], state.get("best_global_step")
         if step != _step_of(path) or not isinstance(best, int | None):
             raise FormatError(f"is damaged ({STATE} is of step {step})")
+        _check_history(state["log_history"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise FormatError(f"is damaged ({STATE} is not readable)") from error
     if best and best != step:
