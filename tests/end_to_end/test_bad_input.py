@@ -456,7 +456,7 @@ FULL_DISKS = [
     ("compose_model.py", 10_000, "composed.pth"),
     ("evaluate.py", 100, ""),
     ("plot_loss.py", 5_000, "loss.png"),
-    ("report.py", 100, "report.md"),
+    ("report.py", 100, "quality.png"),
 ]
 
 

@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 import evaluate
 import report
 from composable import __version__, tasks
-from composable.commands.evaluate import TRANSLATED
 from composable.models import checkpoint, cost
 from composable.models.structure import Edit
 from composable.models.surgery import apply_structure
@@ -248,7 +247,7 @@ def test_defaults_agree_with_the_library() -> None:
     defaults = {option.name: option.default for option in evaluate.main.params}
     assert defaults["batch_tokens"] == translation_decode.BATCH_TOKENS
     assert tasks.by_name("translation").answer_tokens == translation_decode.MAX_LENGTH
-    assert cost.SOURCE_LENGTH == cost.TARGET_LENGTH == TRANSLATED
+    assert cost.SOURCE_LENGTH == cost.TARGET_LENGTH == 32
     assert Path(defaults["model"]) == Path("model/finetuned.pth")
 
 

@@ -224,7 +224,9 @@ def test_the_general_options_are_on_every_command() -> None:
     for name in program.COMMANDS:
         command = program.main.get_command(click.Context(program.main), name)
         assert command is not None
-        assert {*cli.GENERAL} <= {*command.get_params(click.Context(command))}
+        # with its settings: click keeps the help option that it makes of the first context
+        context = click.Context(command, **command.context_settings)
+        assert {*cli.GENERAL} <= {*command.get_params(context)}
 
 
 @dataclass(frozen=True)

@@ -166,28 +166,30 @@ def test_no_output_is_a_file_of_a_folder_that_is_read(
 def test_no_output_lies_in_another(tmp_path: Path) -> None:
     """It would be noticed at the end of a training, when a folder is where a file should be."""
     model = tmp_path / "new" / "m.pth"
-    for inner in ("stats", "checkpoint_dir"):
-        with pytest.raises(click.UsageError, match=r"s: lies in -o .*m\.pth, which is a file"):
-            run("baseline_finetuning", {"output": model, inner: model / "s"})
+    with pytest.raises(click.UsageError, match=r"s: lies in -o .*m\.pth, which is a file"):
+        run("baseline_finetuning", {"output": model, "stats": model / "s"})
     assert not model.parent.exists()
 
 
-def test_no_output_is_removed_with_checkpoints(tmp_path: Path) -> None:
-    given = {"checkpoint_dir": tmp_path, "model": tmp_path / "absent.pth"}
-    output = tmp_path / "baseline-0123456789abcdef" / "m.pth"
-    with pytest.raises(click.UsageError, match=r"m\.pth: would be removed with --checkpoint-dir"):
-        run("baseline_finetuning", {**given, "output": output})
-    stats = tmp_path / "s.csv"
+def test_no_output_is_removed_with_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie in the folder of --workdir, here the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    output = tmp_path / "checkpoints" / "baseline-0123456789abcdef" / "m.pth"
+    with pytest.raises(click.UsageError, match=r"would be removed with the checkpoints"):
+        run("baseline_finetuning", {"output": output})
     with pytest.raises(FileNotFoundError):  # the model: it began to work
-        run("baseline_finetuning", {**given, "output": tmp_path / "m.pth", "stats": stats})
+        run("baseline_finetuning", {"output": tmp_path / "checkpoints" / "m.pth"})
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_names_that_are_no_utf8(name: str, tmp_path: Path) -> None:
-    odd = tmp_path / os.fsdecode(b"a\xff")
-    (tmp_path / "link").symlink_to(odd)
+    odd = tmp_path / os.fsdecode(b"a\xff.png")
+    (tmp_path / "link.png").symlink_to(odd)
     for key in {*READS[name].split(), *WRITES[name].split()}:
-        for path in (odd, tmp_path / "link"):
+        for path in (odd, tmp_path / "link.png"):
             with pytest.raises(click.UsageError, match=r": the name is not UTF-8; rename it"):
                 run(name, {key: path})
 

@@ -41,7 +41,7 @@ def test_perplexity_against_a_loop(kind: str, window: int, tmp_path: Path) -> No
         losses = [-float(odds[0, i, part[0, i + 1]]) for i in range(part.numel() - 1)]
         total, predicted = total + sum(losses), predicted + len(losses)
         means.append(sum(losses) / len(losses))
-    lines, report = LANGUAGE_MODELING.evaluate(made, read(path), SETTINGS | {"window": window})
+    lines, report = LANGUAGE_MODELING.evaluate(made, read(path), SETTINGS | {"max_length": window})
     assert report["loss"] == pytest.approx(total / predicted, rel=1e-4)
     assert report["perplexity"]["value"] == pytest.approx(math.exp(total / predicted), rel=1e-4)
     assert [float(line) for line in lines] == pytest.approx(means, rel=1e-4)
@@ -167,7 +167,9 @@ def test_windows_have_to_fit_the_model(window: int, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=rf"window {window}: expected 2 or more, and at most the 64 positions"
     ):
-        LANGUAGE_MODELING.evaluate(made, read(tmp_path / "x.txt"), SETTINGS | {"window": window})
+        LANGUAGE_MODELING.evaluate(
+            made, read(tmp_path / "x.txt"), SETTINGS | {"max_length": window}
+        )
 
 
 def test_logits_of_a_batch_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

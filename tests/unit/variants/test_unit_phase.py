@@ -587,6 +587,13 @@ def test_groups_fit_into_the_budget() -> None:
 
 
 def test_help_says_the_usual_settings() -> None:
-    usual, said = Settings(), " ".join(str(block_level_finetuning.main.help).split())
-    assert f"hybrid: {usual.epochs} epochs, batches of {usual.batch_size}" in said
-    assert f"lr {usual.lr:g})" in said
+    usual = Settings()
+    said = {
+        each.name: str(getattr(each, "help", "")) for each in block_level_finetuning.main.params
+    }
+    assert said["epochs"].endswith(f"[default: {usual.epochs}]")
+    assert f"of hybrid {usual.lr:g}]" in said["lr"]
+    assert (
+        "of grad 64, or 8 windows of a language model; of hybrid a quarter]" in said["batch_size"]
+    )
+    assert usual.batch_size == 64 // 4
