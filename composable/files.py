@@ -328,14 +328,6 @@ def parse_json(text: str | bytes) -> Any:
     The message of its FormatError is a part of a sentence.
     """
 
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise FormatError(f'key "{key}" occurs twice in one object; keep one of them')
-            seen[key] = value
-        return seen
-
     def no_constant(name: str) -> Any:
         raise FormatError(f"{name} is not a number that JSON knows; write a finite one")
 
@@ -347,7 +339,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(
             text.decode() if isinstance(text, bytes) else text,
-            object_pairs_hook=no_duplicates,
+            object_pairs_hook=unique_keys,
             parse_constant=no_constant,
             parse_float=finite,
         )
@@ -356,6 +348,16 @@ def parse_json(text: str | bytes) -> Any:
         said = str(error).partition(";")[0]  # of Python's limits, without how to lift them
         raise FormatError(f"not a JSON file ({said})") from error
     return value
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; a key twice is a FormatError."""
+    seen: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise FormatError(f'key "{key}" occurs twice in one object; keep one of them')
+        seen[key] = value
+    return seen
 
 
 def _check_depth(value: Any) -> None:

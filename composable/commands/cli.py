@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -177,25 +177,31 @@ class Program(click.Command):
         more.setdefault("prog_name", self.program)  # what messages call it, however it was started
         if not more.pop("standalone_mode", True):
             return parent.main(args, *rest, standalone_mode=False, **more)
-        with signals.stopping() as received:
-            try:
-                result = parent.main(args, *rest, standalone_mode=False, **more)
-            except click.UsageError as error:
-                name = error.ctx.command_path if error.ctx else self.program
-                message, code = f"{error.format_message()} (see {name} --help)", 2
-            except (click.Abort, KeyboardInterrupt):
-                message, code = self._said(received)
-            except (UserError, OSError, MemoryError, RuntimeError) as error:
-                is_stopped = signals.were_behind(error, received)
-                message, code = self._said(received) if is_stopped else (_message(error), 1)
-                if log.isEnabledFor(logging.DEBUG):
-                    click.echo(printable(traceback.format_exc()), err=True, nl=False)
-            else:
-                sys.exit(result if isinstance(result, int) else 0)  # --help returns 0
-            is_other = int(os.environ.get("RANK", "0")) > 0  # of several processes one says so
-            if not (received and is_other):
-                click.echo("Error: " + one_line(message), err=True)
-        sys.exit(code)
+        received: list[int] = []
+        try:
+            with signals.stopping(received):
+                _leave(self._end_of(parent, args, rest, more, received), received)
+        except KeyboardInterrupt:  # as this began, or ended
+            _leave(self._said(received), received)
+
+    def _end_of(
+        self, parent: Any, args: Any, rest: Any, more: Any, received: list[int]
+    ) -> tuple[str, int]:
+        """Run; return the message, where there is one, and the exit code."""
+        try:
+            result = parent.main(args, *rest, standalone_mode=False, **more)
+        except click.UsageError as error:
+            name = error.ctx.command_path if error.ctx else self.program
+            return f"{error.format_message()} (see {name} --help)", 2
+        except (click.Abort, KeyboardInterrupt):
+            return self._said(received)
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            is_stopped = signals.were_behind(error, received)
+            ended = self._said(received) if is_stopped else (_message(error), 1)
+            if log.isEnabledFor(logging.DEBUG):
+                click.echo(printable(traceback.format_exc()), err=True, nl=False)
+            return ended
+        return "", result if isinstance(result, int) else 0  # --help returns 0
 
     def _said(self, received: list[int]) -> tuple[str, int]:
         return signals.said(received, any(each.name == "epochs" for each in self.params))
@@ -219,6 +225,15 @@ class Command(Program):
             fresh = is_flag
             spread.append(arg)
         return super().parse_args(ctx, spread)
+
+
+def _leave(ended: tuple[str, int], received: list[int]) -> NoReturn:
+    """Say the one line, where there is one, and end the process."""
+    message, code = ended
+    is_other = int(os.environ.get("RANK", "0")) > 0  # of several processes one says so
+    if message and not (received and is_other):
+        click.echo("Error: " + one_line(message), err=True)
+    sys.exit(code)
 
 
 def _message(error: Exception) -> str:

@@ -20,13 +20,12 @@ WORKER = "DataLoader worker"  # what torch calls a process that prepares batches
 
 
 @contextmanager
-def stopping() -> Iterator[list[int]]:
-    """Let the first of some signals raise KeyboardInterrupt; yield a list that gets it.
+def stopping(received: list[int]) -> Iterator[None]:
+    """Let the first of some signals raise KeyboardInterrupt, and add it to `received`.
 
     Those that come after it change nothing any more, up to the end of the process. A signal that
     is ignored stays so: nohup sets this for SIGHUP.
     """
-    received: list[int] = []
     report_unraisable = sys.unraisablehook
 
     def stop(number: int, _: Any) -> None:
@@ -49,7 +48,7 @@ def stopping() -> Iterator[list[int]]:
     for number in mine:
         signal.signal(number, stop)
     try:
-        yield received
+        yield
     finally:
         for number in mine:
             signal.signal(number, STOPPING[number])

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import TrainerState
 
-from composable import runs
+from composable import files, runs
 from composable.errors import FormatError, UserError
 from composable.formats.stats_file import COLUMNS
 
@@ -44,7 +45,8 @@ def rotate(folder: Path, best: int | None) -> None:
 
 def state_of(path: Path) -> dict[str, Any]:
     """Read what Trainer keeps beside tensors."""
-    state: dict[str, Any] = json.loads((path / STATE).read_text())
+    text = (path / STATE).read_text()
+    state: dict[str, Any] = json.loads(text, object_pairs_hook=files.unique_keys)
     return state
 
 
@@ -140,7 +142,8 @@ def _check(path: Path, processes: int) -> None:
         if step != _step_of(path) or not isinstance(best, int | None):
             raise FormatError(f"is damaged ({STATE} is of step {step})")
         _check_history(state["log_history"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        TrainerState(**state)  # which Trainer makes of it, and knows no other keys
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
         raise FormatError(f"is damaged ({STATE} is not readable)") from error
     if best and best != step:
         try:

@@ -63,7 +63,7 @@ class Store:
             for key, fit in fits.items()
             for name, tensor in fit.tensors.items()
         }
-        facts = {key: {**vars(fit), "tensors": None} for key, fit in fits.items()}
+        facts = {key: {**vars(fit), "tensors": _shapes(fit)} for key, fit in fits.items()}
         described = json.dumps(facts).encode()
         size = len(described).to_bytes(8, "little")
         content = safetensors.torch.save(tensors)
@@ -91,6 +91,9 @@ class Store:
                 fit, _, own = key.partition("/")
                 name, kind = fit.split(" ")
                 found[name][kind].tensors[own] = tensor
+            shapes = {key: facts["tensors"] for key, facts in described.items()}
+            if shapes != {f"{n} {k}": _shapes(fit) for n in found for k, fit in found[n].items()}:
+                raise ValueError("other tensors")
             if any(fits[best(fits)].train is None for fits in found.values()):
                 raise ValueError("the best weights have no error on the calibration texts")
         except FileNotFoundError:
@@ -107,6 +110,11 @@ class Store:
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{files.digest_of(part)[:24]}.part"
+
+
+def _shapes(fit: Fit) -> dict[str, list[int]]:
+    """Names and shapes of the tensors of a fit."""
+    return {name: [*tensor.shape] for name, tensor in fit.tensors.items()}
 
 
 def _fit(facts: dict[str, Any]) -> Fit:

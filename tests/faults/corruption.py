@@ -1,5 +1,6 @@
 """Cases of damaged and crafted files: made by number, run, judged."""
 
+import csv
 import json
 import os
 import pickle
@@ -14,7 +15,10 @@ from tests.faults.documents import Document
 from tests.faults.runner import Job, Kind, Pool, Trial
 
 #: What a document says of an edit that cannot be written, or of a file that is no tree.
-UNWRITABLE = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, pickle.PickleError)
+UNWRITABLE = (
+    *(ValueError, TypeError, LookupError, AttributeError, RuntimeError),
+    *(csv.Error, pickle.PickleError),
+)
 FOUND = Path(__file__).parent / "found"
 
 

@@ -57,6 +57,10 @@ MOST = 150  # changes of files by one command
 ASKED = {signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
+#: Seconds in which a process may not have come to its main function: signals end it there.
+STARTING = 0.05
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """What a command makes when nothing happens, and how long it takes."""
@@ -122,7 +126,8 @@ class Killing:
     def _first(self, ended: Ended, fault: dict[str, Any]) -> tuple[str, str]:
         """Judge the disturbed run; "" where it ended as it should."""
         number = fault.get("signal_", signal.SIGKILL)
-        if (ended.code == -number and number == signal.SIGKILL) or ended.code == 0:
+        is_early = fault.get("seconds", 1) < STARTING  # Python has not come to our handler yet
+        if (ended.code == -number and (number == signal.SIGKILL or is_early)) or ended.code == 0:
             return "", ""
         wanted = 1 if fault.get("act") == ["full"] else ASKED.get(number)
         outcome, said = runner.judge(ended, "", "", False)
