@@ -21,6 +21,8 @@ ORDER = (
     "report",
 )
 COMMANDS = (*ORDER, "export_model", "plot_importance", "rank_importance")
+#: Longer than the first sentence of any command.
+WHOLE = 1000
 
 
 class _Group(cli.Program, click.Group):
@@ -43,6 +45,18 @@ class _Group(cli.Program, click.Group):
         found: click.Command = importlib.import_module(f"composable.commands.{name}").main
         return found
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Show the help where nothing is asked for; click itself would call that an error."""
+        return super().parse_args(ctx, args or ["--help"])
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their whole first sentences, which click would cut off."""
+        found = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, one.get_short_help_str(WHOLE)) for name, one in found.items() if one]
+            )
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands, then the general options."""
         self.format_commands(ctx, formatter)
@@ -55,5 +69,4 @@ main = _Group(
     "after another without arguments, since their defaults chain; `composable COMMAND --help` "
     "explains each.",
     context_settings=cli.CONTEXT,
-    no_args_is_help=True,
 )

@@ -1,5 +1,6 @@
 """What a model family is: the names of its prunable modules, as data."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ KINDS = ("attention", "ffn", "linear", "layer")
 FFN = "ffn"
 #: What a model without its head reads of a batch.
 INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "pixel_values")
+#: What transformers calls the keys and values of earlier tokens: since 5.24, and before.
+CACHE = ("cache", "past_key_values")
 #: Positional and keyword arguments of a module.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -292,8 +295,23 @@ class Family:
         """Turn the recorded call of a dense attention into one that its variants can take."""
         if self.replay is not None:
             return self.replay(args, kwargs, output)
-        without = {"past_key_values": None} if "past_key_values" in kwargs else {}
-        return tuple(args), {**kwargs, **without}
+        return tuple(args), without_cache(kwargs)
+
+
+def cache_of(kwargs: Mapping[str, Any]) -> Any:
+    """Return the cache among the arguments of an attention; None where there is none."""
+    return next((kwargs[name] for name in CACHE if name in kwargs), None)
+
+
+def cache_name(model: Any) -> str:
+    """Return the name by which a model takes and returns its cache."""
+    taken = inspect.signature(model.forward).parameters
+    return next(name for name in CACHE if name in taken)
+
+
+def without_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Say the same without a cache."""
+    return {**kwargs, **{name: None for name in CACHE if name in kwargs}}
 
 
 def _present(holder: "nn.Module", parts: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,7 @@
 import functools
 from typing import TYPE_CHECKING, Any
 
-from composable.families.base import Call, Family, Layers
+from composable.families.base import Call, Family, Layers, cache_of, without_cache
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +29,6 @@ class PrunedAttention:
         mask: "Tensor | None" = None,
         key_value_states: "Tensor | None" = None,
         position_bias: "Tensor | None" = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple["Tensor", "Tensor", "Tensor | None"]:
         """Run the attention on (batch, length, width); return output, full bias, weights."""
@@ -39,14 +38,14 @@ class PrunedAttention:
             queries, keys = hidden_states.shape[1], key_value_states.shape[1]
             position_bias = hidden_states.new_zeros(1, 1, queries, keys)
         elif position_bias is None:
-            position_bias = self._full_bias(hidden_states, past_key_values)
+            position_bias = self._full_bias(hidden_states, cache_of(kwargs))
         if self.kept_heads.numel() == 0:
             source = hidden_states if key_value_states is None else key_value_states
-            self._write_empty_cache(source, past_key_values, is_cross)
+            self._write_empty_cache(source, cache_of(kwargs), is_cross)
             return hidden_states.new_zeros(hidden_states.shape), position_bias, None
         own = position_bias if is_cross else position_bias[:, self.kept_heads].contiguous()
         output, _, weights = super().forward(  # type: ignore[misc]
-            hidden_states, mask, key_value_states, own, past_key_values, **kwargs
+            hidden_states, mask, key_value_states, own, **kwargs
         )
         return output, position_bias, weights
 
@@ -103,7 +102,7 @@ def _hand_over_bias(blocks: "nn.ModuleList", removed: set[int]) -> None:
 
 def _replay(args: Any, kwargs: dict[str, Any], output: Any) -> Call:
     """Give a variant the position bias that the dense attention used (it hands on all heads)."""
-    return tuple(args), {**kwargs, "position_bias": output[1], "past_key_values": None}
+    return tuple(args), {**without_cache(kwargs), "position_bias": output[1]}
 
 
 def _run_trunk(model: Any, batch: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from composable.errors import ShapeError
 from composable.families import Family, Module
-from composable.families.base import Layers
+from composable.families.base import Layers, cache_of
 from composable.models.structure import Structure, check, mapped_layers, removed_layers
 
 
@@ -36,11 +36,9 @@ class NoAttention(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
 
-    def forward(
-        self, hidden_states: Tensor, *_: Any, past_key_values: Any = None, **__: Any
-    ) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, *_: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """Return zeros of the input's shape, and no attention weights."""
-        _count_tokens(past_key_values, hidden_states, self.layer_idx)
+        _count_tokens(cache_of(kwargs), hidden_states, self.layer_idx)
         return torch.zeros_like(hidden_states), None
 
 

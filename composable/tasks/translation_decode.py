@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from composable.families.base import cache_name
 from composable.linalg import kernels
 from composable.progress import Stage
 from composable.tasks.samples import BATCH_TOKENS, check_tokens, length_batches, pad_texts
@@ -139,15 +140,16 @@ def greedy(model: Any, batches: Sequence[dict[str, Tensor]], max_length: int) ->
     alive = torch.arange(len(mask), device=mask.device)
     tokens = mask.new_full((len(mask), 1), settings.decoder_start_token_id)
     is_done, cache = torch.zeros_like(alive, dtype=torch.bool), None
+    name = cache_name(model)
     for step in range(max_length):
         output = model(
             encoder_outputs=(hidden,),
             attention_mask=mask,
             decoder_input_ids=tokens,
-            past_key_values=cache,
             use_cache=True,
+            **{name: cache},
         )
-        cache = output.past_key_values
+        cache = output[name]
         tokens = _likeliest(output.logits[:, -1:])
         found[alive, step] = tokens[:, 0].masked_fill(is_done, settings.pad_token_id)
         is_done |= tokens[:, 0] == settings.eos_token_id

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from composable.families import Module
+from composable.families.base import cache_name
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
 from composable.models import checkpoint
@@ -113,10 +114,10 @@ def step_by_step(model: Any, ids: torch.Tensor) -> torch.Tensor:
             output = model(
                 input_ids=ids[:, done:end],
                 attention_mask=torch.ones_like(ids[:, :end]),
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_name(model): cache},
             )
-            cache, done = output.past_key_values, end
+            cache, done = output[cache_name(model)], end
             found.append(output.logits)
     return torch.cat(found, 1)
 

@@ -8,6 +8,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from composable import families
 from composable.errors import ShapeError
+from composable.families.base import cache_name
 from composable.models.structure import Edit, ordered
 from composable.models.surgery import apply_structure
 from tests import tiny
@@ -134,8 +135,8 @@ def logits_step_by_step(built: Any) -> torch.Tensor:
             attention_mask=inputs["attention_mask"],
             decoder_input_ids=inputs["decoder_input_ids"][:, step : step + 1],
             decoder_attention_mask=inputs["decoder_attention_mask"][:, : step + 1],
-            past_key_values=cache,
             use_cache=True,
+            **{cache_name(built): cache},
         )
         assert cache.get_seq_length() == step + 1
         found.append(output.logits)

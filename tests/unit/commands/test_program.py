@@ -81,6 +81,14 @@ def test_messages_name_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, err) == (2, "Error: No such command 'trim'. (see composable --help)\n")
 
 
+def test_without_a_command_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert (code, out, err) == run(capsys, "--help")
+    assert out.startswith("Usage: composable ")
+    assert "..." not in out.partition("Commands:")[2]
+
+
 def test_general_options(capsys: pytest.CaptureFixture[str]) -> None:
     version = f"composable {composable.__version__}\n"
     assert run(capsys, "--version") == (0, version, "")

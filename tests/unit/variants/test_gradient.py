@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from composable.families.base import CACHE
 from composable.formats.bundle import Variant
 from composable.formats.config import Entry
 from composable.models.checkpoint import Checkpoint
@@ -292,7 +293,7 @@ def test_error_before_is_the_formula(corpora: Any, tmp_path: Path, name: str) ->
     for index in range(len(pairs)):
         batch = collate([pairs[index]])
         ((args, kwargs, output),) = run_dense(dense, batch, name)
-        kwargs = {key: value for key, value in kwargs.items() if key != "past_key_values"}
+        kwargs = {key: value for key, value in kwargs.items() if key not in CACHE}
         if variant.kind == "attention":
             kwargs["position_bias"] = output[1]
         with torch.no_grad():
