@@ -1,5 +1,12 @@
-"""Warm processes and sound files for all fault trials, and the page that they end in."""
+"""Warm processes and sound files for all fault trials, and the page that they end in.
 
+Trials that ended well are kept in out/faults, so that an interrupted run goes on; they count for
+the code that they were made with.
+"""
+
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +14,9 @@ import pytest
 
 from tests.faults import corruption, report, runner, sound
 from tests.faults.runner import Pool, Trial
+from tests.paths import ROOT
+
+KEPT = ROOT / "out" / "faults"
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +57,35 @@ def book() -> Iterator[list[Trial]]:
     if corruption.keeps():
         corruption.keep([trial for trial in trials if trial.is_bad])
     report.write(trials)
+
+
+@pytest.fixture(scope="session")
+def code() -> str:
+    """Hash of the code that the trials are of."""
+    total = hashlib.sha256()
+    for folder in ("composable", "tests/faults"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            total.update(f"{path.relative_to(ROOT)} {path.stat().st_size} ".encode())
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _goes_on(request: pytest.FixtureRequest, code: str) -> Iterator[None]:
+    """Take the trials of a test from a run that was interrupted, or keep them for the next."""
+    if "book" not in request.fixturenames:
+        yield
+        return
+    book: list[Trial] = request.getfixturevalue("book")
+    path = KEPT / f"{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("code") == code:
+        book += [Trial(**each) for each in found["trials"]]
+        pytest.skip("ended well before, with the same code")
+    before = len(book)
+    yield
+    trials = book[before:]
+    if trials and not any(trial.is_bad for trial in trials):
+        KEPT.mkdir(parents=True, exist_ok=True)
+        kept = {"code": code, "trials": [dataclasses.asdict(trial) for trial in trials]}
+        path.write_text(json.dumps(kept))

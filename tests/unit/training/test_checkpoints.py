@@ -16,14 +16,14 @@ ROW = {
 LATER = {**ROW, "epoch": 1, "training_loss": 2.0}
 
 
-def written(folder: Path, history: Any) -> Path:
-    """A sealed checkpoint with this history."""
+def written(folder: Path, history: Any, more: str = "") -> Path:
+    """A sealed checkpoint with this history, and more of a state."""
     made = folder / "checkpoint-4"
     made.mkdir(parents=True)
     for name in (checkpoints.MODEL, *checkpoints.STEPS, "rng_state.pth"):
         (made / name).write_bytes(b"content")
     state = {"global_step": 4, "epoch": 1.0, "log_history": history}
-    (made / checkpoints.STATE).write_text(json.dumps(state))
+    (made / checkpoints.STATE).write_text(json.dumps(state).removesuffix("}") + more + "}")
     runs.seal(made)
     return made
 
@@ -69,3 +69,12 @@ def test_a_history_that_no_training_writes(
     assert checkpoints.newest(tmp_path, 1) is None
     said = f"is damaged ({checkpoints.STATE} is not readable) and is left out."
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more", [', "unknown": 1', ', "log_history": []', ', "max_steps": 1, "max_steps": 2']
+)
+def test_a_state_that_trainer_does_not_know_or_reads_otherwise(more: str, tmp_path: Path) -> None:
+    """Of a key that occurs twice a program may take either value."""
+    written(tmp_path, [{"stats": ROW}], more)
+    assert checkpoints.newest(tmp_path, 1) is None
