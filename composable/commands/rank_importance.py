@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from composable.commands import cli, options
 
 
@@ -97,6 +99,9 @@ def main(settings: Settings) -> dict[str, object]:
     files.check_writable(settings.output)
     dense = checkpoint.load(settings.model)
     dense.require_dense(settings.model, "rank_importance.py")
+    if settings.iterative and settings.stack is None and len(dense.family.stacks) > 1:
+        stacks = " and ".join(dense.family.stacks)
+        raise click.UsageError(f"the model has {stacks} layers; say which with --stack.")
     dense.model.float().to(devices.select_device(settings.device))  # type: ignore[arg-type]
     texts = None
     if ranker.reads_texts:

@@ -73,3 +73,22 @@ def test_the_demo_trains_whole_models_on_the_hand_written_captions(tmp_path: Pat
     assert f'MODEL_ARGS="--limit {len(hand.splitlines())} ' in ran.stdout
     asked = make(tmp_path / "unused", "-n", "demo", "MODEL_ARGS=--epochs 1")
     assert 'MODEL_ARGS="--epochs 1"' in asked.stdout
+
+
+def test_an_environment_of_ones_own_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pyvenv.cfg").write_text("home = elsewhere")
+    command = ["make", "setup", f"VENV={tmp_path / 'mine'}", f"PYTHON3={sys.executable}"]
+    ran = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert ran.returncode != 0
+    assert "mine is there and was not made by make setup; delete it, or name another" in ran.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["pyvenv.cfg"]
+
+
+@pytest.mark.parametrize(
+    "target", ["setup", "demo", "pipeline", "control", "test", "faults", "bench"]
+)
+def test_a_dry_run_does_nothing(target: str, tmp_path: Path) -> None:
+    ran = make(tmp_path / "out", "-n", target)
+    assert ran.returncode == 0, ran.stderr
+    assert not (tmp_path / "out").exists()

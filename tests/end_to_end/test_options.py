@@ -351,6 +351,12 @@ def test_an_option_without_effect_is_refused(line: str, flag: str, home: Path) -
     assert last.endswith(f"leave it out. (see {name}.py --help)")
 
 
+def test_whose_layers_go_one_by_one(home: Path) -> None:
+    ended = call("rank_importance.py", "--iterative", 1, cwd=home)
+    assert (ended.code, ended.out) == (2, "")
+    assert "the model has encoder and decoder layers; say which with --stack." in ended.err
+
+
 def test_texts_that_no_method_reads(home: Path, tmp_path: Path) -> None:
     """The data of a model may be named for every scheme."""
     words = ("-m", home / "model/dense.pth", "-c", home / "other_prune.json")
