@@ -115,6 +115,7 @@ OWN = (
         ("out",),
         (("report.py", "-d", "out"),),
         ("out/report.md",),
+        free="per_second",  # shown as it is
         documents={".json": form.JSON},
     ),
 )  # fmt: skip
