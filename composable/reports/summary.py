@@ -41,8 +41,12 @@ def read_evaluation(path: Path, dense: dict[str, Any] | None) -> dict[str, Any]:
     main = main_score(report)
     may_lack = (str, type(None))
     scores = {f"{main}.value": (int, float), f"{main}.signature": str, f"{main}.name": may_lack}
-    for key, kind in {**scores, **_NEEDED}.items():
-        if not isinstance(_at(report, key), kind):
+    found = _at(report, "settings")
+    settings = found if isinstance(found, dict) else {}
+    said = {f"settings.{key}": _SETTINGS[key] for key in _SETTINGS.keys() & settings.keys()}
+    for key, kind in {**scores, **_NEEDED, **said}.items():
+        value = _at(report, key)
+        if not isinstance(value, kind) or isinstance(value, bool):  # which is an int in Python
             raise FormatError(f'{path}: no valid "{key}"; a report of evaluate.py was expected.')
     for what in _COMPARABLE if dense else ():
         if _COMPARABLE[what](report) != _COMPARABLE[what](dense):
@@ -78,6 +82,8 @@ _NEEDED: dict[str, Any] = {
     "data.name": (str, type(None)),
     "settings": dict,
 }
+#: Settings on which the speed depends.
+_SETTINGS: dict[str, type] = {"device": str, "dtype": str, "batch_tokens": int}
 _COMPARABLE: dict[str, Any] = {
     "the score": main_score,
     "the signature": lambda report: report[main_score(report)]["signature"],
@@ -96,10 +102,7 @@ def rate_of(report: Any) -> float | None:
 
 def speed_of(report: Any, dense: Any) -> float | None:
     """Say how many times as fast as the dense model; None where not measured alike."""
-    alike = all(
-        report["settings"].get(key) == dense["settings"].get(key)
-        for key in ("device", "dtype", "batch_tokens")
-    )
+    alike = all(report["settings"].get(key) == dense["settings"].get(key) for key in _SETTINGS)
     mine, its = rate_of(report), rate_of(dense)
     return mine / its if alike and mine and its else None
 

@@ -443,6 +443,10 @@ def test_report_refuses_to_compare_unlike_evaluations(
         ('{"bleu": 3}', 'no valid "bleu.value"'),
         (json.dumps(evaluation(1.0) | {"parameters": None}), 'no valid "parameters"'),
         (json.dumps(evaluation(1.0) | {"source_length": "8"}), 'no valid "source_length"'),
+        (json.dumps(evaluation(1.0) | {"parameters": True}), 'no valid "parameters"'),
+        (json.dumps(evaluation(True)), 'no valid "bleu.value"'),
+        (json.dumps(evaluation(1.0) | {"settings": 7}), 'no valid "settings"'),
+        (json.dumps(evaluation(1.0) | {"settings": {"dtype": None}}), 'no valid "settings.dtype"'),
         ("no json", "not a JSON file"),
     ],
 )
