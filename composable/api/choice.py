@@ -19,9 +19,8 @@ from composable.api.arguments import (
 from composable.calibration import collect
 from composable.errors import ConfigError, UserError
 from composable.formats import config
-from composable.formats.config import METRICS, Entry
+from composable.formats.config import METRICS, POLICIES, Entry
 from composable.formats.scores_file import Scores
-from composable.models import surgery
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base as rankers
 from composable.ranking import layer_choice, sizes
@@ -69,9 +68,9 @@ def configuration(
     if size is not None:
         if layers or any(rates.values()):
             raise ConfigError("size: chooses all rates by itself; leave rates and layers out.")
-        found, ways = scores_of(dense, scores), config.METRICS
-        if metric not in (None, *ways):
-            raise ConfigError(f"metric {metric}: unknown; known are {', '.join(ways)}.")
+        found = scores_of(dense, scores)
+        if metric not in (None, *METRICS):
+            raise ConfigError(f"metric {metric}: unknown; known are {', '.join(METRICS)}.")
         how = (metric or METRICS[0], allocation or sizes.best_allocation(found), found, gqa)
         chosen = sizes.Allocator(dense, *how).configuration(size)
     else:
@@ -80,26 +79,20 @@ def configuration(
             if value is not None:
                 raise ConfigError(f"{name}: has a meaning with size only; leave it out.")
         parsed = {kind: [Entry.parse(plain(r), kind).rate] for kind, r in rates.items()}
-        gone = _layers(dense, layers, stack)
+        gone = _gone(dense, layers, stack)
         chosen = config.uniform_configurations([*modules.values()], parsed, [gone])[0]
     config.check_configuration(chosen, modules, "configuration")
     return {name: entry.to_json() for name, entry in chosen.items() if entry.removals}
 
 
-def _layers(dense: Checkpoint, layers: Sequence[int], stack: str | None) -> config.Configuration:
+def _gone(dense: Checkpoint, layers: Sequence[int], stack: str | None) -> config.Configuration:
     """Write down which layers go."""
-    paths = surgery.layer_paths(dense.model, dense.family)
-    if stack is None and len(paths) > 1 and layers:
-        raise ConfigError(f"the model has {' and '.join(paths)}; name one of them as the stack.")
-    name = stack or next(iter(paths))
-    if name not in paths:
-        raise ConfigError(f"stack {name}: this model has only {' and '.join(paths)}.")
-    path = paths[name]
-    count = len(dense.model.get_submodule(path))  # type: ignore[arg-type]
-    if unknown := [layer for layer in layers if layer not in range(count)]:
-        raise ConfigError(f"layer {unknown[0]}: the {name} has 0 to {count - 1}.")
-    names = [f"{path}.{number}" for number in range(count)]
-    return layer_choice.layer_entries(names, sorted(set(layers)))
+    if not layers and stack is None:
+        return {}
+    chosen = layer_choice.configurations(
+        dense, [[*layers]], POLICIES[0], None, stack, protect=(), linear_map=False
+    )
+    return chosen[0]
 
 
 def rank(

@@ -27,7 +27,7 @@ def main(settings: Settings) -> dict[str, object]:
         checkpoint.load(settings.model),
         settings.output,
         settings.stats,
-        settings.training(),
+        options.training_of(settings),
         label="baseline",
         data=settings.data,
         limit=settings.limit,

@@ -51,7 +51,7 @@ def main(settings: Settings) -> dict[str, object]:
         composed,
         settings.output,
         settings.stats,
-        settings.training(),
+        options.training_of(settings),
         label="model",
         heal=Heal(settings.heal, settings.rank),
         data=settings.data,

@@ -97,9 +97,9 @@ def parameters(settings: type) -> list[click.Parameter]:
     return sorted(made, key=place)
 
 
-def given(context: click.Context | None = None) -> dict[str, str]:
+def given() -> dict[str, str]:
     """Name of every option that the command line gives a value -> its flag."""
-    context = context or click.get_current_context()
+    context = click.get_current_context()
     found = [each for each in context.command.params if isinstance(each, Option)]
     source, is_given = context.get_parameter_source, ParameterSource.COMMANDLINE
     return {str(it.name): it.opts[0] for it in found if source(str(it.name)) is is_given}
@@ -122,17 +122,12 @@ def refuse(names: Collection[str], why: str) -> None:
 
 def refuse_without_effect(values: Mapping[str, Any]) -> None:
     """Refuse options whose condition (`only`) the others do not meet."""
-    flags = given()
-    for each in click.get_current_context().command.params:
-        condition = getattr(each, "only", None)
-        if condition and each.name in flags:
-            name, wanted = condition
-            other = next(it for it in click.get_current_context().command.params if it.name == name)
-            value = values[name]
-            if value not in wanted:
-                is_said = value not in (None, (), False)
-                said = f"with {other.opts[0]} {value}" if is_said else f"without {other.opts[0]}"
-                refuse([str(each.name)], f"has no effect {said}")
+    params = {str(each.name): each for each in click.get_current_context().command.params}
+    for name, param in params.items():
+        condition = getattr(param, "only", None)
+        if condition and values[condition[0]] not in condition[1]:
+            other = params[condition[0]].opts[0]
+            refuse([name], f"has no effect with {other} {values[condition[0]]}")
 
 
 def is_number(text: Any) -> bool:
@@ -406,10 +401,6 @@ class WholeModel:
     device: str = device()
     dtype: str = dtype(trains=True)
     workdir: Path = Path()
-
-    def training(self) -> "Options":
-        """Return the settings of the training."""
-        return training_of(self)
 
 
 def training_of(settings: Any) -> "Options":

@@ -6,21 +6,12 @@ import click
 
 from composable.commands import cli
 
-#: The order in which a pipeline runs the commands; others follow by name.
-ORDER = (
-    "download_model",
-    "config_generator",
-    "prune_scheme_generator",
-    "prune",
-    "compose_model",
-    "block_level_finetuning",
-    "model_level_finetuning",
-    "baseline_finetuning",
-    "evaluate",
-    "plot_loss",
-    "report",
+#: In the order of the README; those that not every pipeline needs come last.
+COMMANDS = (
+    *("download_model", "config_generator", "prune_scheme_generator", "prune", "compose_model"),
+    *("baseline_finetuning", "block_level_finetuning", "model_level_finetuning", "evaluate"),
+    *("plot_loss", "report", "rank_importance", "plot_importance", "export_model"),
 )
-COMMANDS = (*ORDER, "export_model", "plot_importance", "rank_importance")
 #: Longer than the first sentence of any command.
 WHOLE = 1000
 
@@ -34,7 +25,7 @@ class _Group(cli.Program, click.Group):
         return str(self.name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the pipeline."""
+        """Return all names."""
         return [*COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

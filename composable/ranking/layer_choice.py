@@ -202,7 +202,7 @@ def configurations(
         choice.layers(one, len(names)) if isinstance(one, int) else sorted(set(one)) for one in cuts
     ]
     for layer in {layer for layers in chosen for layer in layers}:
-        if layer >= len(names) or layer in protect:
+        if not 0 <= layer < len(names) or layer in protect:
             raise ConfigError(
                 f"layer {layer}: expected one of the {name}'s layers 0 to {len(names) - 1} that is "
                 "not protected."

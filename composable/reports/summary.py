@@ -95,7 +95,7 @@ _COMPARABLE: dict[str, Any] = {
 
 
 def rate_of(report: Any) -> float | None:
-    """Sentences or samples a second; old reports may not say."""
+    """Sentences or samples a second; None where the report does not say."""
     found = [report.get(f"{what}_per_second") for what in ("sentences", "samples")]
     return next((float(rate) for rate in found if isinstance(rate, int | float) and rate > 0), None)
 

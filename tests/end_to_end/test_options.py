@@ -351,6 +351,12 @@ def test_an_option_without_effect_is_refused(line: str, flag: str, home: Path) -
     assert last.endswith(f"leave it out. (see {name}.py --help)")
 
 
+def test_a_number_type_that_a_solver_does_not_know(home: Path) -> None:
+    ended = call("block_level_finetuning.py", "--dtype", "float16", cwd=home)
+    assert (ended.code, ended.out) == (2, "")
+    assert "--dtype float16: --solver hybrid trains in float32 or bfloat16" in ended.err
+
+
 def test_whose_layers_go_one_by_one(home: Path) -> None:
     ended = call("rank_importance.py", "--iterative", 1, cwd=home)
     assert (ended.code, ended.out) == (2, "")

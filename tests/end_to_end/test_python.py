@@ -236,7 +236,11 @@ ERRORS: list[tuple[Callable[[Checkpoint], Any], str]] = [
     (lambda d: composable.configuration(d, size=0.5, metric="bytes"), "metric bytes: unknown"),
     (lambda d: composable.configuration(d, gqa="per-group"), "gqa: has a meaning with size only"),
     (lambda d: composable.configuration(d, layers=[0]), "name one of them as the stack"),
-    (lambda d: composable.configuration(d, layers=[2], stack="encoder"), "layer 2: the encoder"),
+    (
+        lambda d: composable.configuration(d, layers=[2], stack="encoder"),
+        "layer 2: expected one of the",
+    ),
+    (lambda d: composable.configuration(d, layers=[-1], stack="encoder"), "layer -1: expected"),
     (lambda d: composable.configuration(d, layers=[0], stack="middle"), "stack middle: this model"),
     (lambda d: composable.prune(d, {"nothing": 0.5}), 'configuration 0: no module "nothing"'),
     (lambda d: composable.prune(d, {FFN: object()}), "configuration 0"),

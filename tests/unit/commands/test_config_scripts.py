@@ -66,6 +66,7 @@ def test_numbers_that_nothing_can_be_done_with(
     code, out, err = run(script, capsys, flag, value)
     assert (code, out) == (2, "")
     assert err.startswith(f"Error: Invalid value for '{flag}': ")
+    assert value in err
 
 
 def run(script: Any, capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:

@@ -125,6 +125,28 @@ def test_signals_at_the_end_of_a_process_that_was_stopped(tmp_path: Path) -> Non
     )
 
 
+def test_a_signal_in_the_first_instant(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heard from the moment that its handler is set, before the command begins."""
+    set_handler = signal.signal
+
+    def signal_at_once(number: int, handler: Any) -> Any:
+        before = set_handler(number, handler)
+        if number == signal.SIGHUP and callable(handler):
+            signal.raise_signal(signal.SIGHUP)
+        return before
+
+    monkeypatch.setattr(signal, "signal", signal_at_once)
+    code, said = run(lambda: None, capsys)
+    monkeypatch.undo()
+    for number in (signal.SIGTERM, signal.SIGINT):  # as the end of the process would
+        signal.signal(
+            number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+        )
+    assert (code, said) == (129, "Error: interrupted by SIGHUP; run the same command again.\n")
+
+
 def test_nohup_keeps_sighup_away(capsys: pytest.CaptureFixture[str]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert run(lambda: signal.raise_signal(signal.SIGHUP), capsys) == (0, "")
