@@ -89,7 +89,7 @@ class Stage(tqdm):  # type: ignore[type-arg]
         size, unit = (1e6, "MB") if self._unit == "B" else (1, self._unit)
         log.info(
             "%s: %.0f of %.0f %s, about %s left",
-            *(self._what, self.n / size, total / size, unit, _duration(left)),
+            *(self._what, self.n / size, total / size, unit, duration(left)),
         )
 
 
@@ -104,7 +104,7 @@ def _size() -> dict[str, Any]:
     return {"dynamic_ncols": True} if is_known else {"ncols": 80, "nrows": 24}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Say a time as a person would; what is left is never known to the second."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"

@@ -108,9 +108,9 @@ def rank(
 
     Args:
         dense: the dense model.
-        method: layer_distance, stat, l1 or random.
-        data: see `prune`, as for the next two; only for the first two methods.
-        limit: samples.
+        method: layer_distance, trajectory, logit_kl, stat, l1 or random.
+        data: see `prune`, as for the next two; not for l1 and random.
+        limit: samples; None: until there are 65,536 tokens, or 512 for trajectory and logit_kl.
         device: where the model runs.
         options: of the method, the fields of its options in `ranking` (distances, iterative, ...).
 
@@ -134,5 +134,6 @@ def rank(
             options.setdefault("calibration", str(folder / "calibration.npy"))
         texts = None
         if ranker.reads_texts:
-            texts = collect.calibration_set(working, place_of(data), positive("limit", limit))
+            many = positive("limit", limit)
+            texts = collect.calibration_set(working, place_of(data), many, tokens=ranker.tokens)
         return ShownScores.of(rankers.rank(ranker, working, texts, ranker.options(**options)))

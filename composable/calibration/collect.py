@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from composable import devices, tasks
 from composable.calibration import layer_states
-from composable.calibration.amount import Amount, amounts, take
+from composable.calibration.amount import TOKENS, Amount, amounts, take
 from composable.calibration.batching import Texts
 from composable.calibration.layer_states import Pair
 from composable.calibration.obtain import Calibration, obtain
@@ -139,11 +139,12 @@ def calibration_set(
     limit: int | None,
     key: str = "text",
     max_length: int | None = None,
+    tokens: int = TOKENS,
 ) -> Texts:
-    """Read the first samples of a calibration set, by default as `Amount` says, and tokenise them.
+    """Read the first samples of a calibration set, without a limit as many as have `tokens`.
 
     They are a file of texts (`key` is that of the text in a .jsonl file), the texts themselves, or
-    the training split of data of the task. A text has up to `max_length` tokens.
+    the training split of data of the task. A text has up to `max_length` tokens. All are tokenised.
 
     Raises:
         UserError: there is no such data, or it is not what it should be.
@@ -153,7 +154,7 @@ def calibration_set(
         raise UserError(f"max_length is {max_length}: not for {task.name}; leave it out.")
     if max_length:
         dense = dataclasses.replace(dense, info=dense.info | {"max_length": max_length})
-    amount = Amount(limit)
+    amount = Amount(limit, tokens)
     if data is not None and not isinstance(data, str):
         return _split_texts(dense, data, (amount,))[0]
     if dense.tokenizer is not None and is_plain(data):

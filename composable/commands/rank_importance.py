@@ -16,8 +16,14 @@ def _rankers() -> list[str]:
     return [ranker.name for ranker in ranking.RANKERS]
 
 
+#: Those that mask units, one after the other.
+MASKING = ("trajectory", "logit_kl")
 #: Settings of every ranker, and of those that read texts.
 ALWAYS, OF_TEXTS = {"model", "output", "method", "device"}, {"data", "limit"}
+
+
+#: Names of the rankers, which are not imported for the help.
+METHODS = ("layer_distance", "trajectory", "logit_kl", "stat", "l1", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +42,17 @@ class Settings:
     )
     limit: int | None = options.limit(
         "Measure the first N texts only (lines, of a language model's folder). "
-        f"{options.UNTIL_ENOUGH}"
+        f"{options.UNTIL_ENOUGH[:-1]}; 512 with {' and '.join(MASKING)}]"
     )
     calibration: Path = options.calibration()
     method: str = options.option(
         "--method",
-        help="layer_distance: how much every block of layers changes its input; stat: heads and "
-        "neurons by how little the others make up for them; l1: heads and neurons by the size of "
-        "their weights; random: by lot, as a control.",
+        help="layer_distance: how much every block of layers changes its input; trajectory: heads "
+        "and neurons by how much the features of all later layers change without them; logit_kl: "
+        "by how much the logits do; stat: by how little the others make up for them; l1: by the "
+        "size of their weights; random: by lot, as a control.",
         default="layer_distance",
-        type=options.Registered(("layer_distance", "stat", "l1", "random"), _rankers),
+        type=options.Registered(METHODS, _rankers),
         metavar="METHOD",
     )
     distances: tuple[str, ...] = options.option(
@@ -65,9 +72,19 @@ class Settings:
     )
     stack: str | None = options.stack("Whose layers --iterative takes, where a model has both.")
     protect: tuple[int, ...] = options.protect("Layers that --iterative leaves, such as 0,29.")
+    group: int = options.option(
+        "--group",
+        help="Measure neurons in groups of N of like size, which takes an Nth of the time: 16 is "
+        "good where there are more than 20,000.",
+        default=1,
+        type=options.COUNT,
+        only=("method", MASKING),
+        metavar="N",
+    )
     gqa: str = options.gqa()
     seed: int = options.seed("Seed of the method random.")
     device: str = options.device()
+    workdir: Path = Path()
 
     def check(self) -> None:
         """Refuse what only a removal of layers one by one looks at."""
@@ -83,6 +100,9 @@ def main(settings: Settings) -> dict[str, object]:
     the smaller the distance between what enters a block and what leaves it, the less is lost with
     the block. With --sizes it chooses by scores of the method stat how many heads and neurons every
     layer keeps. prune.py --scores keeps the heads and neurons of the highest importance.
+
+    trajectory and logit_kl keep what is done layer by layer: after an interruption the same command
+    goes on from there.
     """
     from composable import devices, files, ranking
     from composable.calibration import collect
@@ -95,6 +115,9 @@ def main(settings: Settings) -> dict[str, object]:
     known = names | ALWAYS | (OF_TEXTS if ranker.reads_texts else set())
     options.refuse(vars(settings).keys() - known, f"has no effect with --method {ranker.name}")
     own: dict[str, Any] = {name: getattr(settings, name) for name in names}
+    checkpoints = settings.workdir / options.CHECKPOINTS
+    if "checkpoints" in ranker.options.__dataclass_fields__:
+        own["checkpoints"] = str(checkpoints)
     how = ranker.options(**own)
     files.check_writable(settings.output)
     dense = checkpoint.load(settings.model)
@@ -105,9 +128,10 @@ def main(settings: Settings) -> dict[str, object]:
     dense.model.float().to(devices.select_device(settings.device))  # type: ignore[arg-type]
     texts = None
     if ranker.reads_texts:
-        texts = collect.calibration_set(dense, settings.data, settings.limit)
+        texts = collect.calibration_set(dense, settings.data, settings.limit, tokens=ranker.tokens)
     scores = base.rank(ranker, dense, texts, how)
     scores_file.save(settings.output, scores)
+    base.forget(scores, checkpoints)
     report: dict[str, object] = {"wrote": str(settings.output), "method": settings.method}
     if read := scores.origin and scores.origin.texts:
         report["calibration_data"] = {"name": read.name, "sha256": read.sha256}
@@ -115,6 +139,7 @@ def main(settings: Settings) -> dict[str, object]:
         report["tokens_per_input"] = collect.tokens_per_input(dense, read.tokens)
     if scores.units:
         report["units"] = {name: len(one.importance) for name, one in scores.units.items()}
+    report |= scores.constants
     if scores.distances:
         report["blocks"] = block_table.tables(scores)
         report["removal"] = [order.modules for order in scores.orders]

@@ -47,7 +47,7 @@ Numbers = NDArray[np.float64]
 HEADER = {
     "format": str, "version": str, "method": str, "options": dict, "model": dict,
     "texts": dict | None, "modules": list, "versions": dict, "units": list, "distances": list,
-    "orders": list, "trees": list, "candidates": dict | None,
+    "orders": list, "trees": list, "candidates": dict | None, "constants": dict,
 }  # fmt: skip
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -207,6 +207,7 @@ class Scores:
         origin: None in files of other programs.
         units: by name of the module.
         distances: every stack by every distance; the first is the main one.
+        constants: numbers of the whole model that the importances were made with.
     """
 
     origin: Origin | None = None
@@ -215,6 +216,7 @@ class Scores:
     orders: Sequence[Order] = ()
     trees: Sequence[Tree] = ()
     candidates: Candidates | None = None
+    constants: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def stacks(self) -> list[str]:
@@ -379,6 +381,7 @@ def _build(scores: Scores) -> bytes:
         ],
         "orders": [dataclasses.asdict(one) for one in scores.orders],
         "trees": [dataclasses.asdict(one) for one in scores.trees],
+        "constants": dict(scores.constants),
         "candidates": candidates and {
             "modules": candidates.modules,
             "entries": [entry.to_json() for entry in candidates.entries],
@@ -404,7 +407,10 @@ def _parse(text: bytes, arrays: Arrays) -> Scores:
     if (header.get("format"), header.get("version")) != FORMAT[:2]:
         met = f"{header.get('format')!r:.40} {header.get('version')!r:.20}"
         raise FormatError(f"format {met}, this program reads {FORMAT.name} {FORMAT.version}")
+    header.setdefault("constants", {})  # of files that were written before there were any
     check_types("header", header, HEADER)
+    constants = header["constants"]
+    _check(all(map(is_finite, constants.values())), "constants that are no finite numbers")
     origin, candidates = _origin(header), header["candidates"]
     reader = _Tables(origin.modules, arrays)
     found = Scores(
@@ -414,6 +420,7 @@ def _parse(text: bytes, arrays: Arrays) -> Scores:
         list(map(reader.order, header["orders"])),
         list(map(reader.tree, header["trees"])),
         None if candidates is None else reader.candidates(candidates),
+        constants,
     )
     _check(
         found.units or found.distances or found.orders or found.trees or found.candidates,

@@ -1,19 +1,28 @@
 """What a ranker is: it measures a whole model once and returns scores, by which others choose."""
 
 import dataclasses
-from collections.abc import Callable
+import io
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
 import composable
+from composable import files, runs
+from composable.calibration.amount import TOKENS
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import real_tokens
-from composable.formats.scores_file import ModuleCost, Origin, Scores, TextsRead
+from composable.errors import FormatError
+from composable.formats.scores_file import ModuleCost, Numbers, Origin, Scores, TextsRead
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
+
+log = logging.getLogger("composable")
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class NoOptions:
 
 
 #: Options without influence on what is measured.
-FREE = ("calibration", "memory_budget")
+FREE = ("calibration", "memory_budget", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Ranker:
             that reads no texts.
         options: frozen dataclass of what can be set, with a default for each.
         reads_texts: whether it looks at a calibration set.
+        tokens: of each stack that this has, where no number of samples is given.
     """
 
     name: str
@@ -44,6 +54,65 @@ class Ranker:
     measure: Callable[[Checkpoint, Texts | None, Any], Scores]
     options: type[Any] = NoOptions
     reads_texts: bool = False
+    tokens: int = TOKENS
+
+
+class Parts:
+    """What is done of a measurement, so that an interrupted one goes on; a context.
+
+    Args:
+        folder: of this measurement and no other; None: nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None):
+        self._run = None if folder is None else runs.RunFolder(folder)
+
+    @classmethod
+    def of(cls, origin: Origin, checkpoints: str | None) -> "Parts":
+        """Open those of a measurement, among `checkpoints`; UserError: an equal one is at work."""
+        return cls(None if checkpoints is None else folder_of(origin, Path(checkpoints)))
+
+    def __enter__(self) -> "Parts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._run is not None:
+            self._run.release()
+
+    def read(self, name: str) -> dict[str, Numbers] | None:
+        """Return the arrays of a part; None: it is not done, or damaged."""
+        if self._run is None:
+            return None
+        path = self._run.path / f"{name}.npz"
+        try:
+            with np.load(io.BytesIO(runs.read_sealed(path)), allow_pickle=False) as found:
+                return dict(found)
+        except FileNotFoundError:
+            return None
+        except FormatError as error:
+            log.warning("%s: %s; it is measured again.", path, error)
+            return None
+
+    def write(self, name: str, arrays: Mapping[str, Numbers]) -> None:
+        """Keep the arrays of a part."""
+        if self._run is not None:
+            content = io.BytesIO()
+            np.savez(content, allow_pickle=False, **arrays)
+            runs.write_sealed(self._run.path / f"{name}.npz", content.getvalue())
+
+
+def folder_of(origin: Origin, checkpoints: Path) -> Path:
+    """Name the folder of what is done of a measurement."""
+    options = {name: value for name, value in origin.options.items() if name != "reading"}
+    texts = origin.texts and origin.texts.sha256
+    identity = [origin.method, options, origin.fingerprint, texts, dict(origin.versions)]
+    return checkpoints / f"rank-{files.digest_of(identity)[:16]}"
+
+
+def forget(scores: Scores, checkpoints: Path) -> None:
+    """Remove what was kept of a measurement, once its scores are written."""
+    if scores.origin is not None:
+        runs.remove(folder_of(scores.origin, checkpoints))
 
 
 def rank(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Scores:

@@ -1,0 +1,85 @@
+"""The manifold loss: how much the angles between all pairs of tokens change."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def normalized(features: Tensor) -> Tensor:
+    """Give every row of (..., tokens, width) the length 1, as float32; rows of zeros stay zero."""
+    return F.normalize(features.float(), dim=-1, eps=1e-12)
+
+
+class ManifoldLoss:
+    """Sum over all pairs of tokens of the squared difference of their cosines, of several variants.
+
+    With T the dense features of length 1, S those of a variant and D = S - T it is
+
+        |S S^T - T T^T|^2 = 2 sum(A * B) + 2 sum(C * C^T) + 4 sum(C * B^T) + sum(B * B)
+
+    where A = T^T T, B = D^T D and C = T^T D are (width, width): no matrix of all pairs is made, and
+    tokens may come in parts. Every term is of the order of D squared, so that nothing cancels.
+
+    Args:
+        teacher: T, part by part, each (tokens, width).
+
+    Source: Hao et al. 2022 (arXiv 2107.01378), as OPTIN takes it (arXiv 2403.17921), but of all
+    tokens, where its program draws 768 of them.
+    """
+
+    def __init__(self, teacher: list[Tensor]):
+        self._teacher = teacher
+        tokens, width = sum(map(len, teacher)), teacher[0].shape[1]
+        # few tokens have fewer pairs than features have
+        self._is_direct = len(teacher) == 1 and tokens < width
+        self._sums: list[Tensor] = []
+        #: Numbers that are held for one variant.
+        self.size = 2 * (tokens if self._is_direct else width) ** 2
+
+    def start(self) -> None:
+        """Begin with other variants."""
+        self._sums = []
+
+    def add(self, part: int, student: Tensor) -> None:
+        """Add S of the tokens of one part, (variants, tokens, width)."""
+        teacher = self._teacher[part]
+        difference = student - teacher
+        if self._is_direct:
+            crossed = difference @ teacher.T
+            self._sums = [crossed + crossed.mT + difference @ difference.mT]
+            return
+        new = [difference.mT @ difference, teacher.T @ difference]
+        self._sums = [a + b for a, b in zip(self._sums, new, strict=True)] if self._sums else new
+
+    def values(self) -> Tensor:
+        """Return the loss of every variant, (variants,)."""
+        if self._is_direct:
+            return self._sums[0].square().sum((1, 2))
+        b, c = self._sums
+        return (2 * self._second * b + 2 * c * c.mT + 4 * c * b.mT + b * b).sum((1, 2))
+
+    @cached_property
+    def _second(self) -> Tensor:
+        return torch.stack([part.T @ part for part in self._teacher]).sum(0)
+
+
+def divergences(teacher: Tensor, student: Tensor) -> Tensor:
+    """Compare distributions: the sum over all rows of KL(teacher, student), per variant.
+
+    Args:
+        teacher: logits (rows, classes).
+        student: logits (variants, rows, classes).
+
+    Returns:
+        (variants,) float64. Differences of one logit (a regression) are squared instead.
+    """
+    change = student.float() - teacher.float()
+    if change.shape[-1] == 1:
+        return change.double().square().sum((1, 2))
+    shares = teacher.float().softmax(-1)
+    # with their mean taken off, changes of any size keep their digits: KL = log E exp(change)
+    change = change - (shares * change).sum(-1, keepdim=True)
+    rows = torch.log1p((shares * torch.expm1(change)).sum(-1))
+    return rows.double().clamp(min=0).sum(1)
