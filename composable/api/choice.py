@@ -110,7 +110,7 @@ def rank(
         dense: the dense model.
         method: layer_distance, trajectory, logit_kl, stat, l1 or random.
         data: see `prune`, as for the next two; not for l1 and random.
-        limit: samples; None: until there are 65,536 tokens, or 512 for trajectory and logit_kl.
+        limit: samples; None: until there are 65,536 tokens, or 256 for trajectory and logit_kl.
         device: where the model runs.
         options: of the method, the fields of its options in `ranking` (distances, iterative, ...).
 

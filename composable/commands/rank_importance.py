@@ -42,7 +42,7 @@ class Settings:
     )
     limit: int | None = options.limit(
         "Measure the first N texts only (lines, of a language model's folder). "
-        f"{options.UNTIL_ENOUGH[:-1]}; 512 with {' and '.join(MASKING)}]"
+        f"{options.UNTIL_ENOUGH[:-1]}; 256 with {' and '.join(MASKING)}]"
     )
     calibration: Path = options.calibration()
     method: str = options.option(

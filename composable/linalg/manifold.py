@@ -1,10 +1,12 @@
-"""The manifold loss: how much the angles between all pairs of tokens change."""
+"""How far the outputs of variants are from the dense ones: angles of tokens, distributions."""
 
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from composable.linalg import kernels
 
 
 def normalized(features: Tensor) -> Tensor:
@@ -65,21 +67,32 @@ class ManifoldLoss:
         return torch.stack([part.T @ part for part in self._teacher]).sum(0)
 
 
-def divergences(teacher: Tensor, student: Tensor) -> Tensor:
-    """Compare distributions: the sum over all rows of KL(teacher, student), per variant.
+class Divergence:
+    """KL(teacher, student), summed over rows, of several variants.
 
     Args:
-        teacher: logits (rows, classes).
-        student: logits (variants, rows, classes).
-
-    Returns:
-        (variants,) float64. Differences of one logit (a regression) are squared instead.
+        teacher: dense logits, (rows, classes); of one logit (a regression) the difference is
+            squared instead.
     """
-    change = student.float() - teacher.float()
-    if change.shape[-1] == 1:
-        return change.double().square().sum((1, 2))
-    shares = teacher.float().softmax(-1)
-    # with their mean taken off, changes of any size keep their digits: KL = log E exp(change)
-    change = change - (shares * change).sum(-1, keepdim=True)
-    rows = torch.log1p((shares * torch.expm1(change)).sum(-1))
-    return rows.double().clamp(min=0).sum(1)
+
+    def __init__(self, teacher: Tensor):
+        self._teacher = teacher.float()
+        self._shares = self._teacher.softmax(-1)
+
+    def of(self, student: Tensor) -> Tensor:
+        """Compare logits (variants, rows, classes): (variants,) float64."""
+        if student.shape[-1] == 1:
+            return (student.double() - self._teacher.double()).square().sum((1, 2))
+        # blocks that stay in a cache
+        rows = max(1, kernels.BLOCK[student.device.type] // student.shape[-1])
+        found = student.new_zeros(len(student), dtype=torch.float64)
+        for first in range(0, len(self._teacher), rows):
+            part = slice(first, first + rows)
+            shares, teacher = self._shares[part], self._teacher[part]
+            for i, one in enumerate(student[:, part]):
+                change = one.float() - teacher
+                # with their mean taken off, changes of any size keep their digits
+                change -= (shares * change).sum(-1, keepdim=True)
+                lost = change.expm1_().mul_(shares).sum(-1).log1p()
+                found[i] += lost.double().clamp(min=0).sum()
+        return found

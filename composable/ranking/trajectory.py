@@ -18,7 +18,7 @@ from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS
 from composable.formats.scores_file import Numbers, Scores, UnitImportance
 from composable.linalg import kernels
 from composable.linalg.grams import full_float32
-from composable.linalg.manifold import ManifoldLoss, divergences
+from composable.linalg.manifold import Divergence, ManifoldLoss
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import head_rows
 from composable.progress import Stage, duration
@@ -33,7 +33,7 @@ log = logging.getLogger("composable")
 ROWS = {"cpu": 2048, "cuda": 65536}
 MEMORY = 2 << 30  # bytes for their logits, and for the moments of their features
 MANY = 20_000  # neurons from which groups are advised
-TOKENS = 512
+TOKENS = 256
 
 #: Changes of features, (units, layers of the trajectory), and of logits, (units,).
 Measured = tuple[Numbers, Numbers]
@@ -141,6 +141,8 @@ class Measuring:
             for z in range(len(self.runs.features) if has_features else 0)
         ]
 
+        self._divergences = [Divergence(run.answers) for run in self.runs.runs]
+
     @property
     def passes(self) -> dict[str, int]:
         """Path of a layer -> layers that run for all of its units, each one by one."""
@@ -227,7 +229,7 @@ class Measuring:
             features, logits = self.runs.masked(run, layer, module, one, columns, wanted)
             for z in wanted:
                 self._losses[z].add(part, features[z])
-            kl += divergences(run.answers, logits)
+            kl += self._divergences[part].of(logits)
         md = torch.zeros(len(columns), len(self._losses), dtype=torch.float64)
         for z in wanted:
             md[:, z] = self._losses[z].values().double().cpu() / self.runs.tokens(z) ** 2
@@ -280,7 +282,7 @@ def _announce(measuring: Measuring, layers: Sequence[Layer], passes: int) -> Non
     seconds = measuring.seconds_per_pass(layers[0]) * passes
     group = measuring.options.group
     log.info(
-        "score: %d heads and %d neurons%s on %d tokens, %d passes of a layer, about %s%s",
+        "score: %d heads, %d neurons%s on %d tokens, %d passes of a layer, about %s%s",
         *(heads, neurons, f" in groups of {group}" if group > 1 else "", tokens, passes),
         duration(seconds),
         "; groups of 16 neurons take less" if neurons > MANY and group == 1 else "",

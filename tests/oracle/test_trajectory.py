@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification
 from composable import ranking
 from composable.calibration.batching import GivenBatches
 from composable.formats.scores_file import Scores
-from composable.linalg.manifold import ManifoldLoss, divergences
+from composable.linalg.manifold import Divergence, ManifoldLoss
 from composable.models import in_memory
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base, trajectory
@@ -254,7 +254,7 @@ def test_divergences_keep_their_digits() -> None:
         dense, others = logits.float(), (logits + change).float()
         one, two = dense.double().log_softmax(-1), others.double().log_softmax(-1)
         expected = (one.exp() * (one - two)).sum((1, 2))
-        torch.testing.assert_close(divergences(dense, others), expected, rtol=1e-4, atol=0)
+        torch.testing.assert_close(Divergence(dense).of(others), expected, rtol=1e-4, atol=0)
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_scores_of_the_released_program(reference: tuple[Checkpoint, dict[str, T
                 loss = ManifoldLoss([dense[0][z]])
                 loss.add(0, features[z][None])
                 md[i, j, z] = loss.values()
-            kl[i, j] = divergences(dense[1], logits[None])
+            kl[i, j] = Divergence(dense[1]).of(logits[None])
     np.testing.assert_allclose(compat(md, kl, 10, 0.5), values["reference_head_score"], 1e-4)
 
 
