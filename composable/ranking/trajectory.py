@@ -268,7 +268,7 @@ def _by_layer(measuring: Measuring, parts: base.Parts) -> dict[str, Measured]:
                       for key, one in zip(("md", "kl"), both, strict=True)}  # fmt: skip
             parts.write(layer.path, arrays)
             found |= new
-    return found
+    return {m.name: found[m.name] for layer in measuring.runs.layers for m in layer.modules}
 
 
 def _announce(measuring: Measuring, layers: Sequence[Layer], passes: int) -> None:
