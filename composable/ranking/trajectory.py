@@ -255,9 +255,8 @@ def _by_layer(measuring: Measuring, parts: base.Parts) -> dict[str, Measured]:
             names = [module.name for module in layer.modules]
             found |= {name: (stored[f"{name}/md"], stored[f"{name}/kl"]) for name in names}
     if found:
-        log.info(
-            "%d layers were measured by an earlier run", len(measuring.runs.layers) - len(missing)
-        )
+        done = len(measuring.runs.layers) - len(missing)
+        log.info("score: %d layers were measured by an earlier run, which goes on", done)
     passes = {layer.path: measuring.passes[layer.path] for layer in missing}
     if missing:
         _announce(measuring, missing, sum(passes.values()))
