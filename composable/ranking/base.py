@@ -37,6 +37,7 @@ class Ranker:
             that reads no texts.
         options: frozen dataclass of what can be set, with a default for each.
         reads_texts: whether it looks at a calibration set.
+        is_comparable: whether importances of different modules are on one scale.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Ranker:
     measure: Callable[[Checkpoint, Texts | None, Any], Scores]
     options: type[Any] = NoOptions
     reads_texts: bool = False
+    is_comparable: bool = True
 
 
 def rank(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Scores:
