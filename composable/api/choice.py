@@ -39,6 +39,7 @@ def configuration(
     metric: str | None = None,
     scores: Scores | str | Path | None = None,
     allocation: str | None = None,
+    grid: int | None = None,
     gqa: str | None = None,
 ) -> dict[str, Any]:
     """Write down what is wanted of every module: the same rate everywhere, or a size.
@@ -53,8 +54,9 @@ def configuration(
         stack: "encoder" or "decoder", whose layers; where the model has both.
         size: instead of rates: fraction of the dense model that stays.
         metric: what `size` is a fraction of: macs (the default), parameters, layer-parameters.
-        scores: see `ranking.sizes.Allocator`, as for the next two.
-        allocation: uniform or stat; None: stat where the scores allow it.
+        scores: see `ranking.sizes.Allocator`, as for the next three.
+        allocation: uniform, stat or global; None: what the scores allow.
+        grid: the most widths that an ffn may have; 0: any number of neurons may leave.
         gqa: per-group or whole-groups.
 
     Returns:
@@ -71,11 +73,11 @@ def configuration(
         found = scores_of(dense, scores)
         if metric not in (None, *METRICS):
             raise ConfigError(f"metric {metric}: unknown; known are {', '.join(METRICS)}.")
-        how = (metric or METRICS[0], allocation or sizes.best_allocation(found), found, gqa)
+        how = (metric or METRICS[0], allocation, found, gqa, grid)
         chosen = sizes.Allocator(dense, *how).configuration(size)
     else:
         for name, value in {"metric": metric, "scores": scores, "allocation": allocation,
-                            "gqa": gqa}.items():  # fmt: skip
+                            "grid": grid, "gqa": gqa}.items():  # fmt: skip
             if value is not None:
                 raise ConfigError(f"{name}: has a meaning with size only; leave it out.")
         parsed = {kind: [Entry.parse(plain(r), kind).rate] for kind, r in rates.items()}

@@ -98,9 +98,18 @@ class Settings:
         "--allocate",
         help="How a size is shared out. uniform: every attention keeps the same share of its "
         "heads, every ffn of its neurons; stat: modules that lose least by it give up most, by "
-        "scores of rank_importance.py --method stat. [default: stat with such scores, else "
-        "uniform]",
+        "scores of rank_importance.py --method stat; global: of all modules the units with the "
+        "highest sum of importances stay, which those of stat and random do not allow. [default: "
+        "stat with scores of stat; global with scores by texts that allow it; else uniform]",
         type=click.Choice(ALLOCATIONS),
+    )
+    grid: int | None = options.option(
+        "--grid",
+        help="Widths that an ffn may have at most, so that configurations share variants: its "
+        "neurons leave in steps of 1/N of them, rounded up. 0: any number may leave. [default: 16 "
+        "with global, else 0]",
+        type=click.IntRange(min=0),
+        metavar="N",
     )
     gqa: str | None = options.gqa(
         None,
@@ -116,7 +125,7 @@ class Settings:
                 rates, "has no effect beside --sizes, which says what every module keeps"
             )
             return
-        options.refuse(("metric", "allocate", "gqa"), "has no effect without --sizes")
+        options.refuse(("metric", "allocate", "grid", "gqa"), "has no effect without --sizes")
         if self.drop_layers and self.layers:
             raise ConfigError("--drop-layers and --layers both say which layers go; give one.")
         choice = ("policy", "scores", "protect")
@@ -151,42 +160,37 @@ class Settings:
 
 
 def sized_configurations(
-    dense: Any,
-    sizes: tuple[float, ...],
-    scores: Path | None,
-    gqa: str | None,
-    metric: str,
-    allocation: str | None,
-) -> tuple[list[Any], str, tuple[dict[str, float], bool]]:
-    """Divide sizes among the modules of a dense model, see `ranking.sizes.Allocator`.
+    dense: Any, sizes: tuple[float, ...], scores: Path | None, **how: Any
+) -> tuple[list[Any], dict[str, Any], tuple[dict[str, float], bool]]:
+    """Divide sizes among the modules of a dense model.
+
+    Args:
+        dense: the dense model.
+        sizes: fractions that stay.
+        scores: a file.
+        how: the other arguments of `ranking.sizes.Allocator`.
 
     Returns:
-        A configuration for each size, linears at 0; the allocation, which is
-        `ranking.sizes.best_allocation` where none is named; and the lengths of texts, and whether
-        heads leave as whole groups.
+        A configuration for each size, linears at 0; what the report says of how they were chosen;
+        and the lengths of texts, and whether heads leave as whole groups.
 
     Raises:
-        ConfigError: scores that would not be looked at, and what `Allocator` refuses.
+        UserError: the scores are of another model, and what `Allocator` refuses.
     """
     from composable.formats import scores_file
-    from composable.ranking.sizes import Allocator, best_allocation
+    from composable.ranking.sizes import Allocator
 
     found = scores_file.load(scores) if scores else None
-    allocation = allocation or best_allocation(found)
     if found and scores:
         found.require_model(dense.fingerprint, scores)
         dense.require_reading(scores, found.reading)
-        if allocation == "uniform" and not (found.origin and found.origin.texts):
-            raise ConfigError(
-                f"--scores {scores}: were measured on no texts, and --allocate uniform looks at "
-                "nothing but the lengths of texts; leave them out."
-            )
-    allocator = Allocator(dense, metric, allocation, found, gqa)
-    chosen = [allocator.configuration(size) for size in sizes]
+    made = Allocator(dense, scores=found, **how)
+    chosen = [made.configuration(size) for size in sizes]
     names = [m.name for m in dense.family.modules(dense.model) if m.kind != "layer"]
     untouched = config.Entry(0.0)
     configurations = [{name: one.get(name, untouched) for name in names} for one in chosen]
-    return configurations, allocation, (allocator.lengths, allocator.whole_groups)
+    said = {"metric": made.metric, "allocation": made.allocation, "grid": made.grid}
+    return configurations, {"sizes": sizes, **said}, (made.lengths, made.whole_groups)
 
 
 def shares(
@@ -236,12 +240,15 @@ def main(settings: Settings) -> dict[str, object]:
     by_name = {module.name: module for module in dense.family.modules(dense.model)}
     how: tuple[Any, ...] = ()
     if settings.sizes:
-        metric = settings.metric or METRICS[0]
-        configurations, allocation, how = sized_configurations(
-            dense, settings.sizes, settings.scores, settings.gqa, metric, settings.allocate
+        configurations, said, how = sized_configurations(
+            dense,
+            settings.sizes,
+            settings.scores,
+            metric=settings.metric or METRICS[0],
+            allocation=settings.allocate,
+            gqa=settings.gqa,
+            grid=settings.grid,
         )
-        said: dict[str, Any] = {"sizes": settings.sizes, "metric": metric}
-        said["allocation"] = allocation
     else:
         configurations, said = _with_rates(settings, dense, [*by_name.values()])
     for i, configuration in enumerate(configurations):

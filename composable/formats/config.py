@@ -18,7 +18,7 @@ POLICIES = ("block", "singles", "deepest", "iterative")
 #: What a size is a fraction of, see `models.cost.total`; the first is the default, as below.
 METRICS = ("macs", "parameters", "layer-parameters")
 #: Ways to divide a size among the modules, see `ranking.sizes.Allocator`.
-ALLOCATIONS = ("uniform", "stat")
+ALLOCATIONS = ("uniform", "stat", "global")
 MOST_LAYERS = 100_000  # that all blocks of one file have together
 LONGEST_NAME = 1000  # characters of the path of a module
 _NUMBER = re.compile("0|[1-9][0-9]{0,3}")  # of a layer, from 0

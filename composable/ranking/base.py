@@ -47,6 +47,7 @@ class Ranker:
         options: frozen dataclass of what can be set, with a default for each.
         reads_texts: whether it looks at a calibration set.
         tokens: of each stack that this has, where no number of samples is given.
+        is_comparable: whether importances of different modules are on one scale.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Ranker:
     options: type[Any] = NoOptions
     reads_texts: bool = False
     tokens: int = TOKENS
+    is_comparable: bool = True
 
 
 class Parts:

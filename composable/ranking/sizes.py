@@ -1,68 +1,22 @@
 """What every module keeps so that a model keeps a share of its MACs or parameters."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from composable.errors import ConfigError, MismatchError, UserError
+from composable import ranking
+from composable.errors import ConfigError, MismatchError, ShapeError, UserError
 from composable.families import Module
 from composable.formats.bundle import WHOLE_GROUPS
 from composable.formats.config import ALLOCATIONS, METRICS, Configuration, Entry
 from composable.formats.scores_file import Numbers, Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
+from composable.ranking.budget import Kept, Queue, keep_most
 
-Kept = NDArray[np.int64]
-
-
-class Queue:
-    """The steps of some modules (`Module.steps`), in the order in which they are kept.
-
-    The first step of every module always stays, so it is not in the queue.
-
-    Args:
-        costs: (modules,) of a step.
-        worth: of every module (steps - 1,): of each step, kept after the ones before it; never
-            rising. Steps of equal worth are taken evenly from all modules.
-
-    Attributes:
-        owner: (n,) number of the module of each step in the queue.
-        worth: (n,) of each.
-        spent: (n + 1,) cost of the first so many, and of the first step of all modules.
-    """
-
-    def __init__(self, costs: Sequence[float], worth: Sequence[Numbers]) -> None:
-        counts = [len(one) for one in worth]
-        owner = np.repeat(np.arange(len(worth)), counts)
-        shares = np.concatenate([np.arange(1, n + 1) / (n + 1) for n in counts])
-        all_worth = np.concatenate(worth)
-        order = np.lexsort((owner, shares, -all_worth))
-        self.costs = np.array(costs, float)
-        self.owner, self.worth = owner[order], all_worth[order]
-        spent = np.cumsum(self.costs[self.owner])
-        self.spent = self.costs.sum() + np.concatenate([[0.0], spent])
-
-    def kept(self, count: int) -> Kept:
-        """Steps that every module keeps, where the first `count` of the queue are kept."""
-        return 1 + np.bincount(self.owner[:count], minlength=len(self.costs))
-
-    def fill(self, budget: float, count: int = 0) -> Kept:
-        """Keep the first `count`, and then every one that the budget has room for.
-
-        Returns:
-            Steps that every module keeps.
-        """
-        count = max(count, int(np.searchsorted(self.spent, budget, side="right")) - 1)
-        kept, room, rest = self.kept(count), budget - self.spent[count], self.owner[count:]
-        while (fits := self.costs[rest] <= room).any():
-            first = int(fits.argmax())
-            kept[rest[first]] += 1
-            room -= self.costs[rest[first]]
-            rest = rest[first + 1 :]
-        return kept
+#: Widths that an ffn may have with the allocation global, see `Allocator`.
+GRID = 16
 
 
 def falling(gains: Numbers) -> Numbers:
@@ -99,10 +53,9 @@ def errors_of(scores: Scores, module: Module) -> Numbers:
     name = "error" if module.kind == "attention" else "left"
     found = scores.units.get(module.name)
     if found is None or name not in found.components:
-        method = scores.origin.method if scores.origin else "another program"
         raise UserError(
-            f'the scores (of {method}) hold no "{name}" of "{module.name}", which the allocation '
-            "stat looks at; measure them with rank_importance.py, method stat."
+            f'the scores (of {_method_of(scores)}) hold no "{name}" of "{module.name}", which the '
+            "allocation stat looks at; measure them with rank_importance.py, method stat."
         )
     errors = np.sort(found.components[name])[::-1]  # the more is kept, the less is left
     if module.kind == "ffn":
@@ -111,10 +64,119 @@ def errors_of(scores: Scores, module: Module) -> Numbers:
     return np.append(errors[:: module.units // module.steps], 0.0)
 
 
+def worth_of(scores: Scores, module: Module) -> Numbers:
+    """Sum the importances of the units that every step of a module keeps, the best step first.
+
+    Args:
+        scores: of any ranker.
+        module: an attention or ffn.
+
+    Returns:
+        (steps,) that never rise, in the order in which `methods.base` lets them stay.
+
+    Raises:
+        UserError: the scores do not have it, or are of another shape.
+    """
+    importance = scores.importance(module.name)
+    if importance.shape != (module.units,):
+        raise ShapeError(
+            f'"{module.name}": the scores are of shape {importance.shape}, it has {module.units} '
+            "units; measure this model."
+        )
+    if module.kind == "ffn":
+        return np.sort(importance)[::-1]
+    heads = importance.reshape(module.groups, -1)
+    if module.keeps_groups:  # the best head of every group, the second of every group, ...
+        return np.sort(heads, axis=1)[:, ::-1].sum(0)  # type: ignore[no-any-return]
+    return np.sort(heads.sum(1))[::-1]
+
+
 def best_allocation(scores: Scores | None) -> str:
-    """Choose "stat", better than "uniform" wherever it was measured, where scores allow it."""
+    """Choose an allocation by what the scores can tell.
+
+    "stat" by errors of the ranker stat, better than "uniform" wherever it was measured; "global" by
+    importances that texts were looked at for and that can be compared between modules.
+    """
     found = scores.units.values() if scores else ()
-    return "stat" if any({"error", "left"} & set(one.components) for one in found) else "uniform"
+    if any({"error", "left"} & set(one.components) for one in found):
+        return "stat"
+    ranker = _ranker_of(scores)
+    is_global = found and ranker and ranker.is_comparable and ranker.reads_texts
+    return "global" if is_global else "uniform"
+
+
+def check_allocation(allocation: str, scores: Scores | None) -> None:
+    """Raise UserError for an unknown allocation, and for scores that are not for it."""
+    if allocation not in ALLOCATIONS:
+        known = ", ".join(ALLOCATIONS)
+        raise ConfigError(f"allocation {allocation}: unknown; known are {known}.")
+    if scores is None:
+        if allocation == "uniform":
+            return
+        method = "stat" if allocation == "stat" else "trajectory"
+        raise UserError(
+            f"the allocation {allocation} needs scores, a file of rank_importance.py, "
+            f"method {method}."
+        )
+    ranker = _ranker_of(scores)
+    is_comparable = ranker is None or ranker.is_comparable
+    if allocation == "global" and not is_comparable:
+        is_stat = best_allocation(scores) == "stat"
+        remedy = "measure them by another method, such as trajectory"
+        raise UserError(
+            f"the allocation global weighs units of all modules against each other, but the "
+            f"importances of {_method_of(scores)} compare only those of one module; "
+            f"{'choose the allocation stat' if is_stat else remedy}."
+        )
+    if allocation == "uniform" and not (scores.origin and scores.origin.texts):
+        more = ", or choose the allocation global" if is_comparable and scores.units else ""
+        raise ConfigError(
+            "the scores were measured on no texts, and the allocation uniform looks at nothing "
+            f"but the lengths of texts; leave them out{more}."
+        )
+
+
+def _method_of(scores: Scores) -> str:
+    return scores.origin.method if scores.origin else "another program"
+
+
+def _ranker_of(scores: Scores | None) -> ranking.Ranker | None:
+    """Find the ranker that measured scores; None where it is none of ours."""
+    name = _method_of(scores) if scores else ""
+    return next((one for one in ranking.RANKERS if one.name == name), None)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """In which steps the units of a module leave.
+
+    Attributes:
+        module: an attention or ffn.
+        width: how many of `Module.steps` leave together, as the grid says.
+        cost: of all of them.
+    """
+
+    module: Module
+    width: int
+    cost: float
+
+    @property
+    def count(self) -> int:
+        """How many there are; what the module has beside them always stays."""
+        return self.module.steps // self.width
+
+    def rate(self, kept: int) -> float:
+        """Return the fraction of the module that leaves, an exact number of units."""
+        return (self.count - kept) * self.width / self.module.steps
+
+    def after_each(self, values: Numbers) -> Numbers:
+        """Pick from values with ever more of `Module.steps`, up to all: (count,)."""
+        return values[::-1][:: self.width][: self.count][::-1]
+
+    def sums(self, values: Numbers) -> Numbers:
+        """Add up values of each of `Module.steps`: (count,)."""
+        beside = len(values) - self.count * self.width
+        return values[beside:].reshape(self.count, self.width).sum(1)
 
 
 class Allocator:
@@ -126,16 +188,22 @@ class Allocator:
         allocation: "uniform": every attention keeps the same share of its heads, every ffn of its
             neurons. "stat": those units stay that, for what they cost, lower most the sum of the
             modules' squared errors, each relative to what its stack has written up to there.
-        scores: of this model, of the ranker stat for "stat"; also say how long texts are.
+            "global": those units of all modules stay whose importances have the highest sum. None:
+            `best_allocation`.
+        scores: of this model, of the ranker stat for "stat", for "global" of one whose importances
+            can be compared between modules; also say how long texts are.
         gqa: "per-group" or "whole-groups"; None: as the scores were measured.
+        grid: the most widths that an ffn may have; 0: any number of neurons may leave. None:
+            `GRID` with "global", else 0.
 
     Attributes:
+        allocation, grid: what was chosen.
         modules: all attentions and ffns.
         lengths: stack -> tokens of a sample.
         whole_groups: see `Module`.
 
     Raises:
-        UserError: the scores do not have what is needed.
+        UserError: the scores do not have what is needed, or are not looked at.
         ConfigError: no unit of the model can leave.
     """
 
@@ -143,33 +211,42 @@ class Allocator:
         self,
         dense: Checkpoint,
         metric: str = METRICS[0],
-        allocation: str = ALLOCATIONS[0],
+        allocation: str | None = None,
         scores: Scores | None = None,
         gqa: str | None = None,
+        grid: int | None = None,
     ) -> None:
-        if allocation == "stat" and scores is None:
-            raise UserError(
-                "the allocation stat needs scores, a file of rank_importance.py, method stat."
-            )
-        model, family = dense.model, dense.family
+        self.allocation = allocation or best_allocation(scores)
+        check_allocation(self.allocation, scores)
+        self.grid = _grid(grid, self.allocation)
         texts = scores.origin.texts if scores and scores.origin else None
-        self.lengths = cost.lengths_of(model, family, texts.mean_tokens if texts else None)
-        self.metric = metric
-        measured = scores if allocation == "stat" else None
-        # where their errors are not looked at, scores do not contradict what is asked for
-        self.whole_groups = whole_groups(gqa, measured if gqa else scores)
+        known = texts.mean_tokens if texts else None
+        self.metric, self.lengths = metric, cost.lengths_of(dense.model, dense.family, known)
+        # where their units are not looked at, scores do not contradict what is asked for
+        is_free = gqa and self.allocation == "uniform"
+        self.whole_groups = whole_groups(gqa, None if is_free else scores)
         self.modules = [
             replace(module, whole_groups=self.whole_groups)
-            for module in family.modules(model)
+            for module in dense.family.modules(dense.model)
             if module.kind in ("attention", "ffn") and module.units
         ]
-        steps = [one.steps for one in self.modules]
-        if max(steps) == 1:
-            raise ConfigError("this model has no second head or neuron anywhere: none can leave.")
-        self._costs = [cost.step_cost(model, one, metric, self.lengths) for one in self.modules]
-        self._total = cost.total(model, family, metric, self.lengths)
-        self._fixed = self._total - float(np.dot(self._costs, steps))
-        self._errors = [errors_of(measured, one) for one in self.modules] if measured else []
+        self._steps = [self._steps_of(dense, module) for module in self.modules]
+        counts, costs = zip(*((one.count, one.cost) for one in self._steps), strict=True)
+        self._least = "head or step of the grid" if self.grid else "head or neuron"
+        if max(counts) == 1:
+            raise ConfigError(f"this model has no second {self._least} anywhere: none can leave.")
+        self._total = cost.total(dense.model, dense.family, metric, self.lengths)
+        self._fixed = self._total - float(np.dot(costs, counts))
+        self._costs = list(costs)
+        read = {"stat": errors_of, "global": worth_of}.get(self.allocation)
+        self._measured = [read(scores, one) for one in self.modules] if scores and read else []
+
+    def _steps_of(self, dense: Checkpoint, module: Module) -> Steps:
+        """Say how a module's units leave: the neurons of an ffn as the grid says."""
+        is_gridded = self.grid and module.kind == "ffn"
+        width = math.ceil(module.steps / self.grid) if is_gridded else 1
+        each = cost.step_cost(dense.model, module, self.metric, self.lengths)
+        return Steps(module, width, width * each)
 
     def configuration(self, size: float) -> Configuration:
         """Choose what every module keeps so that the model keeps a size, and never more.
@@ -185,22 +262,29 @@ class Allocator:
         if not floor <= size <= 1:
             raise ConfigError(
                 f"size {size}: expected {smallest} to 1, the fraction of the {self.metric} that "
-                "stays; every module keeps at least one head or neuron."
+                f"stays; every module keeps at least one {self._least}."
             )
         # sums of fractions are off by a rounding error
         budget = size * self._total - self._fixed + 1e-6 * min(self._costs)
-        kept = self._by_errors(budget) if self._errors else self._evenly(size, budget)
+        by = {"stat": self._by_errors, "global": self._by_importance}.get(self.allocation)
+        kept = by(budget) if by else self._evenly(size, budget)
         return {
-            module.name: Entry((module.steps - int(count)) / module.steps)
-            for module, count in zip(self.modules, kept, strict=True)
+            one.module.name: Entry(one.rate(int(count)))
+            for one, count in zip(self._steps, kept, strict=True)
         }
+
+    def _by_importance(self, budget: float) -> Kept:
+        """Keep the steps whose importances have the highest sum; of each module the first."""
+        rows = zip(self._steps, self._measured, strict=True)
+        others = [steps.sums(worth)[1:] for steps, worth in rows]
+        return 1 + keep_most(self._costs, others, budget - sum(self._costs))
 
     def _by_errors(self, budget: float) -> Kept:
         """Keep the steps that lower the sum of relative squared errors most for what they cost."""
-        rows = zip(self.modules, self._errors, self._written(), self._costs, strict=True)
+        rows = zip(self._steps, self._measured, self._written(), strict=True)
         worth = [
-            falling(-np.diff(errors[-module.steps :] ** 2)) / written / each
-            for module, errors, written, each in rows
+            falling(-np.diff(steps.after_each(errors) ** 2)) / written / steps.cost
+            for steps, errors, written in rows
         ]
         return Queue(self._costs, worth).fill(budget)
 
@@ -211,7 +295,7 @@ class Allocator:
         """
         sums: dict[str, float] = {}
         found = []
-        for module, errors in zip(self.modules, self._errors, strict=True):
+        for module, errors in zip(self.modules, self._measured, strict=True):
             sums[module.stack] = sums.get(module.stack, 0.0) + float(errors[0]) ** 2
             found.append(sums[module.stack] or 1.0)
         return found
@@ -234,12 +318,18 @@ class Allocator:
 
     def _even(self, kind: str) -> Queue:
         """Queue the steps of all modules of a kind, so that all of them keep the same share."""
-        own = [
-            (one.steps, each)
-            for one, each in zip(self.modules, self._costs, strict=True)
-            if one.kind == kind
-        ]
-        return Queue([each for _, each in own], [1 - np.arange(1, n) / n for n, _ in own])
+        own = [one for one in self._steps if one.module.kind == kind]
+        worth = [1 - np.arange(1, one.count) / one.count for one in own]
+        return Queue([one.cost for one in own], worth)
+
+
+def _grid(given: int | None, allocation: str) -> int:
+    """Return the grid that was asked for, else what is usual with an allocation."""
+    if given is None:
+        return GRID if allocation == "global" else 0
+    if given < 0:
+        raise ConfigError(f"grid {given}: expected a number of widths, or 0 for every neuron.")
+    return given
 
 
 def whole_groups(gqa: str | None, scores: Scores | None) -> bool:

@@ -122,4 +122,5 @@ STAT = Ranker(
     measure=_measure,
     options=StatOptions,
     reads_texts=True,
+    is_comparable=False,
 )

@@ -60,4 +60,5 @@ RANDOM = Ranker(
     reference="a control: what any ranker has to beat",
     measure=_at_random,
     options=RandomOptions,
+    is_comparable=False,
 )

@@ -127,6 +127,8 @@ CASES = [
     Case("config_generator", "--linear-map", "--layers 0 --stack encoder"),
     Case("config_generator", "--metric parameters", "--sizes 0.8"),
     Case("config_generator", "--allocate uniform", "--sizes 0.6 --scores {home}/stat.npz"),
+    Case("config_generator", "--grid 4", "--sizes 0.6"),
+    Case("config_generator", "--grid 0", "--sizes 0.4 --scores {home}/l1.npz --allocate global"),
     Case("config_generator", "--gqa whole-groups", f"{LM} --sizes 0.7"),
     Case("prune_scheme_generator", "-i {home}/other.json"),
     Case("prune_scheme_generator", "-o s.json"),
@@ -336,6 +338,7 @@ IDLE = [
     ("config_generator --policy singles", "--policy"),
     ("config_generator --scores {home}/scores.npz", "--scores"),
     ("config_generator --metric parameters", "--metric"),
+    ("config_generator --grid 8", "--grid"),
     ("config_generator --sizes 0.5 --ffn 0.5", "--ffn"),
     ("config_generator --drop-layers 1 --policy deepest --scores {home}/scores.npz", "--scores"),
 ]

@@ -157,7 +157,8 @@ def test_several_configurations_share_variants(dense: Checkpoint) -> None:
 
 def test_sizes_are_those_of_the_command(model: Path, dense: Checkpoint, tmp_path: Path) -> None:
     ok(tmp_path, "rank_importance.py", "-m", model, "--method", "stat")
-    scores = composable.rank(dense, "stat")
+    ok(tmp_path, "rank_importance.py", "-m", model, "--method", "l1", "-o", "l1.npz")
+    scores, l1 = composable.rank(dense, "stat"), composable.rank(dense, "l1")
     theirs = scores_file.load(tmp_path / "scores.npz")
     assert scores.origin == theirs.origin
     for name, one in theirs.units.items():
@@ -167,6 +168,8 @@ def test_sizes_are_those_of_the_command(model: Path, dense: Checkpoint, tmp_path
         ({"scores": scores}, ("--scores", "scores.npz")),
         ({"scores": tmp_path / "scores.npz", "metric": "parameters"},
          ("--scores", "scores.npz", "--metric", "parameters")),
+        ({"scores": l1, "allocation": "global"}, ("--scores", "l1.npz", "--allocate", "global")),
+        ({"scores": scores, "grid": 4}, ("--scores", "scores.npz", "--grid", 4)),
     ):  # fmt: skip
         ok(tmp_path, "config_generator.py", "-m", model, "--sizes", 0.7, *options)
         written = json.loads((tmp_path / "conf.json").read_text())[0]
@@ -235,6 +238,11 @@ ERRORS: list[tuple[Callable[[Checkpoint], Any], str]] = [
     (lambda d: composable.configuration(d, size=0.5, ffn=0.5), "size: chooses all rates"),
     (lambda d: composable.configuration(d, size=0.5, metric="bytes"), "metric bytes: unknown"),
     (lambda d: composable.configuration(d, gqa="per-group"), "gqa: has a meaning with size only"),
+    (lambda d: composable.configuration(d, grid=4), "grid: has a meaning with size only"),
+    (
+        lambda d: composable.configuration(d, size=0.5, allocation="best"),
+        "allocation best: unknown",
+    ),
     (lambda d: composable.configuration(d, layers=[0]), "name one of them as the stack"),
     (
         lambda d: composable.configuration(d, layers=[2], stack="encoder"),

@@ -195,6 +195,7 @@ def test_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path) 
     assert report["modules"] == {"attention": 6, "linear": 14, "ffn": 4}
     assert report["sizes"] == [0.8, 0.5]
     assert (report["metric"], report["allocation"]) == ("layer-parameters", "uniform")
+    assert report["grid"] == 0
     shares = [one["shares"]["layer_parameters"] for one in report["costs"]]
     assert shares == pytest.approx([0.8, 0.5], abs=0.01)
     assert all(share <= size for share, size in zip(shares, [0.8, 0.5], strict=True))
@@ -302,6 +303,13 @@ BAD_SIZES = [
     (["--metric", "macs"], "--metric has no effect without --sizes"),
     (["--allocate", "uniform", "--attention", 0.5], "--allocate has no effect without --sizes"),
     (["--gqa", "per-group"], "--gqa has no effect without --sizes"),
+    (["--grid", 8], "--grid has no effect without --sizes"),
+    (["--sizes", 0.2, "--grid", 2], "every module keeps at least one head or step of the grid."),
+    (["--sizes", 0.5, "--allocate", "global"], "the allocation global needs scores, a file of"),
+    (
+        ["--sizes", 0.5, "--scores", "{stat}", "--allocate", "global"],
+        "but the importances of stat compare only those of one module; choose the allocation stat.",
+    ),
     (["--sizes", 0.5, "--allocate", "stat"], "the allocation stat needs scores"),
     (["--sizes", 0.5, "--scores", "{l1}"], "were measured on no texts"),
     (["--sizes", 0.5, "--scores", "{l1}", "--allocate", "stat"], '(of l1) hold no "error" of'),
@@ -320,6 +328,7 @@ def test_bad_sizes(
 ) -> None:
     scores = {
         "{l1}": scores_file_of(tmp_path / "l1.npz"),
+        "{stat}": scores_file_of(tmp_path / "stat.npz", texts=TEXTS, method="stat"),
         "{other}": scores_file_of(tmp_path / "o.npz", texts=TEXTS, fingerprint="ab" * 32),
     }
     path = tmp_path / "conf.json"
@@ -328,6 +337,24 @@ def test_bad_sizes(
     assert (code, out) == (2 if "leave it out" in err else 1, "")
     assert_one_line(err, message)
     assert not path.exists()
+
+
+def test_sizes_by_the_highest_sum(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    """Scores that texts were not looked at for, too; of 48 neurons 3 leave together, or 6."""
+    path = tmp_path / "conf.json"
+    scores = scores_file_of(tmp_path / "l1.npz")
+    args = ("-m", model, "-o", path, "--scores", scores, "--allocate", "global", "--sizes", 0.4)
+    for given, grid, step in ((), 16, 3), (("--grid", 8), 8, 6), (("--grid", 0), 0, 1):
+        code, out, err = run(config_generator, capsys, *args, *given)
+        assert (code, err) == (0, "")
+        report, (found,) = json.loads(out), config.read_configurations(path)
+        assert (report["allocation"], report["grid"]) == ("global", grid)
+        assert 0.35 < report["costs"][0]["shares"]["macs"] <= 0.4
+        gone = {n: 48 * e.rate for n, e in found.items() if n.endswith("DenseReluDense")}
+        assert all(count % step == 0 for count in gone.values())
+        assert len({*gone.values()}) > 1
 
 
 def test_sizes_that_are_no_numbers(capsys: pytest.CaptureFixture[str], model: Path) -> None:
