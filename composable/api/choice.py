@@ -20,7 +20,7 @@ from composable.calibration import collect
 from composable.errors import ConfigError, UserError
 from composable.formats import config
 from composable.formats.config import METRICS, POLICIES, Entry
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base as rankers
 from composable.ranking import layer_choice, sizes

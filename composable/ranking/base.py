@@ -11,7 +11,7 @@ import transformers
 import composable
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import real_tokens
-from composable.formats.scores_file import ModuleCost, Origin, Scores, TextsRead
+from composable.formats.scores import ModuleCost, Origin, Scores, TextsRead
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 

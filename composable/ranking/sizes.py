@@ -11,7 +11,7 @@ from composable.errors import ConfigError, MismatchError, UserError
 from composable.families import Module
 from composable.formats.bundle import WHOLE_GROUPS
 from composable.formats.config import ALLOCATIONS, METRICS, Configuration, Entry
-from composable.formats.scores_file import Numbers, Scores
+from composable.formats.scores import Numbers, Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 

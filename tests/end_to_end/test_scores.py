@@ -11,7 +11,7 @@ import pytest
 from composable import ranking
 from composable.calibration import second_moments
 from composable.formats import bundle, scores_file
-from composable.formats.scores_file import Scores, UnitImportance
+from composable.formats.scores import Scores, UnitImportance
 from composable.models import checkpoint
 from composable.ranking.base import Ranker
 from tests import tiny
