@@ -108,8 +108,8 @@ def rank(
 
     Args:
         dense: the dense model.
-        method: layer_distance, stat, l1 or random.
-        data: see `prune`, as for the next two; only for the first two methods.
+        method: layer_distance, stat, fisher, l1 or random.
+        data: see `prune`, as for the next two; only for the first three methods.
         limit: samples.
         device: where the model runs.
         options: of the method, the fields of its options in `ranking` (distances, iterative, ...).

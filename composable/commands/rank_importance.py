@@ -42,10 +42,11 @@ class Settings:
     method: str = options.option(
         "--method",
         help="layer_distance: how much every block of layers changes its input; stat: heads and "
-        "neurons by how little the others make up for them; l1: heads and neurons by the size of "
+        "neurons by how little the others make up for them; fisher: heads and neurons by how much "
+        "the loss changes with them, which takes labels; l1: heads and neurons by the size of "
         "their weights; random: by lot, as a control.",
         default="layer_distance",
-        type=options.Registered(("layer_distance", "stat", "l1", "random"), _rankers),
+        type=options.Registered(("layer_distance", "stat", "fisher", "l1", "random"), _rankers),
         metavar="METHOD",
     )
     distances: tuple[str, ...] = options.option(

@@ -2,11 +2,12 @@
 
 from composable.errors import find_named
 from composable.ranking.base import Ranker
+from composable.ranking.fisher import FISHER
 from composable.ranking.layer_distance import LAYER_DISTANCE
 from composable.ranking.stat import STAT
 from composable.ranking.unit_weights import L1, RANDOM
 
-RANKERS: tuple[Ranker, ...] = (LAYER_DISTANCE, STAT, L1, RANDOM)
+RANKERS: tuple[Ranker, ...] = (LAYER_DISTANCE, STAT, FISHER, L1, RANDOM)
 
 __all__ = ["RANKERS", "Ranker", "by_name"]
 
