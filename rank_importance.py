@@ -5,6 +5,7 @@
 ./rank_importance.py --distance bi_score angular_last --data c4.jsonl
 ./rank_importance.py --data multi30k --iterative 3 --stack decoder
 ./rank_importance.py --method stat                       # for config_generator.py --sizes
+./rank_importance.py --method fisher --limit 2048 -o fisher.npz
 ./rank_importance.py --method random --seed 1 -o random.npz
 """
 

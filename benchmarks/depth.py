@@ -13,7 +13,7 @@ from benchmarks.real_chains import Chain, _Follower, chains, package
 from benchmarks.runs import Artifact, Out, Run
 from benchmarks.spread import number
 from composable.formats import scores_file
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.ranking import layer_choice
 
 DISTANCES = (

@@ -12,7 +12,7 @@ from torch import Tensor
 from composable import families
 from composable.calibration.batching import GivenBatches, Texts
 from composable.errors import ConfigError, UserError
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.models import in_memory, surgery
 from composable.models.checkpoint import Checkpoint
 from composable.models.export import record

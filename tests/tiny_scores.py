@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from composable.formats.scores_file import ModuleCost, Origin, TextsRead
+from composable.formats.scores import ModuleCost, Origin, TextsRead
 
 #: By hand: singles 3 1 4 2 5; the best pair begins at 2, the best three at 1.
 VALUES = np.array(

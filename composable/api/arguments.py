@@ -14,7 +14,7 @@ import torch
 from composable import devices
 from composable.errors import UserError
 from composable.formats import scores_file
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.models.checkpoint import Checkpoint
 from composable.training.options import Options
 

@@ -20,7 +20,7 @@ from composable.calibration import collect
 from composable.errors import ConfigError, UserError
 from composable.formats import config
 from composable.formats.config import METRICS, POLICIES, Entry
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base as rankers
 from composable.ranking import layer_choice, sizes
@@ -110,7 +110,7 @@ def rank(
 
     Args:
         dense: the dense model.
-        method: layer_distance, trajectory, logit_kl, stat, l1 or random.
+        method: layer_distance, trajectory, logit_kl, fisher, stat, l1 or random.
         data: see `prune`, as for the next two; not for l1 and random.
         limit: samples; None: until there are 65,536 tokens, or 256 for trajectory and logit_kl.
         device: where the model runs.

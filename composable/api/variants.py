@@ -21,7 +21,7 @@ from composable.api.arguments import (
 from composable.errors import ConfigError, UserError
 from composable.formats import bundle, config
 from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS, Bundle
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.linalg.solver import RIDGE
 from composable.models.checkpoint import Checkpoint
 from composable.reports.notebook import ShownBundle

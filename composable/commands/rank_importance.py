@@ -23,7 +23,7 @@ ALWAYS, OF_TEXTS = {"model", "output", "method", "device"}, {"data", "limit"}
 
 
 #: Names of the rankers, which are not imported for the help.
-METHODS = ("layer_distance", "trajectory", "logit_kl", "stat", "l1", "random")
+METHODS = ("layer_distance", "trajectory", "logit_kl", "fisher", "stat", "l1", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,9 @@ class Settings:
         "--method",
         help="layer_distance: how much every block of layers changes its input; trajectory: heads "
         "and neurons by how much the features of all later layers change without them; logit_kl: "
-        "by how much the logits do; stat: by how little the others make up for them; l1: by the "
-        "size of their weights; random: by lot, as a control.",
+        "by how much the logits do; fisher: by how steeply the loss changes with them, which takes "
+        "labels; stat: by how little others make up for them; l1: by the size of their weights; "
+        "random: by lot, as a control.",
         default="layer_distance",
         type=options.Registered(METHODS, _rankers),
         metavar="METHOD",

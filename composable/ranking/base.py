@@ -18,7 +18,7 @@ from composable.calibration.amount import TOKENS
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import real_tokens
 from composable.errors import FormatError
-from composable.formats.scores_file import ModuleCost, Numbers, Origin, Scores, TextsRead
+from composable.formats.scores import ModuleCost, Numbers, Origin, Scores, TextsRead
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 

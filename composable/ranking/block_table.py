@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from composable.formats.scores_file import BlockDistances, Scores
+from composable.formats.scores import BlockDistances, Scores
 from composable.ranking.layer_choice import best_block
 
 log = logging.getLogger("composable")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from composable.formats.scores_file import Numbers
+from composable.formats.scores import Numbers
 
 Kept = NDArray[np.int64]
 #: Sums that differ by less than this share of them are the same number, rounded.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from composable.errors import ConfigError, UserError
 from composable.formats import scores_file
 from composable.formats.config import POLICIES, Configuration, Entry
-from composable.formats.scores_file import BlockDistances, Scores
+from composable.formats.scores import BlockDistances, Scores
 from composable.methods.linear_map import LINEAR_MAP
 from composable.models.checkpoint import Checkpoint
 

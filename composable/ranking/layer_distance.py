@@ -12,7 +12,7 @@ from torch import Tensor
 from composable.calibration.batching import Texts
 from composable.calibration.layer_states import ENOUGH, Batch, Reader, moments
 from composable.errors import ConfigError, UserError
-from composable.formats.scores_file import BlockDistances, Order, Scores
+from composable.formats.scores import BlockDistances, Order, Scores
 from composable.linalg.solver import regression_error
 from composable.linalg.state_distances import LINEAR_FIT, Distance, Sums, Tokens
 from composable.methods.linear_map import refit_residual

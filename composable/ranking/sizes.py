@@ -10,7 +10,7 @@ from composable.errors import ConfigError, MismatchError, ShapeError, UserError
 from composable.families import Module
 from composable.formats.bundle import WHOLE_GROUPS
 from composable.formats.config import ALLOCATIONS, METRICS, Configuration, Entry
-from composable.formats.scores_file import Numbers, Scores
+from composable.formats.scores import Numbers, Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 from composable.ranking.budget import Kept, Queue, keep_most

@@ -13,7 +13,7 @@ from composable.calibration.obtain import obtain
 from composable.errors import ConfigError, UserError
 from composable.families import Module
 from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS
-from composable.formats.scores_file import Scores, UnitImportance
+from composable.formats.scores import Scores, UnitImportance
 from composable.linalg.systems import cholesky
 from composable.methods.base import Evidence
 from composable.methods.inputs import outgoing

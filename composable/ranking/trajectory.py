@@ -15,7 +15,7 @@ from composable.calibration.second_moments import eval_mode
 from composable.errors import ConfigError, UserError
 from composable.families import Module
 from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS
-from composable.formats.scores_file import Numbers, Scores, UnitImportance
+from composable.formats.scores import Numbers, Scores, UnitImportance
 from composable.linalg import kernels
 from composable.linalg.grams import full_float32
 from composable.linalg.manifold import Divergence, ManifoldLoss

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from composable.calibration.batching import Texts
 from composable.families import Module
-from composable.formats.scores_file import Scores, UnitImportance
+from composable.formats.scores import Scores, UnitImportance
 from composable.methods import head_l1, neuron_l1, random
 from composable.models.checkpoint import Checkpoint
 from composable.ranking.base import NoOptions, Ranker

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from composable.formats.scores_file import BlockDistances
+from composable.formats.scores import BlockDistances
 from composable.ranking.layer_choice import best_block
 from composable.reports import picture
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from composable.formats.bundle import Bundle
-from composable.formats.scores_file import Numbers, Scores
+from composable.formats.scores import Numbers, Scores
 
 Row = Sequence[str]
 DPI = 70  # of pictures

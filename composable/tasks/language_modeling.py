@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,15 @@ def pad_windows(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor
     """Pad windows; the label of a token is the next one, -100 for the last of each window."""
     batch = pad_texts(items, pad)
     return batch | {"labels": padded([[*item["input_ids"][1:], -100] for item in items], -100)}
+
+
+def with_next_tokens(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add labels to padded texts: of every token the next one, -100 for the last and padding."""
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    labels = torch.full_like(ids, -100)
+    has_next = mask[:, :-1] & mask[:, 1:]
+    labels[:, :-1] = torch.where(has_next, ids[:, 1:], -100)
+    return {**batch, "labels": labels}
 
 
 class Windows(Samples):

@@ -12,7 +12,7 @@ from composable.calibration import collect
 from composable.calibration.batching import Texts
 from composable.errors import UserError
 from composable.formats.config import Scheme
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.methods import random
 from composable.methods.base import Need
 from composable.models.checkpoint import Checkpoint

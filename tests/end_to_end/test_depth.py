@@ -12,7 +12,7 @@ import transformers
 from composable.calibration import collect
 from composable.errors import MismatchError
 from composable.formats import scores_file
-from composable.formats.scores_file import BlockDistances, Scores
+from composable.formats.scores import BlockDistances, Scores
 from composable.models import checkpoint, export
 from composable.models.structure import Edit, removed_layers
 from composable.ranking import base, layer_choice

@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from composable import depth, families
 from composable.calibration.layer_states import Reader, moments
 from composable.errors import UserError
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.linalg.state_distances import FORMULAS, Distance, Sums, Tokens
 from composable.methods.linear_map import refit_residual
 from composable.ranking import layer_choice

@@ -14,7 +14,7 @@ from composable.formats import scores_file
 from composable.formats.bundle import Variant
 from composable.formats.calibration_file import open_calibration
 from composable.formats.config import Entry
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from composable.formats.scores_file import Origin, Scores, TextsRead, UnitImportance
+from composable.formats.scores import Origin, Scores, TextsRead, UnitImportance
 from composable.methods.base import keep_best
 from composable.models import cost
 from composable.ranking.budget import keep_most

@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification
 
 from composable import ranking
 from composable.calibration.batching import GivenBatches
-from composable.formats.scores_file import Scores
+from composable.formats.scores import Scores
 from composable.linalg.manifold import Divergence, ManifoldLoss
 from composable.models import in_memory
 from composable.models.checkpoint import Checkpoint

@@ -19,7 +19,7 @@ import prune_scheme_generator
 import rank_importance
 from composable.formats import config, scores_file
 from composable.formats.config import Entry
-from composable.formats.scores_file import Scores, TextsRead, UnitImportance
+from composable.formats.scores import Scores, TextsRead, UnitImportance
 from composable.models import checkpoint, cost
 from composable.ranking import base
 from composable.ranking.base import NoOptions

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import pickle
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -11,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from composable.errors import FormatError, MismatchError, UserError
 from composable.formats import scores_file
 from composable.formats.config import Entry
-from composable.formats.scores_file import (
+from composable.formats.scores import (
     BlockDistances,
     Candidates,
     Order,
@@ -211,7 +213,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         except FormatError:
             refused += 1
     assert refused > len(whole) / 61 / 2
-    for content in (whole[:-40], b"", b"text", b"\x80\x04N."):
+    for content in (whole[:-40], b"", b"text", b"\x80\x09N."):
         path.write_bytes(content)
         with pytest.raises(FormatError, match=r"x\.npz: no file of scores \(no readable archive"):
             scores_file.load(path)
@@ -235,6 +237,37 @@ def test_damaged_files(tmp_path: Path) -> None:
             archive.writestr("header.npy", array)
         with pytest.raises(FormatError, match=r"no readable \.npz"):
             scores_file.load(path)
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> Any:
+        return self.made.touch, ()
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5, "torch.save", "old torch.save"])
+def test_rankings_that_could_run_code(tmp_path: Path, protocol: Any) -> None:
+    """As the program of OPTIN publishes them: a pickled list of (score, layer, index, kind)."""
+    path, made = tmp_path / "head_ranking_body.pkl", tmp_path / "made"
+    ranking = [(torch.tensor(-0.5), 0, 3, "head"), Bomb(made)]
+    if isinstance(protocol, int):
+        path.write_bytes(pickle.dumps(ranking, protocol))
+    else:
+        is_zip = protocol == "torch.save"
+        torch.save(ranking, path, _use_new_zipfile_serialization=is_zip)
+    kind = "a pickle of torch.save" if protocol == "torch.save" else "a pickle of Python"
+    message = (
+        rf"body\.pkl: {kind}, as rankings are published \(head_ranking_body\.pkl\); it is not "
+        r"read, as reading it would run the code in it; measure again with rank_importance\.py, "
+        r"method trajectory, output scores\.npz\.$"
+    )
+    with pytest.raises(FormatError, match=message):
+        scores_file.load(path)
+    assert not made.exists()
 
 
 def test_archives_that_would_fill_the_memory(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from composable.errors import ConfigError, UserError
-from composable.formats.scores_file import BlockDistances, Order, Scores
+from composable.formats.scores import BlockDistances, Order, Scores
 from composable.ranking.block_table import as_markdown, block_table
 from composable.ranking.layer_choice import Choice, best_block
 from composable.reports import importance_plot

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from composable.formats.config import ALLOCATIONS, Entry, scheme_of
-from composable.formats.scores_file import Scores, TextsRead
+from composable.formats.scores import Scores, TextsRead
 from composable.methods.base import keep_best
 from composable.models import cost
 from composable.ranking.sizes import Allocator

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 from composable import families, ranking
 from composable.errors import ConfigError, MismatchError, ShapeError, UserError
 from composable.formats.config import ALLOCATIONS, METRICS
-from composable.formats.scores_file import Origin, Scores, TextsRead, UnitImportance
+from composable.formats.scores import Origin, Scores, TextsRead, UnitImportance
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
 from composable.models.structure import Edit
