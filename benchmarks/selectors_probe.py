@@ -263,6 +263,7 @@ def able(pairs: Sequence[str], say: Any) -> dict[str, list[str]]:
 @click.argument("calibration", type=PATH)
 @click.argument("output", type=PATH)
 @click.argument("pairs", nargs=-1)
+@click.option("--name", default="", help="Of the model, in selectors_page.py.")
 @click.option("--data", required=True, help="Of the model's task.")
 @click.option("--scoring", help="Texts that trajectory and logit_kl look at.  [default: --data]")
 @click.option("--scored", type=int, help="How many of them.")
@@ -276,14 +277,14 @@ def able(pairs: Sequence[str], say: Any) -> dict[str, list[str]]:
 @click.option("--samples", type=int, help="Calibration samples.  [default: that of prune.py]")
 @click.option("--device", default="cpu", help="Where models run and linears are solved.")
 def main(
-    model: Path, calibration: Path, output: Path, pairs: tuple[str, ...], **options: Any
+    model: Path, calibration: Path, output: Path, pairs: tuple[str, ...], name: str, **options: Any
 ) -> None:
     """Try PAIRS, selector:allocation; with none only calibrate."""
     from benchmarks import machine
     from composable import files
 
     settings = Settings(**options)
-    rows = Rows(output, {"facts": machine.describe(settings.device), "rows": []})
+    rows = Rows(output, {"name": name, "facts": machine.describe(settings.device), "rows": []})
     trial = Trial(model, calibration, settings, rows)
     if pairs:
         report = trial.score(trial.dense)

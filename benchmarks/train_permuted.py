@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Make the task "are four words of this caption permuted?" and train its dense model.
 
-python benchmarks/train_permuted.py --data FOLDER -o out/bench/permuted
-python benchmarks/train_permuted.py --data FOLDER -o out/try --steps 20 --limit 200
+python benchmarks/train_permuted.py --data FOLDER -o out/bench/permuted/dense.pth
+python benchmarks/train_permuted.py --data FOLDER -o out/try/dense.pth --steps 20 --limit 200
 
-FOLDER is that of Multi30K. Written are data/ (train, valid and test), scoring/ (ten training
-captions of one length, for rank_importance.py) and dense.pth. Retraining-free pruning is measured
-with it: what a model knows of word order is spread over its layers, and is lost by steps.
+FOLDER is that of Multi30K. Beside the model are written data/ (train, valid and test) and scoring/
+(ten training captions of one length, for rank_importance.py). Pruning without training is measured
+with it: what a model knows of word order is spread over its layers, and is lost step by step.
 """
 
 import itertools
@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.real_chains import MINILM
 from composable.commands import cli, options
-from composable.commands.paths import BOTH
 
 WINDOW = 4
 CLASSES = ("original", "permuted")
@@ -37,13 +38,14 @@ class Settings:
     """Options of the script."""
 
     data: str = options.option("--data", help="Folder of Multi30K.", default="multi30k")
-    output: Path = options.path(
-        "-o", "--out", use=BOTH, default=Path("out/bench/permuted"), help="Folder to write."
-    )
+    output: Path = options.output("out/bench/permuted/dense.pth", "The model file to write.")
     model: str = options.option("--model", help="all-MiniLM-L6-v2.", default=MINILM)
     steps: int = options.option("--steps", help="Of 32 captions.", type=options.COUNT, default=800)
     limit: int | None = options.limit("Captions of each split, to try the script.")
     seed: int = options.seed("Of the data, the head and the training.")
+    device: str = options.option(
+        "--device", help="Where to train.", type=click.Choice(["cpu", "cuda"]), default="cpu"
+    )
 
 
 def words_of(caption: str) -> list[str]:
@@ -133,11 +135,11 @@ def train(dense: Any, data: Path, settings: Settings) -> None:
             return DataLoader(samples, batch_sampler=sampler, collate_fn=task.collator(dense))
 
     args = transformers.TrainingArguments(
-        output_dir=str(settings.output / "trainer"), max_steps=settings.steps,
+        output_dir=str(settings.output.parent / "trainer"), max_steps=settings.steps,
         per_device_train_batch_size=BATCH, learning_rate=1.5e-4, warmup_steps=WARMUP,
         lr_scheduler_type="linear", weight_decay=0.01, max_grad_norm=1.0, seed=settings.seed,
-        save_strategy="no", report_to="none", use_cpu=True, logging_steps=100, disable_tqdm=True,
-        remove_unused_columns=False,
+        save_strategy="no", report_to="none", use_cpu=settings.device == "cpu", disable_tqdm=True,
+        logging_steps=100, remove_unused_columns=False,
     )  # fmt: skip
     torch.manual_seed(settings.seed)
     dense.model.base_model.embeddings.requires_grad_(False)
@@ -145,7 +147,7 @@ def train(dense: Any, data: Path, settings: Settings) -> None:
     trainer = Trainer(model=dense.model, args=args, train_dataset=samples)
     trainer.remove_callback(transformers.PrinterCallback)  # it prints to stdout
     trainer.train()
-    dense.model.requires_grad_(True).eval()
+    dense.model.requires_grad_(True).cpu().eval()
 
 
 @cli.command(Settings)
@@ -154,7 +156,7 @@ def main(settings: Settings) -> dict[str, object]:
     import composable
     from composable.models import checkpoint
 
-    data, output = settings.output / "data", settings.output / "dense.pth"
+    output, data = settings.output, settings.output.parent / "data"
     counts = write_data(data, settings)
     dense = composable.load(settings.model, task="text_classification", labels=2)
     train(dense, data, settings)
@@ -164,7 +166,7 @@ def main(settings: Settings) -> dict[str, object]:
     lines = (data / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = scoring_texts(dense, [(line.split("\t")[0], line.split("\t")[1]) for line in lines])
     for split in ("train", "valid"):  # with no valid.tsv a part of train.tsv would be held out
-        write(settings.output / "scoring" / f"{split}.tsv", rows)
+        write(output.parent / "scoring" / f"{split}.tsv", rows)
     report = composable.evaluate(dense, data=str(data), dtype="float32", device="cpu")
     return {"wrote": str(output), "examples": counts, "scored": len(rows), "test": report.report}
 
