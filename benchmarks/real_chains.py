@@ -133,7 +133,7 @@ def wanted(kinds: dict[str, str], number: int) -> Configuration:
     return {attentions[middle - 1]: 1, ffns[middle - 1]: 1, layers[middle]: 1}
 
 
-class _Follower:
+class Follower:
     """Runs one chain."""
 
     def __init__(self, context: Context, chain: Chain):
@@ -225,7 +225,7 @@ class _Follower:
 
 def dense_of(context: Context, chain: Chain) -> Artifact:
     """Return the dense model of a chain, trained where it has to be."""
-    return _Follower(context, chain).dense()
+    return Follower(context, chain).dense()
 
 
 def table(chain: Chain, course: Course) -> Table:
@@ -265,7 +265,7 @@ def _score(report: dict[str, Any], main: str) -> str:
 def measure(context: Context) -> Section:
     """Follow all chains."""
     listed = chains(Path(context.data).resolve())  # relative to the caller, not to the scripts
-    courses = context.runner.parallel([partial(_Follower(context, c).follow) for c in listed])
+    courses = context.runner.parallel([partial(Follower(context, c).follow) for c in listed])
     ran = [
         {"family": chain.family, "task": chain.task, "kind": kind, "method": method}
         for chain, course in zip(listed, courses, strict=True)

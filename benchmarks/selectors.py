@@ -11,7 +11,6 @@ from benchmarks.page import Section
 from benchmarks.real_chains import chains, dense_of
 from benchmarks.runs import Artifact, Out, Run
 from benchmarks.selectors_page import merge, selectors_section
-from benchmarks.sizes import lines_of
 
 ROWS = "rows.json"
 GLOBAL = ("trajectory", "logit_kl", "fisher", "l1")
@@ -23,7 +22,6 @@ PAIRS = (
 )
 #: Of SmolLM2, the most wanted first.
 FEW_PAIRS = ("trajectory:global", "stat:stat", "trajectory:uniform", "stat:uniform")
-TOKENS = "512"
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,11 @@ def probe(context: Context, trial: Trial, calibration: Artifact | Out, *pairs: s
     """Run selectors_probe.py: rows of some pairs; with none only the calibration."""
     sizes = itertools.chain.from_iterable(("--size", str(size)) for size in trial.sizes)
     limit = ("--limit", str(context.few(trial.limit, 32)))
-    few = ("--samples", "64", "--labelled", "16", "--seed", "1") if context.is_quick else ()
+    few = ("--samples", "64", "--scored", "2", "--labelled", "16", "--seed", "1")
     return context.runner.run(
         "benchmarks/selectors_probe.py", trial.dense, calibration, Out(ROWS), *pairs,
         "--name", trial.name, "--data", trial.data, "--device", context.device, *sizes, *limit,
-        *trial.options, *few,
+        *trial.options, *(few if context.is_quick else ()),
     )  # fmt: skip
 
 
@@ -81,37 +79,21 @@ def try_all(context: Context, makes: Sequence[Callable[[], Trial]]) -> list[Path
 def sst2(context: Context) -> Trial:
     """Train MiniLM on SST-2."""
     bert = chains(Path(context.data).resolve())[0]
-    few = ("--scored", str(context.few(32, 2)))
-    return Trial(
-        "sst2", dense_of(context, bert), str(bert.data), (0.7, 0.5), 1000, PAIRS, few
-    )  # fmt: skip
+    return Trial("sst2", dense_of(context, bert), str(bert.data), (0.7, 0.5), 1000, PAIRS)
 
 
 def t5(context: Context) -> Trial:
     """Take the embedded T5."""
     dense = context.runner.run("download_model.py", "-m", "embedded", "-o", Out(MODEL))
     data = str(Path(context.data).resolve() / "multi30k")
-    few = ("--scored", str(context.few(32, 2)))
-    return Trial("t5", dense.output(MODEL), data, (0.8, 0.6), 300, PAIRS, few)
+    return Trial("t5", dense.output(MODEL), data, (0.8, 0.6), 300, PAIRS)
 
 
 def smollm2(context: Context) -> Trial:
-    """Take SmolLM2, and cut the tokens that are scored from the training text."""
-    data = Path(context.data).resolve()
-    llama = chains(data)[2]
+    """Take SmolLM2."""
+    llama = chains(Path(context.data).resolve())[2]
+    options = ("--metric", "layer-parameters", "--group", "16")
     dense = dense_of(context, llama)
-    folder = context.runner.folder.parent / "texts" / "first"
-    folder.mkdir(parents=True, exist_ok=True)
-    article = folder / "article.txt"
-    lines = lines_of(data / "wikitext-2" / "valid.txt.gz").split("\n")
-    article.write_text("\n".join(lines[: len(lines) * 9 // 10]), encoding="utf-8")
-    part = context.runner.run(
-        "benchmarks/probes.py", "prefix", dense, Artifact.of(article), Out("part.txt"), TOKENS
-    )
-    text = (part.folder / "part.txt").read_text(encoding="utf-8")
-    for split in ("train", "valid"):
-        (folder / f"{split}.txt").write_text(text, encoding="utf-8")
-    options = ("--metric", "layer-parameters", "--group", "16", "--scoring", str(folder))
     return Trial("smollm2", dense, str(llama.data), (0.8, 0.6), 400, FEW_PAIRS, options)
 
 

@@ -232,7 +232,7 @@ def permuted_section(found: dict[str, Found]) -> Section:
 
 def selectors_section(found: dict[str, Found]) -> Section:
     """Make the section of the other models."""
-    few = SMALL.format(few="32 training samples (SmolLM2: 512 tokens, neurons by `--group 16`)")
+    few = SMALL.format(few="512 tokens of the training split (of SmolLM2 by `--group 16`)")
     return section_of("Selectors and correctors", "selectors", found, [few, *NOTES])
 
 

@@ -266,7 +266,7 @@ def able(pairs: Sequence[str], say: Any) -> dict[str, list[str]]:
 @click.option("--name", default="", help="Of the model, in selectors_page.py.")
 @click.option("--data", required=True, help="Of the model's task.")
 @click.option("--scoring", help="Texts that trajectory and logit_kl look at.  [default: --data]")
-@click.option("--scored", type=int, help="How many of them.")
+@click.option("--scored", type=int, help="How many of them.  [default: 512 tokens]")
 @click.option("--labelled", type=int, default=512, help="Samples that fisher looks at.")
 @click.option("--size", "sizes", type=float, multiple=True, help="Shares that stay.")
 @click.option("--metric", default="macs", help="Of which they are shares.")
