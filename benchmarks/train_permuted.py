@@ -53,11 +53,6 @@ def words_of(caption: str) -> list[str]:
     return caption.strip().lower().removesuffix(".").split()
 
 
-def is_usable(words: Sequence[str]) -> bool:
-    """Tell captions with more words than the window: 28,976 of the 29,000 to train on."""
-    return len(words) > WINDOW
-
-
 def permuted(words: Sequence[str], draw: random.Random) -> list[str]:
     """Put a random window of consecutive words into another order."""
     starts = [*range(len(words) - WINDOW + 1)]
@@ -67,17 +62,18 @@ def permuted(words: Sequence[str], draw: random.Random) -> list[str]:
     return [*words[:start], *draw.choice(others), *words[start + WINDOW :]]
 
 
-def examples(captions: Iterable[str], seed: int, is_balanced: bool) -> list[Example]:
+def examples(captions: Iterable[str], seed: int, trains: bool) -> list[Example]:
     """Give every usable caption one of the classes, and write its text.
 
     Args:
         captions: as in Multi30K.
         seed: of the classes and windows.
-        is_balanced: whether both classes are equally frequent; else each is drawn by itself.
+        trains: whether each class is drawn by itself, of captions with more words than a window
+            (28,976 of the 29,000); else both are equally frequent, and a window is enough.
     """
     draw = random.Random(seed)
-    usable = [words for words in map(words_of, captions) if is_usable(words)]
-    numbers = [i % 2 if is_balanced else draw.randrange(2) for i in range(len(usable))]
+    usable = [words for words in map(words_of, captions) if len(words) >= WINDOW + trains]
+    numbers = [draw.randrange(2) if trains else i % 2 for i in range(len(usable))]
     draw.shuffle(numbers)
     return [
         (" ".join(permuted(words, draw) if number else words), CLASSES[number])
@@ -100,7 +96,7 @@ def write_data(folder: Path, settings: Settings) -> dict[str, int]:
     source, counts = translation.corpus_folder(settings.data), {}
     for number, split in enumerate(SPLITS):
         captions = translation.read_corpus(source, split, settings.limit).source
-        rows = examples(captions, settings.seed + number, is_balanced=split != "train")
+        rows = examples(captions, settings.seed + number, trains=split == "train")
         write(folder / f"{split}.tsv", rows)
         counts[split] = len(rows)
     return counts
