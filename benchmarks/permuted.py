@@ -6,8 +6,8 @@ from pathlib import Path
 from benchmarks.context import MODEL, Context
 from benchmarks.page import Section
 from benchmarks.runs import Out
-from benchmarks.selectors import PAIRS, Trial, try_all
 from benchmarks.selectors_page import merge, permuted_section
+from benchmarks.selectors_runs import PAIRS, Trial, try_all
 
 SIZES = (0.7, 0.5, 0.4)
 

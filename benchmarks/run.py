@@ -27,7 +27,7 @@ from composable.commands.paths import BOTH, NO_PATH
 
 #: in the order of the page
 #: file of each benchmark where it has another name
-FILES = {"throughput": "throughput_page"}
+FILES = {"throughput": "throughput_page", "selectors": "selectors_runs"}
 NAMES = (
     *("module_level", "composed_quality", "composability", "throughput"),
     *("bundle", "growth", "analysis"),
