@@ -92,10 +92,12 @@ class Loop:
 
 
 # The place that knows how the ranker works inside: it has no entry for some units alone.
-def ours(dense: Any, texts: Any) -> Callable[[Any, list[int]], Any]:
+def ours(dense: Any, texts: Any, tokens: int) -> Callable[[Any, list[int]], Any]:
     """Prepare the ranker; return (module, units) -> its changes of features and of logits."""
     import torch
     from composable.ranking.trajectory import Measuring, TrajectoryOptions
+
+    from composable.linalg import kernels
 
     measuring = Measuring(dense, texts, TrajectoryOptions(), True)
     places = {module.name: layer for layer in measuring.runs.layers for module in layer.modules}
@@ -106,9 +108,12 @@ def ours(dense: Any, texts: Any) -> Callable[[Any, list[int]], Any]:
 
     def measure(module: Any, units: list[int]) -> tuple[Any, Any]:
         layer, size = places[module.name], module.head_size if module.kind == "attention" else 1
-        columns = torch.tensor(units)[:, None] * size + torch.arange(size)
-        parts = columns.split(measuring._side_by_side)
-        found = [measuring._variants(layer, module, inside[layer.path], part) for part in parts]
+        columns = [unit * size + torch.arange(size) for unit in units]
+        with kernels.for_cpu(dense.model, "cpu", tokens):
+            found = [
+                measuring._variants(layer, module, inside[layer.path], part)
+                for part in measuring._chunks(columns)
+            ]
         return torch.cat([md for md, _ in found]), torch.cat([kl for _, kl in found])
 
     return measure
@@ -126,11 +131,12 @@ def turns(modules: list[Any], loop: Loop, fast: Any, repeats: int) -> dict[str, 
 
     Returns:
         Seconds a unit of every turn by side, how many units were measured by the loop, and the
-        largest relative difference of a sum of changes and of a change of the logits.
+        largest difference of a sum of changes, and of a change of the logits, over the largest.
     """
     kind, draw = modules[0].kind, random.Random(0)
     seconds: dict[str, list[float]] = {"loop": [], "trajectory": []}
-    worst, count = [0.0, 0.0], 0
+    count = 0
+    pairs: list[list[tuple[float, float]]] = [[], []]
     for _ in range(repeats):
         few = {m.name: draw.sample(range(m.units), min(UNITS[kind], m.units)) for m in modules}
         many = {
@@ -147,12 +153,12 @@ def turns(modules: list[Any], loop: Loop, fast: Any, repeats: int) -> dict[str, 
         spent, quick = timed(lambda many=many: {m.name: fast(m, many[m.name]) for m in modules})
         seconds["trajectory"].append(spent / sum(map(len, many.values())))
         for name, rows in slow.items():
-            md, kl = quick[name]
             for place, (changes, diverged) in enumerate(rows):
-                pairs = ((float(md[place].sum()), sum(changes)), (float(kl[place]), diverged))
-                for side, (a, b) in enumerate(pairs):
-                    worst[side] = max(worst[side], abs(a - b) / max(abs(b), 1e-6))
-    return {"seconds": seconds, "units": count, "difference": worst}
+                found = (float(quick[name][0][place].sum()), float(quick[name][1][place]))
+                for side, value in enumerate((sum(changes), diverged)):
+                    pairs[side].append((found[side], value))
+    apart = [max(abs(a - b) for a, b in side) / max(abs(b) for _, b in side) for side in pairs]
+    return {"seconds": seconds, "units": count, "difference": apart}
 
 
 @click.command()
@@ -175,7 +181,7 @@ def main(model: Path, data: str, repeats: int, whole: bool) -> None:
     modules = [m for m in dense.family.modules(dense.model) if m.units]
     report: dict[str, Any] = {"tokens": int(batch["attention_mask"].sum())}
     with torch.inference_mode():
-        loop, fast = Loop(dense, batch), ours(dense, texts)
+        loop, fast = Loop(dense, batch), ours(dense, texts, batch["input_ids"].shape[1])
         for kind in UNITS:
             some = [module for module in modules if module.kind == kind]
             report[kind] = turns(some, loop, fast, repeats) | {"all": sum(m.units for m in some)}

@@ -34,8 +34,8 @@ def measure(context: Context) -> Section:
         f"milliseconds, median of {turns} turns (smallest to largest).",
         note=f"The loop was measured on {report['attention']['units']} heads and "
         f"{report['ffn']['units']} neurons, drawn anew in every turn, equally many of every "
-        f"layer.{whole} Largest relative difference of what both find: "
-        f"{number(max(differences), 2)}.",
+        f"layer.{whole} Both find the same, up to {number(max(differences), 2)} of the largest "
+        "change.",
     )  # fmt: skip
     notes = [
         "The loop runs the model once for every unit, with a hook that zeroes it and others that "
