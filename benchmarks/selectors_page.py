@@ -238,8 +238,11 @@ def selectors_section(found: dict[str, Found]) -> Section:
 
 @click.command()
 @click.argument("rows", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path("out/bench"), help="For the JSON."
+)
 @click.option("--page", type=click.Path(path_type=Path), required=True, help="Page to write into.")
-def main(rows: tuple[Path, ...], page: Path) -> None:
+def main(rows: tuple[Path, ...], out: Path, page: Path) -> None:
     """Write the sections of all models that ROWS are of."""
     from benchmarks import run
 
@@ -251,7 +254,7 @@ def main(rows: tuple[Path, ...], page: Path) -> None:
         if some:
             section = make(some)
             section.facts, section.seconds = facts, seconds
-            run.keep(page.parent, key, section, page)
+            run.keep(out, key, section, page)
 
 
 if __name__ == "__main__":
