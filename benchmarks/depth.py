@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.context import MODEL, PRUNED, STATS, Configuration, Context
 from benchmarks.page import Section, Table
-from benchmarks.real_chains import Chain, _Follower, chains, package
+from benchmarks.real_chains import Chain, Follower, chains, package
 from benchmarks.runs import Artifact, Out, Run
 from benchmarks.spread import number
 from composable.formats import scores_file
@@ -244,7 +244,7 @@ def follow(context: Context, family: str) -> list[tuple[Other, list[list[str]], 
     Returns:
         For every stack its rows, and a note with the dense model's score and its signature.
     """
-    follower = _Follower(context, chain_of(context, family))
+    follower = Follower(context, chain_of(context, family))
     dense, data = follower.dense(), follower.data
     names = layers_of(context, dense)
     few = ("--limit", "32") if context.is_quick else ()

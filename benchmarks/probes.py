@@ -231,8 +231,12 @@ def embeddings(texts: Path, count: int, models: tuple[Path, ...]) -> None:
 @click.argument("tokens", type=int)
 @click.argument("turns", type=int)
 @click.argument("models", type=PATH, nargs=-1)
-def latency(tokens: int, turns: int, models: tuple[Path, ...]) -> None:
-    """Time forward passes of models in turns: milliseconds by batch size (1, 32), model, turn."""
+@click.option("--batch", "batches", type=int, multiple=True, default=(1, 32), help="Sizes.")
+def latency(tokens: int, turns: int, models: tuple[Path, ...], batches: tuple[int, ...]) -> None:
+    """Time forward passes of models in turns: milliseconds by batch size, model, turn.
+
+    TOKENS are those of a text; pictures have the size that the models take.
+    """
     import torch
 
     from composable.models import checkpoint
@@ -240,18 +244,29 @@ def latency(tokens: int, turns: int, models: tuple[Path, ...]) -> None:
     loaded = [checkpoint.load(path).model.float().eval() for path in models]
     generator = torch.Generator().manual_seed(0)
     found = []
-    for batch in (1, 32):
-        ids = torch.randint(1000, 20000, (batch, tokens), generator=generator)
+    for batch in batches:
+        sample = sample_of(loaded[0], batch, tokens, generator)
         times: list[list[float]] = [[] for _ in loaded]
         with torch.inference_mode():
             for turn in range(-3, turns):  # the first three only warm up
                 for model, mine in zip(loaded, times, strict=True):
                     started = time.perf_counter()
-                    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+                    model(**sample)
                     if turn >= 0:
                         mine.append(1000 * (time.perf_counter() - started))
         found.append(times)
     answer(milliseconds=found)
+
+
+def sample_of(model: Any, batch: int, tokens: int, generator: Any) -> dict[str, Any]:
+    """Draw a batch of texts of so many tokens, or of pictures."""
+    import torch
+
+    if model.main_input_name == "pixel_values":
+        shape = (model.config.num_channels, model.config.image_size, model.config.image_size)
+        return {"pixel_values": torch.randn((batch, *shape), generator=generator)}
+    ids = torch.randint(1000, 20000, (batch, tokens), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @main.command()

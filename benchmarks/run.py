@@ -27,7 +27,7 @@ from composable.commands.paths import BOTH, NO_PATH
 
 #: in the order of the page
 #: file of each benchmark where it has another name
-FILES = {"throughput": "throughput_page"}
+FILES = {"throughput": "throughput_page", "selectors": "selectors_runs"}
 NAMES = (
     *("module_level", "composed_quality", "composability", "throughput"),
     *("bundle", "growth", "analysis"),
@@ -38,7 +38,7 @@ PAGE = machine.ROOT / "docs" / "benchmarks.md"
 #: have a page of their own, and run only when they are named
 REAL = (
     *("unit_choice", "unit_choice_small", "sizes", "sizes_small", "latency"),
-    *("real_chains", "depth"),
+    *("permuted", "selectors", "vit_sizes", "scoring_speed", "real_chains", "depth"),
 )
 RESULTS = machine.ROOT / "docs" / "results.md"
 
