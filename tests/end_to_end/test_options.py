@@ -205,6 +205,7 @@ CASES = [
     Case("rank_importance", "--protect 1", f"{RANK} --iterative 1 --stack encoder"),
     Case("rank_importance", "--calibration c.npy", f"{RANK} --method stat"),
     Case("rank_importance", "--gqa whole-groups", f"{LM} --method stat --calibration c.npy"),
+    Case("rank_importance", "--group 7", "--method trajectory --limit 4"),
     Case("rank_importance", "--seed 7", "--method random"),
     Case("rank_importance", "--device cuda", RANK, NO_GPU),
 ]  # fmt: skip
@@ -326,6 +327,8 @@ IDLE = [
     ("rank_importance --method random --limit 3", "--limit"),
     ("rank_importance --method stat --distance bi_score", "--distance"),
     ("rank_importance --method stat --iterative 1", "--iterative"),
+    ("rank_importance --method fisher --group 2", "--group"),
+    ("rank_importance --method trajectory --calibration c.npy", "--calibration"),
     ("rank_importance --stack encoder", "--stack"),
     ("rank_importance --protect 1", "--protect"),
     ("rank_importance --gqa whole-groups", "--gqa"),
