@@ -2,7 +2,7 @@
 """Draw scores: importances of heads and neurons, and how much blocks of layers change.
 
 ./plot_importance.py                                     # scores.npz -> scores.png
-./plot_importance.py fisher.npz                          # fisher.png: heads as a map, neurons as curves
+./plot_importance.py fisher.npz                          # fisher.png: a map and curves
 ./plot_importance.py scores.npz --distance bi_score -o bi.png
 """
 
