@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Draw how much every block of layers changes its input, and which blocks change it least.
+"""Draw scores: importances of heads and neurons, and how much blocks of layers change.
 
 ./plot_importance.py                                     # scores.npz -> scores.png
+./plot_importance.py fisher.npz                          # fisher.png: a map and curves
 ./plot_importance.py scores.npz --distance bi_score -o bi.png
 """
 

@@ -51,7 +51,7 @@ def main(settings: Settings) -> dict[str, object]:
 
     # 2. at any later time: read them, look at them
     scores = scores_file.load(output / "scores.npz")
-    (output / "scores.png").write_bytes(importance_plot.png([scores.blocks()], title=model))
+    (output / "scores.png").write_bytes(importance_plot.png(scores, title=model))
     click.echo(depth.block_table(scores, threshold=0.3, distance="bi_score"), err=True)
 
     # 3. cut; each model from the dense one

@@ -1,4 +1,4 @@
-"""Draw how much every block of layers changes its input, and which blocks change it least."""
+"""Draw scores: importances of heads and neurons, and how much blocks of layers change."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +19,29 @@ class Settings:
         type=options.PNG,
     )
     distance: str | None = options.option(
-        "--distance", help="Which distance is drawn. [default: the first of the file]"
+        "--distance", help="Which distance of layers is drawn. [default: the first of the file]"
     )
 
 
 @cli.command(Settings)
 def main(settings: Settings) -> dict[str, object]:
-    """Draw all blocks as a heat map, the best of every size marked, and a strip of the layers."""
+    """Draw whatever a file of scores holds.
+
+    Heads are a map of layers and heads, neurons a curve for each layer, from the most important
+    on, and blocks of layers a heat map with the best of every size marked, and a strip of the
+    single layers.
+    """
     from composable import files
     from composable.formats import scores_file
     from composable.reports import importance_plot
 
     found = scores_file.load(settings.scores)
-    stacks = found.stacks or [""]
-    tables = [found.blocks(name, settings.distance) for name in stacks]
+    if not found.distances:
+        options.refuse(["distance"], "has no effect: the scores hold no distances of layers")
     files.check_writable(settings.output)
-    title = found.origin.model if found.origin else ""
-    files.write_bytes(settings.output, importance_plot.png(tables, title))
-    return {"wrote": str(settings.output), "stacks": stacks, "distance": tables[0].distance}
+    files.write_bytes(settings.output, importance_plot.png(found, settings.distance))
+    report: dict[str, object] = {"wrote": str(settings.output), "modules": len(found.units)}
+    if found.distances:
+        report["stacks"] = found.stacks
+        report["distance"] = settings.distance or found.distances[0].distance
+    return report

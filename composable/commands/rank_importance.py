@@ -97,7 +97,7 @@ class Settings:
 def main(settings: Settings) -> dict[str, object]:
     """Measure what matters in a model, and write it as scores.
 
-    config_generator.py --scores chooses layers by their distances, which plot_importance.py draws:
+    plot_importance.py draws them. config_generator.py --scores chooses layers by their distances:
     the smaller the distance between what enters a block and what leaves it, the less is lost with
     the block. With --sizes it chooses by scores of the method stat how many heads and neurons every
     layer keeps. prune.py --scores keeps the heads and neurons of the highest importance.

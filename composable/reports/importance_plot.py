@@ -1,104 +1,76 @@
-"""Pictures of distances: a heat map of all blocks of layers, a strip of the single ones."""
+"""Picture of a file of scores: importances of heads and neurons, distances of blocks of layers."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from composable.formats.scores import BlockDistances
-from composable.ranking.layer_choice import best_block
+from composable.errors import UserError
+from composable.formats.scores import Scores
 from composable.reports import picture
+from composable.reports.block_plot import blocks_panel
+from composable.reports.unit_plot import units_panels
 
-#: Small distances are light.
-_STYLE: dict[str, Any] = {
-    "origin": "lower", "cmap": "viridis_r", "aspect": "auto", "interpolation": "none",
-}  # fmt: skip
-MARK = "#D55E00"
+TITLE = 0.4  # inches
 
 
-def png(
-    found: Sequence[BlockDistances],
-    title: str = "",
-    raw: bool = False,
-    offset: bool = False,
-    dpi: int = 150,
-) -> bytes:
-    """Draw distances.
-
-    Args:
-        found: one entry for each stack, which gets a row of its own.
-        title: over the picture.
-        raw: colours of the distances themselves; else each row of blocks has its own range.
-        offset: mark blocks by the row of blocks that are larger by one layer.
-        dpi: pixels of an inch; a stack is 5 to 10 inches high.
+def png(scores: Scores, distance: str | None = None, dpi: int = 150, **how: Any) -> bytes:
+    """Draw scores, see `draw`; `dpi` are pixels of an inch, fewer where that would be too many.
 
     Returns:
-        A PNG; the same distances give the same bytes with the same matplotlib.
+        A PNG; the same scores give the same bytes with the same matplotlib.
     """
-    largest = max(one.layers for one in found)
-    size = min(10.0, max(5.0, 0.26 * largest))
     with matplotlib.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(size + 3.4, size * len(found)), dpi=dpi, layout="constrained")
-        axes = figure.subplots(len(found), 2, squeeze=False, width_ratios=[size, 1.5])
-        for row, one in zip(axes, found, strict=True):
-            _draw_blocks(figure, row[0], one, raw, offset)
-            _draw_layers(figure, row[1], one)
-        if title:
-            name = Path(title).name if Path(title).is_absolute() else title
-            figure.suptitle(picture.words(name))
+        figure = draw(scores, distance, **how)
+        figure.set_dpi(picture.dots_per_inch(figure.get_figwidth(), figure.get_figheight(), dpi))
         return picture.png_of(figure)
 
 
-def by_row(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scale every row to 0..1; one whose numbers are all equal, or that is empty, becomes 0."""
-    scaled = np.full_like(values, np.nan)
-    for row, numbers in zip(scaled, values, strict=True):
-        used = ~np.isnan(numbers)
-        if used.any():
-            low, high = numbers[used].min(), numbers[used].max()
-            row[used] = (numbers[used] - low) / (high - low) if high > low else 0.0
-    return scaled
+def draw(
+    scores: Scores,
+    distance: str | None = None,
+    title: str | None = None,
+    raw: bool = False,
+    offset: bool = False,
+) -> Figure:
+    """Draw all importances and, of every stack, one distance, one panel below the other.
+
+    Args:
+        scores: what was measured.
+        distance: None takes the first.
+        title: over the picture; None: the model and the ranker.
+        raw: see `block_plot.blocks_panel`, as for offset.
+        offset: of the marks.
+
+    Raises:
+        UserError: there is no such distance, or nothing to draw.
+    """
+    panels = units_panels(scores)
+    if scores.distances or distance is not None:
+        found = [scores.blocks(stack, distance) for stack in scores.stacks or [""]]
+        panels += [blocks_panel(one, raw, offset) for one in found]
+    if not panels:
+        raise UserError(
+            "the scores hold neither importances of units nor distances of layers, which are what "
+            "is drawn; measure them with rank_importance.py."
+        )
+    title = _title(scores) if title is None else title
+    width, heights = max(panel.width for panel in panels), [panel.height for panel in panels]
+    size = width, sum(heights) + (TITLE if title else 0)
+    figure = Figure(figsize=size, layout="constrained")
+    rows = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for row, panel in zip(rows, panels, strict=True):
+        panel.draw(row)
+    if title:
+        figure.suptitle(picture.words(title))
+    return figure
 
 
-def _draw_blocks(figure: Figure, axes: Axes, one: BlockDistances, raw: bool, offset: bool) -> None:
-    layers = one.layers
-    shown = np.ma.masked_invalid(one.values if raw else by_row(one.values))
-    image = axes.imshow(shown, extent=(-0.5, layers - 0.5, 0.5, layers + 0.5), **_STYLE)
-    marks = [
-        (best_block(one, size, offset=offset)[0], size)
-        for size in range(1, layers)
-        if not np.isnan(one.values[size - 1 + offset]).all()
-    ]
-    if marks:
-        first, sizes = zip(*marks, strict=True)
-        label = "block to remove" if offset else "smallest distance of its size"
-        axes.scatter(first, sizes, s=16, color=MARK, label=label)
-        axes.legend(loc="upper right", frameon=False)
-    axes.set_xlabel("First layer of the block")
-    axes.set_ylabel("Layers in the block")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
-    title = " ".join(filter(None, (one.distance, one.stack)))
-    axes.set_title(picture.words(title), fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    label = "Distance" if raw else "Distance, each row from its least to its most"
-    figure.colorbar(image, ax=axes, label=label)
-
-
-def _draw_layers(figure: Figure, axes: Axes, one: BlockDistances) -> None:
-    column = one.values[0][:, None]
-    extent = (-0.5, 0.5, -0.5, one.layers - 0.5)
-    image = axes.imshow(np.ma.masked_invalid(column), extent=extent, **_STYLE)
-    if not np.isnan(column).all():
-        axes.scatter([0], [int(np.nanargmin(column))], s=16, color=MARK)
-    axes.set_xticks([])
-    axes.set_ylabel("Layer")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title("single layers", fontsize=10)
-    figure.colorbar(image, ax=axes, label="Distance", aspect=60)
+def _title(scores: Scores) -> str:
+    """Name the model, of a path its last part, and the ranker."""
+    origin = scores.origin
+    if origin is None:
+        return ""
+    model = Path(origin.model).name if Path(origin.model).is_absolute() else origin.model
+    return ": ".join(filter(None, (model, origin.method)))

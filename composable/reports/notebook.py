@@ -43,7 +43,7 @@ def as_text(head: Row, rows: Sequence[Row]) -> str:
 
 @dataclass(frozen=True, repr=False)
 class ShownScores(Scores):
-    """Scores that show themselves: a picture where they hold distances, else a table of units."""
+    """Scores that show themselves as a picture, and as a table where there are no pictures."""
 
     @classmethod
     def of(cls, scores: Scores) -> Self:
@@ -55,16 +55,12 @@ class ShownScores(Scores):
         shown = self._distances() if self.distances else self._units()
         return f"Scores of {method}\n{as_text(*shown)}"
 
-    def _repr_html_(self) -> str | None:
-        return None if self.distances else as_html(*self._units())
-
     def _repr_png_(self) -> bytes | None:
-        if not self.distances:
+        if not (self.units or self.distances):
             return None
         from composable.reports import importance_plot  # takes a second to import
 
-        title = self.origin.model if self.origin else ""
-        return importance_plot.png([self.blocks(stack) for stack in self.stacks], title, dpi=DPI)
+        return importance_plot.png(self, dpi=DPI)
 
     def _distances(self) -> tuple[Row, list[Row]]:
         head = ("stack", "distance", "layers", "smallest of one layer", "largest")

@@ -1,12 +1,28 @@
-"""What pictures share: words that are drawn as they are, and the bytes of a PNG."""
+"""What pictures share: words that are drawn as they are, panels, and the bytes of a PNG."""
 
 import io
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from composable.errors import as_user_error, shortened
 
 LONGEST_TEXT = 120  # characters
 MOST_PIXELS, LONGEST_SIDE = 10**8, 60_000
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a picture.
+
+    Attributes:
+        width, height: in inches, at least.
+        draw: draws it into a subfigure, which is wider where another panel is.
+    """
+
+    width: float
+    height: float
+    draw: Callable[[Any], None]
 
 
 def words(text: str) -> str:

@@ -219,11 +219,9 @@ def test_results_show_themselves(dense: Checkpoint) -> None:
     assert repr(dense).startswith("<Checkpoint tiny: dense, translation, ")
     distances: Any = composable.rank(dense)
     assert distances._repr_png_().startswith(b"\x89PNG")
-    assert distances._repr_html_() is None
     assert "angular_all" in repr(distances)
     units: Any = composable.rank(dense, "l1")
-    assert units._repr_png_() is None
-    assert units._repr_html_().count("<tr>") == 1 + len(units.units)
+    assert units._repr_png_().startswith(b"\x89PNG")
     wanted = composable.configuration(dense, ffn=0.5)
     variants: Any = composable.prune(dense, wanted, ffn="neuron_l1")
     assert repr(variants) == f"<Bundle of {len(wanted)} variants of {len(wanted)} modules>"

@@ -176,10 +176,33 @@ def test_scores_without_distances(tmp_path: Path) -> None:
     made_of("opt", tmp_path)
     ok(tmp_path, "rank_importance.py", "-m", "dense.pth", "--method", "l1")
     choose = ("config_generator.py", "-m", "dense.pth", "--scores", "scores.npz")
-    for script in ([*choose, "--drop-layers", 1], ["plot_importance.py"]):
-        ended = call(tmp_path, *script)
-        assert ended.code == 1
-        assert "the scores (of l1) hold no distances of blocks of layers" in ended.err
+    ended = call(tmp_path, *choose, "--drop-layers", 1)
+    assert ended.code == 1
+    assert "the scores (of l1) hold no distances of blocks of layers" in ended.err
+    ended = call(tmp_path, "plot_importance.py", "--distance", "bi_score")
+    assert ended.code == 2
+    assert "--distance has no effect: the scores hold no distances of layers" in ended.err
+    assert not (tmp_path / "scores.png").exists()
+    report = ok(tmp_path, "plot_importance.py")
+    assert (report["wrote"], report["modules"]) == ("scores.png", 8)
+    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_units_by_squared_gradients(tmp_path: Path) -> None:
+    """From plain texts to variants; what counts is in tests/oracle/test_fisher.py."""
+    made_of("llama_gqa", tmp_path)
+    (tmp_path / "a.txt").write_text("a dog runs .\nthe man sits\n")
+    rank = ("rank_importance.py", "-m", "dense.pth", "--method", "fisher", "--data", "a.txt")
+    report = ok(tmp_path, *rank)
+    assert report["samples"] == 2
+    ok(tmp_path, *rank, "-o", "again.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "scores.npz").read_bytes()
+    scheme(tmp_path, "--attention", 0.5, 0.5, "--ffn", 0.5, 0.5)
+    found = scores_file.load(tmp_path / "scores.npz")
+    for one in variants(tmp_path, *RANKED, "scores.npz").values():
+        if one.kind == "ffn":
+            order = np.argsort(found.importance(one.module), kind="stable")
+            assert one.kept_units == sorted(order[len(order) // 2 :].tolist())
 
 
 def test_depth_scores_are_those_of_the_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from composable.errors import ConfigError, UserError
 from composable.formats.scores import BlockDistances, Order, Scores
 from composable.ranking.block_table import as_markdown, block_table
 from composable.ranking.layer_choice import Choice, best_block
-from composable.reports import importance_plot
+from composable.reports import block_plot, importance_plot
 from tests import tiny_scores
 from tests.tiny_scores import VALUES
 
@@ -124,7 +124,7 @@ def test_the_table_of_blocks() -> None:
 
 
 def test_rows_are_scaled_to_their_own_range() -> None:
-    scaled = importance_plot.by_row(VALUES)
+    scaled = block_plot.by_row(VALUES)
     np.testing.assert_allclose(scaled[0], [0.5, 0, 0.75, 0.25, 1])
     assert scaled[3][:2].tolist() == [0, 0]
     assert scaled[4][0] == 0
@@ -134,15 +134,16 @@ def test_rows_are_scaled_to_their_own_range() -> None:
 def test_a_stack_of_one_layer_is_drawn() -> None:
     one = BlockDistances("encoder", "x", np.array([[0.5]]))
     for offset in (False, True):
-        assert importance_plot.png([one], offset=offset)[:4] == b"\x89PNG"
+        drawn = importance_plot.png(Scores(distances=[one]), offset=offset)
+        assert drawn[:4] == b"\x89PNG"
 
 
 def test_pictures_of_equal_scores_are_equal() -> None:
-    some = [scores().blocks(), scores().blocks(None, "other")]
-    first = importance_plot.png(some, "title")
-    assert first == importance_plot.png(some, "title")
-    assert first != importance_plot.png(some, "title", raw=True)
-    assert first != importance_plot.png(some, "title", offset=True)
+    first = importance_plot.png(scores(), title="title")
+    assert first == importance_plot.png(scores(), title="title")
+    assert first != importance_plot.png(scores(), "other", title="title")
+    assert first != importance_plot.png(scores(), title="title", raw=True)
+    assert first != importance_plot.png(scores(), title="title", offset=True)
     assert first[:4] == b"\x89PNG"
     assert b"tEXt" not in first
 
