@@ -95,9 +95,9 @@ class Loop:
 def ours(dense: Any, texts: Any, tokens: int) -> Callable[[Any, list[int]], Any]:
     """Prepare the ranker; return (module, units) -> its changes of features and of logits."""
     import torch
-    from composable.ranking.trajectory import Measuring, TrajectoryOptions
 
     from composable.linalg import kernels
+    from composable.ranking.trajectory import Measuring, TrajectoryOptions
 
     measuring = Measuring(dense, texts, TrajectoryOptions(), True)
     places = {module.name: layer for layer in measuring.runs.layers for module in layer.modules}
