@@ -83,7 +83,7 @@ def row_of(context: Context, dense: Artifact, data: str, pair: tuple[str, str]) 
             evaluate(context, compose(context, dense, made, stage, index), data, None)
             for stage in STAGES
         ]
-        scores = [f"{report['accuracy']['value']:.2f}" for report in reports]
+        scores = [f"{report[report['main']]['value']:.2f}" for report in reports]
         cells += [share(made.sized, index, "macs"), *scores]
     return [made, [f"`{pair[0]}`", pair[1], *cells]]
 
@@ -115,19 +115,20 @@ def measure(context: Context) -> Section:
     follower = Follower(context, chain)
     dense, data = follower.dense(), follower.data
     report = evaluate(context, dense, data, None)
+    score = report[report["main"]]
     pairs = [(name, how) for name, hows in able(PAIRS, print_step).items() for how in hows]
     found = context.runner.parallel([partial(row_of, context, dense, data, pair) for pair in pairs])
     columns = [f"{size:.0%}: {what}" for size in SIZES for what in ("MACs", *STAGES)]
     table = Table(
         ["chosen by", "allocation", *columns], [row for _, row in found],
         title=f"**{chain.what[0].upper()}{chain.what[1:]}.** Accuracy on 400 test pictures at "
-        f"sizes of the MACs; dense {report['accuracy']['value']:.2f}.",
+        f"sizes of the MACs; dense {score['value']:.2f}.",
     )  # fmt: skip
     times, milliseconds = latency(context, dense, found[0][0])
     notes = [
         "The trajectory is of 512 patches; `global` with `--grid 16`. Refitted: `--solver ls`. All "
         "patches stay: what is cut is static. One picture more or less is 0.25 points.",
-        f"`{report['accuracy']['signature']}`.",
+        f"`{score['signature']}`.",
     ]
     ran = [
         {"family": "ViT", "task": "image_classification", "kind": kind, "method": "ranked"}
