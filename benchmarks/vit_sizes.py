@@ -50,8 +50,10 @@ def make(context: Context, dense: Artifact, data: str, ranker: str, allocation: 
         "rank_importance.py", "--method", ranker, "-m", dense, "-o", Out(SCORES), *texts
     ).output(SCORES)
     grid = ("--grid", "16") if allocation == "global" else ()
+    # equal shares look at no scores but for the lengths of texts
+    by = () if (ranker, allocation) == ("l1", "uniform") else ("--scores", ranked)
     sized = run(
-        "config_generator.py", "-m", dense, "-o", Out(CONFIGURATIONS), "--scores", ranked,
+        "config_generator.py", "-m", dense, "-o", Out(CONFIGURATIONS), *by,
         "--sizes", *map(str, SIZES), "--metric", "macs", "--allocate", allocation, *grid,
     )  # fmt: skip
     scheme = context.scheme(sized.output(CONFIGURATIONS))
