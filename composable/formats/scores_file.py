@@ -91,8 +91,8 @@ def load(path: Path) -> Scores:
     except _PickleError as error:
         raise FormatError(
             f"{path}: no scores but {error}, as models and published rankings "
-            "(head_ranking_body.pkl) are; it is not read, as reading a pickle can run code; measure "
-            "again with rank_importance.py, method trajectory, output scores.npz."
+            "(head_ranking_body.pkl) are; it is not read, as reading a pickle can run code; "
+            "measure again with rank_importance.py, method trajectory, output scores.npz."
         ) from error
     except (FormatError, ConfigError, TypeError, KeyError) as error:
         raise FormatError(f"{path}: no file of scores ({error}); {FORMAT.remedy}.") from error

@@ -262,8 +262,8 @@ def test_rankings_that_could_run_code(tmp_path: Path, protocol: Any) -> None:
     kind = "a pickle of torch.save" if protocol == "torch.save" else "a pickle of Python"
     message = (
         rf"body\.pkl: no scores but {kind}, as models and published rankings "
-        r"\(head_ranking_body\.pkl\) are; it is not read, as reading a pickle can run code; measure "
-        r"again with rank_importance\.py, method trajectory, output scores\.npz\.$"
+        r"\(head_ranking_body\.pkl\) are; it is not read, as reading a pickle can run code; "
+        r"measure again with rank_importance\.py, method trajectory, output scores\.npz\.$"
     )
     with pytest.raises(FormatError, match=message):
         scores_file.load(path)
