@@ -85,6 +85,25 @@ def test_heads_and_neurons_one_by_one() -> None:
         assert found == pytest.approx(sums[spent <= budget].max())
 
 
+@pytest.mark.parametrize("cells", [1, 1 << 14])
+def test_budgets_that_many_counts_nearly_fill(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All counts of four classes, of sums that lie close together and costs without a measure."""
+    monkeypatch.setattr(search, "CELLS", cells)
+    generator = np.random.default_rng(2)
+    costs = np.array([9.1, 8.3, 5.7, 1.03])
+    worth = [
+        -np.sort(-cost * (3 + generator.random(n)))
+        for n, cost in zip((6, 6, 8, 12), costs, strict=True)
+    ]
+    counts = np.indices([len(one) + 1 for one in worth]).reshape(4, -1)
+    tables = [np.concatenate([[0.0], np.cumsum(one)]) for one in worth]
+    sums = sum(table[count] for table, count in zip(tables, counts, strict=True))
+    for budget in np.linspace(1, float(costs @ [6, 6, 8, 12]), 60):
+        found = best_counts(costs, worth, float(budget))
+        reached = sum(table[count] for table, count in zip(tables, found, strict=True))
+        assert reached == pytest.approx(sums[costs @ counts <= budget].max(), rel=1e-12)
+
+
 def test_a_larger_budget_never_has_a_smaller_sum() -> None:
     """Five classes, as an encoder-decoder has, at budgets down to less than one step."""
     generator = np.random.default_rng(1)

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from composable.families import Module
 from composable.formats.config import ALLOCATIONS, Entry, scheme_of
 from composable.formats.scores import Scores, TextsRead
 from composable.methods.base import keep_best
 from composable.models import cost
-from composable.ranking.sizes import Allocator
+from composable.ranking.sizes import Allocator, Steps
 from composable.variants.compose import compose
 from composable.variants.planned_costs import planned_costs
 from composable.variants.pruning import Sources, make_variants
@@ -24,28 +25,36 @@ from tests import tiny
 from tests.unit.ranking.test_sizes import DENSE, importances, kept_by, scores_of, units_of
 
 
+def rows_of(module: Any, values: Any, grid: int = 0) -> list[list[int]]:
+    """The units of every step, the best first: written out without the package.
+
+    Of equal units the lower index goes first. The first step takes what the grid leaves over.
+    """
+    order = sorted(range(module.units), key=lambda u: (values[u], u), reverse=True)
+    if module.kind == "ffn":
+        width = -(-module.units // grid) if grid else 1
+        first = width + module.units % width
+        return [order[:first], *(order[i : i + width] for i in range(first, len(order), width))]
+    size = module.units // module.groups
+    if module.whole_groups or size == 1:
+        sums = values.reshape(module.groups, -1).sum(1)
+        groups = sorted(range(module.groups), key=lambda g: (sums[g], g), reverse=True)
+        return [list(range(g * size, g * size + size)) for g in groups]
+    in_group = [[u for u in order if u // size == g] for g in range(module.groups)]
+    return [[ranked[i] for ranked in in_group] for i in range(size)]
+
+
 def masks_of(
-    modules: list[Any], scores: Scores, counts: dict[Any, int], width: int
+    modules: list[Any], scores: Scores, counts: dict[Any, int], grid: int
 ) -> dict[str, set[int]]:
     """The units that stay where those of all modules of a kind are one list, best first.
 
-    Written out without the package: of equal ones in a module the lower index goes first, of equal
-    steps of several modules the later module's.
+    Of equal steps of several modules the later module's goes first.
     """
     steps, kept = [], {}
     for place, one in enumerate(modules):
         values = scores.units[one.name].importance
-        order = sorted(range(one.units), key=lambda u: (values[u], u), reverse=True)
-        size = one.units // one.groups if one.groups else 1
-        if one.kind == "ffn":
-            rows = [order[i : i + width] for i in range(0, one.units, width)]
-        elif one.whole_groups or size == 1:
-            sums = values.reshape(one.groups, -1).sum(1)
-            groups = sorted(range(one.groups), key=lambda g: (sums[g], g), reverse=True)
-            rows = [list(range(g * size, g * size + size)) for g in groups]
-        else:
-            in_group = [[u for u in order if u // size == g] for g in range(one.groups)]
-            rows = [[ranked[i] for ranked in in_group] for i in range(size)]
+        rows = rows_of(one, values, grid)
         kept[one.name] = set(rows[0])
         key = (one.kind, one.stack, one.is_cross)
         steps += [(-values[row].sum(), place, i, key, row) for i, row in enumerate(rows) if i]
@@ -85,7 +94,7 @@ def test_rates_are_the_mask_that_was_found(
         variant.module: set(variant.kept_units or ())
         for variant in make_variants(dense, scheme, chosen, sources, gqa == "whole-groups")
     }
-    expected = masks_of(modules, scores, counts, width)
+    expected = masks_of(modules, scores, counts, grid)
     assert {one.name: found.get(one.name, {*range(one.units)}) for one in modules} == expected
 
 
@@ -105,6 +114,48 @@ def test_a_larger_size_never_has_a_smaller_sum(layout: str) -> None:
             sums.append(total)
         assert all(small <= large + 1e-9 for small, large in itertools.pairwise(sums))
         assert sums[-1] == pytest.approx(sum(u.importance.sum() for u in scores.units.values()))
+
+
+@pytest.mark.parametrize(
+    ("layout", "gqa", "grid"),
+    [("bert", None, 0), ("bert", None, 4), ("llama_gqa", "per-group", 0),
+     ("llama_gqa", "whole-groups", 4)],
+)  # fmt: skip
+def test_no_choice_of_steps_has_a_higher_sum(layout: str, gqa: str | None, grid: int) -> None:
+    """All numbers of steps are tried; a 4th of 10 neurons is 3 of them, and one more stays."""
+    changes: dict[str, Any] = {"num_key_value_heads": 4} if gqa else {}
+    dense = tiny.dense(layout, num_hidden_layers=2, intermediate_size=10, **changes)
+    modules = units_of(dense, gqa == "whole-groups")
+    scores = importances(dense, 5, gqa or "per-group")
+    made = Allocator(dense, "macs", "global", scores, gqa, grid)
+    tables, fixed = [], cost.total(dense.model, dense.family, "macs", made.lengths)
+    for one in modules:
+        values = scores.importance(one.name)
+        rows = rows_of(one, values, grid)
+        steps = np.cumsum([len(row) * one.steps // one.units for row in rows])
+        each = cost.step_cost(dense.model, one, "macs", made.lengths)
+        tables.append(
+            (steps.tolist(), steps * each, np.cumsum([values[row].sum() for row in rows]))
+        )
+        fixed -= one.steps * each
+    places = np.indices([len(steps) for steps, _, _ in tables]).reshape(len(tables), -1)
+    columns = list(zip(tables, places, strict=True))
+    spent = fixed + sum(costs[chosen] for (_, costs, _), chosen in columns)
+    sums = sum(worth[chosen] for (_, _, worth), chosen in columns)
+    for size in np.linspace(spent.min() / spent.max() + 1e-9, 1.0, 12):
+        kept = kept_by(made.configuration(float(size)), modules).values()
+        rows = zip(tables, kept, strict=True)
+        reached = sum(worth[steps.index(count)] for (steps, _, worth), count in rows)
+        assert reached == pytest.approx(sums[spent <= size * spent.max()].max())
+
+
+def test_steps_of_a_grid() -> None:
+    """Of ten neurons one always stays, and they leave by three."""
+    steps = Steps(Module("ffn", "ffn", "encoder", units=10), 3, 1.0)
+    values = np.arange(1.0, 11.0)
+    assert (steps.count, [steps.rate(kept) for kept in (1, 2, 3)]) == (3, [0.6, 0.3, 0.0])
+    assert steps.after_each(values).tolist() == [4, 7, 10]
+    assert steps.sums(values).tolist() == [2 + 3 + 4, 5 + 6 + 7, 8 + 9 + 10]
 
 
 def test_units_of_all_modules_are_weighed_against_each_other() -> None:
