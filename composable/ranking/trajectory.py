@@ -201,10 +201,9 @@ class Measuring:
     def _chunks(self, columns: list[Tensor]) -> Iterator[Tensor]:
         """Stack groups of equally many columns, as many as should run side by side."""
         whole = [one for one in columns if len(one) == len(columns[0])]
-        parts = -(-len(whole) // self._side_by_side)
-        for number in range(parts):
-            first, last = (len(whole) * edge // parts for edge in (number, number + 1))
-            yield torch.stack(whole[first:last])
+        # of one size, as the dense model runs once more for every other number of variants
+        size = -(-len(whole) // -(-len(whole) // self._side_by_side))
+        yield from torch.stack(whole).split(size)
         if len(whole) < len(columns):
             yield torch.stack(columns[len(whole) :])
 
