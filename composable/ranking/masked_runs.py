@@ -15,6 +15,9 @@ from composable.models.checkpoint import Checkpoint
 from composable.tasks.losses import output_of
 
 Batch = dict[str, Tensor]
+#: Numbers of variants for which a run remembers what layers return beside their states: heads,
+#: neurons, and the last of either.
+NUMBERS = 4
 #: What a padded place of a question's logits gets: nothing of the probability.
 NEVER = -1e4
 
@@ -208,7 +211,8 @@ class MaskedRuns:
                 for module in self._returning:
                     hooks.enter_context(module.register_forward_hook(keep))
                 output_of(self.model, batch)
-            run._rests.clear()  # numbers of variants seldom come again
+            if len(run._rests) == NUMBERS:
+                run._rests.pop(next(iter(run._rests)))
             run._rests[variants] = found
         return run._rests[variants]
 
