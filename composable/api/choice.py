@@ -138,4 +138,7 @@ def rank(
         if ranker.reads_texts:
             many = positive("limit", limit)
             texts = collect.calibration_set(working, place_of(data), many, tokens=ranker.tokens)
-        return ShownScores.of(rankers.rank(ranker, working, texts, ranker.options(**options)))
+        scores = rankers.rank(ranker, working, texts, ranker.options(**options))
+    if options.get("checkpoints"):
+        rankers.forget(scores, Path(options["checkpoints"]))
+    return ShownScores.of(scores)
