@@ -244,14 +244,15 @@ def selectors_section(found: dict[str, Found]) -> Section:
 def main(rows: tuple[Path, ...], out: Path, page: Path) -> None:
     """Write the sections of all models that ROWS are of."""
     from benchmarks import run
+    from composable import files
 
-    found, facts, seconds = merge(rows)
+    names = {path: files.read_json(path)["name"] for path in rows}
     for key, known, make in (
         ("permuted", PERMUTED, permuted_section), ("selectors", OTHERS, selectors_section),
     ):  # fmt: skip
-        some = {name: found[name] for name in known if name in found}
-        if some:
-            section = make(some)
+        found, facts, seconds = merge(path for path in rows if names[path] in known)
+        if found:
+            section = make({name: found[name] for name in known if name in found})
             section.facts, section.seconds = facts, seconds
             run.keep(out, key, section, page)
 
