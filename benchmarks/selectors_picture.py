@@ -60,7 +60,8 @@ def _panel(axes: Any, found: Any, size: float, has_names: bool) -> None:
         axes.set_xticks(shown, [f"{x:,}" for x in shown])
         axes.minorticks_off()
     axes.set_title(f"{found.model.what.split(' (')[0]}" if has_names else "", loc="left")
-    axes.set_xlabel(f"{found.dense['name']}, {size:.0%} of the {found.model.kept}")
+    cut = f"\n(what is above {MOST * dense:,.0f} lies at the edge)" if is_perplexity else ""
+    axes.set_xlabel(f"{found.dense['name']}, {size:.0%} of the {found.model.kept}{cut}")
     names = [f"{selector}, {allocation}" for selector, allocation in found.pairs]
     axes.set_yticks(range(len(names)), names if has_names else [""] * len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
