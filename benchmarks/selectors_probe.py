@@ -29,8 +29,12 @@ CORRECTORS = ("none", "tuned", "ls")
 FEW, MANY = ("trajectory", "logit_kl"), ("fisher",)
 #: Rankers that take `--group`.
 GROUPED = ("trajectory", "logit_kl")
-#: Chosen by a method, module by module, without scores of a ranker.
-BY_METHOD = ("unit_wanda",)
+#: Chosen by methods, module by module, without scores of a ranker; the default ones are those of
+#: prune.py.
+BY_METHOD: dict[str, dict[str, str]] = {
+    "unit_wanda": {"attention": "unit_wanda", "ffn": "unit_wanda"},
+    "default": {},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +156,7 @@ class Trial:
         ours = self.settings
         if selector in BY_METHOD:
             reading = {"data": ours.data, "limit": ours.samples, "calibration": self.calibration}
-            chosen: dict[str, Any] = {"attention": selector, "ffn": selector, **reading}
+            chosen: dict[str, Any] = {**BY_METHOD[selector], **reading}
         else:
             chosen = {"attention": "ranked", "ffn": "ranked", "scores": scores}
         return list(composable.prune(self.dense, wanted, device="cpu", **chosen).variants)

@@ -14,14 +14,18 @@ from benchmarks.selectors_page import merge, selectors_section
 
 ROWS = "rows.json"
 GLOBAL = ("trajectory", "logit_kl", "fisher", "l1")
-UNIFORM = ("trajectory", "logit_kl", "fisher", "stat", "unit_wanda", "l1", "random")
+UNIFORM = (
+    "trajectory", "logit_kl", "fisher", "stat", "unit_wanda", "default", "l1", "random",
+)  # fmt: skip
 PAIRS = (
     *(f"{name}:global" for name in GLOBAL),
     "stat:stat",
     *(f"{name}:uniform" for name in UNIFORM),
 )
 #: Of SmolLM2, the most wanted first.
-FEW_PAIRS = ("trajectory:global", "stat:stat", "trajectory:uniform", "stat:uniform")
+FEW_PAIRS = (
+    "trajectory:global", "stat:stat", "trajectory:uniform", "stat:uniform", "default:uniform",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,9 @@ def load(path: Path) -> Scores:
         found = _of_another_program(arrays)
     except _PickleError as error:
         raise FormatError(
-            f"{path}: {error}, as rankings are published (head_ranking_body.pkl); it is not read, "
-            "as reading it would run the code in it; measure again with rank_importance.py, method "
-            "trajectory, output scores.npz."
+            f"{path}: no scores but {error}, as models and published rankings "
+            "(head_ranking_body.pkl) are; it is not read, as reading a pickle can run code; "
+            "measure again with rank_importance.py, method trajectory, output scores.npz."
         ) from error
     except (FormatError, ConfigError, TypeError, KeyError) as error:
         raise FormatError(f"{path}: no file of scores ({error}); {FORMAT.remedy}.") from error

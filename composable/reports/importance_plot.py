@@ -15,16 +15,14 @@ from composable.reports.unit_plot import units_panels
 TITLE = 0.4  # inches
 
 
-def png(scores: Scores, distance: str | None = None, dpi: int = 150, **how: Any) -> bytes:
-    """Draw scores, see `draw`; `dpi` are pixels of an inch, fewer where that would be too many.
+def png(scores: Scores, distance: str | None = None, **how: Any) -> bytes:
+    """Draw scores, see `draw`.
 
     Returns:
         A PNG; the same scores give the same bytes with the same matplotlib.
     """
     with matplotlib.rc_context({"font.size": 10}):
-        figure = draw(scores, distance, **how)
-        figure.set_dpi(picture.dots_per_inch(figure.get_figwidth(), figure.get_figheight(), dpi))
-        return picture.png_of(figure)
+        return picture.png_of(draw(scores, distance, **how))
 
 
 def draw(
@@ -33,6 +31,7 @@ def draw(
     title: str | None = None,
     raw: bool = False,
     offset: bool = False,
+    dpi: int = 150,
 ) -> Figure:
     """Draw all importances and, of every stack, one distance, one panel below the other.
 
@@ -42,6 +41,7 @@ def draw(
         title: over the picture; None: the model and the ranker.
         raw: see `block_plot.blocks_panel`, as for offset.
         offset: of the marks.
+        dpi: pixels of an inch; fewer where the picture would be too large.
 
     Raises:
         UserError: there is no such distance, or nothing to draw.
@@ -58,7 +58,7 @@ def draw(
     title = _title(scores) if title is None else title
     width, heights = max(panel.width for panel in panels), [panel.height for panel in panels]
     size = width, sum(heights) + (TITLE if title else 0)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(size, picture.dots_per_inch(*size, dpi), layout="constrained")
     rows = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
     for row, panel in zip(rows, panels, strict=True):
         panel.draw(row)

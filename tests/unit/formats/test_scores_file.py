@@ -261,9 +261,9 @@ def test_rankings_that_could_run_code(tmp_path: Path, protocol: Any) -> None:
         torch.save(ranking, path, _use_new_zipfile_serialization=is_zip)
     kind = "a pickle of torch.save" if protocol == "torch.save" else "a pickle of Python"
     message = (
-        rf"body\.pkl: {kind}, as rankings are published \(head_ranking_body\.pkl\); it is not "
-        r"read, as reading it would run the code in it; measure again with rank_importance\.py, "
-        r"method trajectory, output scores\.npz\.$"
+        rf"body\.pkl: no scores but {kind}, as models and published rankings "
+        r"\(head_ranking_body\.pkl\) are; it is not read, as reading a pickle can run code; "
+        r"measure again with rank_importance\.py, method trajectory, output scores\.npz\.$"
     )
     with pytest.raises(FormatError, match=message):
         scores_file.load(path)

@@ -1,6 +1,7 @@
 """The picture of scores: what stands where, on which scale, and that no words overlap."""
 
 import itertools
+import struct
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -170,4 +171,8 @@ def test_the_same_scores_give_the_same_bytes() -> None:
     )
     assert first == second
     assert first != other
+    assert struct.unpack(">II", first[16:24]) == (
+        40 * 76 // 10,
+        40 * 66 // 10,
+    )  # of 7.6 x 6.6 inches
     assert b"tEXt" not in first
