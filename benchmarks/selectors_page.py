@@ -214,7 +214,8 @@ NOTES = [
     "is trained. Both look at 65,536 tokens of the training split.",
     "`global` compares all heads and neurons of the model, with widths on a grid of sixteenths, "
     "`stat` divides by the errors of STAT, `uniform` gives all modules the same share. `random` is "
-    "the mean of three draws. MACs are those of samples of the mean length.",
+    "the mean of three draws, `default` what prune.py does by itself: `head_gram` and `exchange`. "
+    "MACs are those of samples of the mean length.",
 ]
 SMALL = "`trajectory` and `logit_kl` looked at {few}, `fisher` at 512 samples with their labels."
 
