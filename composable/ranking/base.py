@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import logging
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,19 +82,25 @@ class Parts:
         if self._run is not None:
             self._run.release()
 
-    def read(self, name: str) -> dict[str, Numbers] | None:
-        """Return the arrays of a part; None: it is not done, or damaged."""
+    def read(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Numbers] | None:
+        """Return the arrays of a part, of these names and shapes; None: not done, or damaged."""
         if self._run is None:
             return None
         path = self._run.path / f"{name}.npz"
         try:
-            with np.load(io.BytesIO(runs.read_sealed(path)), allow_pickle=False) as found:
-                return dict(found)
+            with np.load(io.BytesIO(runs.read_sealed(path)), allow_pickle=False) as stored:
+                found = dict(stored)
+            if {key: one.shape for key, one in found.items()} == shapes and all(
+                one.dtype == np.float64 and np.isfinite(one).all() for one in found.values()
+            ):
+                return found
+            why = "holds something else"
         except FileNotFoundError:
             return None
-        except FormatError as error:
-            log.warning("%s: %s; it is measured again.", path, error)
-            return None
+        except (FormatError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            why = str(error) if isinstance(error, FormatError) else "is damaged"
+        log.warning("%s: %s; it is measured again.", path, why)
+        return None
 
     def write(self, name: str, arrays: Mapping[str, Numbers]) -> None:
         """Keep the arrays of a part."""

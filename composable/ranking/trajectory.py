@@ -140,8 +140,12 @@ class Measuring:
             ManifoldLoss([run.features[z] for run in self.runs.runs])
             for z in range(len(self.runs.features) if has_features else 0)
         ]
-
         self._divergences = [Divergence(run.answers) for run in self.runs.runs]
+
+    @property
+    def compared(self) -> int:
+        """How many features are compared, of earlier layers too."""
+        return len(self._losses)
 
     @property
     def passes(self) -> dict[str, int]:
@@ -229,7 +233,7 @@ class Measuring:
             for z in wanted:
                 self._losses[z].add(part, features[z])
             kl += self._divergences[part].of(logits)
-        md = torch.zeros(len(columns), len(self._losses), dtype=torch.float64)
+        md = torch.zeros(len(columns), self.compared, dtype=torch.float64)
         for z in wanted:
             md[:, z] = self._losses[z].values().double().cpu() / self.runs.tokens(z) ** 2
         return md, (kl / sum(len(run.answers) for run in self.runs.runs)).cpu()
@@ -247,12 +251,13 @@ def _by_layer(measuring: Measuring, parts: base.Parts) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     missing = []
     for layer in measuring.runs.layers:
-        stored = parts.read(layer.path)
+        units = {module.name: module.units for module in layer.modules}
+        shapes = {f"{name}/md": (count, measuring.compared) for name, count in units.items()}
+        stored = parts.read(layer.path, shapes | {f"{n}/kl": (one,) for n, one in units.items()})
         if stored is None:
             missing.append(layer)
         else:
-            names = [module.name for module in layer.modules]
-            found |= {name: (stored[f"{name}/md"], stored[f"{name}/kl"]) for name in names}
+            found |= {name: (stored[f"{name}/md"], stored[f"{name}/kl"]) for name in units}
     if found:
         done = len(measuring.runs.layers) - len(missing)
         log.info("score: %d layers were measured by an earlier run, which goes on", done)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from composable import ranking
+from composable import ranking, runs
 from composable.calibration.batching import GivenBatches
 from composable.errors import UserError
 from composable.formats import scores_file
@@ -84,6 +84,22 @@ def test_a_damaged_part_is_measured_again(
     assert rank(tmp_path) == expected
     assert measured == ["encoder.block.1", "decoder.block.1"]
     assert "encoder.block.1.npz: is damaged; it is measured again." in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", None])
+def test_a_part_with_a_right_seal_and_other_content(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes | None,
+) -> None:
+    expected = rank(tmp_path, "whole.npz")
+    kept = interrupt(monkeypatch, tmp_path, at=3)
+    one, other = kept / "encoder.block.1.npz", kept / "encoder.block.0.npz"
+    runs.write_sealed(one, runs.read_sealed(other) if content is None else content)
+    assert rank(tmp_path) == expected
+    assert "encoder.block.1.npz: " in caplog.text
+    assert "it is measured again." in caplog.text
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"group": 2}])
