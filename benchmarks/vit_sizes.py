@@ -128,7 +128,7 @@ def measure(context: Context) -> Section:
     )  # fmt: skip
     times, milliseconds = latency(context, dense, found[0][0])
     notes = [
-        "The trajectory is of 512 patches; `global` with `--grid 16`. Refitted: `--solver ls`. All "
+        "The trajectory is of 256 patches; `global` with `--grid 16`. Refitted: `--solver ls`. All "
         "patches stay: what is cut is static. One picture more or less is 0.25 points.",
         f"`{score['signature']}`.",
     ]

@@ -177,7 +177,7 @@ def test_only_the_first_validation_of_a_training_has_a_line(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
-    monkeypatch.setattr(progress, "_duration", lambda seconds: "1 s")
+    monkeypatch.setattr(progress, "duration", lambda seconds: "1 s")
     state = SimpleNamespace(
         global_step=0, max_steps=8, log_history=[], is_world_process_zero=True
     )  # fmt: skip
