@@ -21,7 +21,6 @@ MASKING = ("trajectory", "logit_kl")
 #: Settings of every ranker, and of those that read texts.
 ALWAYS, OF_TEXTS = {"model", "output", "method", "device"}, {"data", "limit"}
 
-
 #: Names of the rankers, which are not imported for the help.
 METHODS = ("layer_distance", "trajectory", "logit_kl", "fisher", "stat", "l1", "random")
 
@@ -99,8 +98,8 @@ def main(settings: Settings) -> dict[str, object]:
 
     plot_importance.py draws them. config_generator.py --scores chooses layers by their distances:
     the smaller the distance between what enters a block and what leaves it, the less is lost with
-    the block. With --sizes it chooses by scores of the method stat how many heads and neurons every
-    layer keeps. prune.py --scores keeps the heads and neurons of the highest importance.
+    the block. With --sizes it chooses by the scores of units how many heads and neurons every layer
+    keeps. prune.py --scores keeps the heads and neurons of the highest importance.
 
     trajectory and logit_kl keep what is done layer by layer: after an interruption the same command
     goes on from there.

@@ -95,4 +95,7 @@ class Divergence:
                 change -= (shares * change).sum(-1, keepdim=True)
                 lost = change.expm1_().mul_(shares).sum(-1).log1p()
                 found[i] += lost.double().clamp(min=0).sum()
+        for i in (~found.isfinite()).nonzero().flatten().tolist():  # too large an exponential
+            one, two = (logits.double().log_softmax(-1) for logits in (student[i], self._teacher))
+            found[i] = F.kl_div(one, two, reduction="sum", log_target=True)
         return found

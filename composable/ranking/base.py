@@ -18,7 +18,7 @@ from composable import files, runs
 from composable.calibration.amount import TOKENS
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import real_tokens
-from composable.errors import FormatError
+from composable.errors import FormatError, UserError
 from composable.formats.scores import ModuleCost, Numbers, Origin, Scores, TextsRead
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
@@ -125,8 +125,17 @@ def forget(scores: Scores, checkpoints: Path) -> None:
 
 
 def rank(ranker: Ranker, dense: Checkpoint, texts: Texts | None, options: Any) -> Scores:
-    """Measure a model, and say what was measured and how; for the arguments see `Ranker`."""
+    """Measure a model, and say what was measured and how; for the arguments see `Ranker`.
+
+    Raises:
+        UserError: no unit of the model matters, and what the ranker refuses.
+    """
     found = ranker.measure(dense, texts, options)
+    if found.units and not any(one.importance.any() for one in found.units.values()):
+        raise UserError(
+            f"{ranker.name}: all importances are 0, nothing changes without any unit; check the "
+            "weights of the model and, where texts are read, that they are long enough."
+        )
     origin = origin_of(ranker, dense, texts, options)
     if texts is not None:
         origin = dataclasses.replace(origin, options={**origin.options, "reading": dense.reading})

@@ -12,6 +12,10 @@ Kept = NDArray[np.int64]
 #: Sums that differ by less than this share of them are the same number, rounded.
 ROUNDING = 1e-12
 CELLS = 1 << 14  # counts that are looked at together
+#: Rounds of a search that is exact. More are needed for dozens of different costs, or for worth in
+#: proportion to cost: then the share of the sum that an improvement has to add doubles with each
+#: so many further rounds.
+ROUNDS, DOUBLING = 2048, 32
 
 
 class Queue:
@@ -62,7 +66,7 @@ class Queue:
 
 
 def keep_most(costs: Sequence[float], worth: Sequence[Numbers], budget: float) -> Kept:
-    """Keep the steps that have the highest sum of worth within a budget, exactly.
+    """Keep the steps that have the highest sum of worth within a budget; exactly, see `ROUNDS`.
 
     Args:
         costs: (modules,) of a step, above 0.
@@ -150,6 +154,7 @@ class _Search:
         self.sums = [np.concatenate([[0.0], np.cumsum(one)]) for one in worth]
         self.bounds = [_in_parts(costs[i:], worth[i:]) for i in range(1, len(costs))]
         self.found, self.highest = np.zeros(len(costs), np.int64), 0.0
+        self._rounds = 0
 
     def best(self, budget: float) -> Kept:
         """Return the counts with the highest sum."""
@@ -168,10 +173,11 @@ class _Search:
 
     def _enough(self) -> float:
         """Say what is no better than the highest sum so far."""
-        return self.highest * (1 + ROUNDING)
+        return self.highest * (1 + ROUNDING * 2 ** (max(0, self._rounds - ROUNDS) / DOUBLING))
 
     def _branch(self, tried: _Tried) -> _Tried:
         """Try every count of the next class, and leave out what cannot be the best."""
+        self._rounds += 1
         level = tried.counts.shape[1]
         room = tried.room[:, None] - self.costs[level] * np.arange(len(self.sums[level]))
         worth = tried.worth[:, None] + self.sums[level]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,22 +41,20 @@ Measured = tuple[Numbers, Numbers]
 
 
 @dataclass(frozen=True)
-class TrajectoryOptions:
-    """Options of the rankers trajectory and logit_kl.
+class MaskingOptions:
+    """Options of the ranker logit_kl, and of all that mask units.
 
     Attributes:
         group: neurons that are masked together. They are of like size in what they add, and
             share what is measured by the squares of these sizes.
         gqa: "per-group": every query head is measured; "whole-groups": all heads of a key/value
             head together, each of which gets an equal share.
-        kl_weight: of the change of the logits, relative to that of the features.
         include_pads: whether padding counts like real tokens.
         checkpoints: folder from which an interrupted run goes on; None: it starts anew.
     """
 
     group: int = 1
     gqa: str = PER_GROUP
-    kl_weight: float = 0.1
     include_pads: bool = False
     checkpoints: str | None = None
 
@@ -65,6 +64,21 @@ class TrajectoryOptions:
             raise ConfigError(f"group {self.group}: expected 1 neuron or more.")
         if self.gqa not in (PER_GROUP, WHOLE_GROUPS):
             raise ConfigError(f"gqa {self.gqa}: expected {PER_GROUP} or {WHOLE_GROUPS}.")
+
+
+@dataclass(frozen=True)
+class TrajectoryOptions(MaskingOptions):
+    """Options of the ranker trajectory.
+
+    Attributes:
+        kl_weight: of the change of the logits, relative to that of the features.
+    """
+
+    kl_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value that cannot be."""
+        super().__post_init__()
         if not 0 <= self.kl_weight < float("inf"):
             raise ConfigError(f"kl_weight {self.kl_weight}: expected a number of 0 or more.")
 
@@ -86,7 +100,7 @@ class Groups:
 
 
 def groups_of(
-    module: Module, inputs: Sequence[Tensor], weight: Tensor, options: TrajectoryOptions
+    module: Module, inputs: Sequence[Tensor], weight: Tensor, options: MaskingOptions
 ) -> Groups:
     """Say which units of a module are masked together.
 
@@ -130,12 +144,17 @@ class Measuring:
     """
 
     def __init__(
-        self, dense: Checkpoint, texts: Texts, options: TrajectoryOptions, has_features: bool
+        self, dense: Checkpoint, texts: Texts, options: MaskingOptions, has_features: bool
     ):
         self.dense, self.options = dense, options
         device = next(dense.model.parameters()).device
         self.runs = MaskedRuns(dense, texts.batches(device), options.include_pads)
         self._device = device.type
+        if has_features and max(map(self.runs.tokens, range(len(self.runs.features)))) < 2:
+            raise UserError(
+                f"{texts.name}: one token has no pairs, whose features the method trajectory "
+                "compares; give more texts."
+            )
         self._losses = [
             ManifoldLoss([run.features[z] for run in self.runs.runs])
             for z in range(len(self.runs.features) if has_features else 0)
@@ -168,6 +187,7 @@ class Measuring:
         module = layer.modules[-1]
         columns = torch.arange(min(self._side_by_side, module.units))[:, None]
         columns = columns.to(next(self.dense.model.parameters()).device)
+        self._variants(layer, module, inside, columns)  # the first time takes longer
         began = time.perf_counter()
         self._variants(layer, module, inside, columns)
         left = len(self.runs.layers) - self.runs.layers.index(layer)
@@ -314,9 +334,7 @@ def importances(
     return {name: md.sum(1) + kl_weight * scale * kl for name, (md, kl) in measured.items()}, scale
 
 
-def _measure(
-    dense: Checkpoint, texts: Texts | None, options: TrajectoryOptions, has_features: bool
-) -> Scores:
+def _measure(dense: Checkpoint, texts: Texts | None, options: Any, has_features: bool) -> Scores:
     assert texts is not None  # it reads them
     if isinstance(texts.corpus, PlainTexts) and len(dense.family.stacks) > 1:
         raise UserError(
@@ -368,7 +386,7 @@ LOGIT_KL = Ranker(
     name="logit_kl",
     reference="the term of the logits in OPTIN (arXiv 2403.17921), by itself",
     measure=partial(_measure, has_features=False),
-    options=TrajectoryOptions,
+    options=MaskingOptions,
     reads_texts=True,
     tokens=TOKENS,
 )

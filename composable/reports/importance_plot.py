@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from composable.errors import UserError
+from composable.errors import UserError, as_user_error
 from composable.formats.scores import Scores
 from composable.reports import picture
 from composable.reports.block_plot import blocks_panel
@@ -21,7 +21,8 @@ def png(scores: Scores, distance: str | None = None, **how: Any) -> bytes:
     Returns:
         A PNG; the same scores give the same bytes with the same matplotlib.
     """
-    with matplotlib.rc_context({"font.size": 10}):
+    # numbers near the ends of what a double holds have no axis
+    with matplotlib.rc_context({"font.size": 10}), as_user_error("the picture cannot be drawn"):
         return picture.png_of(draw(scores, distance, **how))
 
 

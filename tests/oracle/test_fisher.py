@@ -159,3 +159,10 @@ def test_gradients_that_are_not_finite() -> None:
         UserError, match=r'layers\.0\.self_attn": the squared gradients of its units'
     ):
         FISHER.measure(made, Texts(made, PlainTexts.of(SENTENCES)), NoOptions())
+
+
+def test_a_text_that_predicts_nothing_is_refused() -> None:
+    made = tiny_tasks.checkpoint("language_modeling")
+    texts = Texts(made, PlainTexts.of(["house"]))
+    with pytest.raises(UserError, match="fisher: all importances are 0"):
+        base.rank(FISHER, made, texts, NoOptions())

@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertForSequenceClassification
 
+import composable
 from composable import ranking
 from composable.calibration.batching import GivenBatches
+from composable.errors import UserError
 from composable.formats.scores import Scores
 from composable.linalg.manifold import Divergence, ManifoldLoss
 from composable.models import in_memory
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base, trajectory
-from composable.ranking.trajectory import TrajectoryOptions
 from tests import tiny, tiny_tasks
 from tests.paths import SHARED
 
@@ -29,7 +30,7 @@ def scores_of(
     made: Checkpoint, *batches: Any, method: str = "trajectory", **options: Any
 ) -> Scores:
     ranker = ranking.by_name(method)
-    return base.rank(ranker, made, GivenBatches(list(batches)), TrajectoryOptions(**options))
+    return base.rank(ranker, made, GivenBatches(list(batches)), ranker.options(**options))
 
 
 def run_without(
@@ -174,6 +175,20 @@ def test_logit_kl_is_the_component_of_trajectory() -> None:
     assert not alone.constants
 
 
+def test_the_weight_of_logits_means_nothing_to_logit_kl() -> None:
+    made = tiny.dense("opt")
+    with pytest.raises(UserError, match="kl_weight: logit_kl has no such option"):
+        composable.rank(made, "logit_kl", data=["a man"], kl_weight=0.5)
+
+
+def test_one_token_has_no_pairs() -> None:
+    made = tiny.dense("opt")
+    batch = {name: tensor[:, :1] for name, tensor in tiny.inputs(made, samples=1).items()}
+    with pytest.raises(UserError, match="one token has no pairs"):
+        scores_of(made, batch)
+    assert values_of(scores_of(made, batch, method="logit_kl"))
+
+
 def test_importance_is_made_of_its_components() -> None:
     made = tiny.dense("bert")
     found = scores_of(made, tiny.inputs(made), kl_weight=0.3)
@@ -249,7 +264,7 @@ def test_manifold_loss_is_that_of_all_pairs(tokens: int, width: int, change: flo
 def test_divergences_keep_their_digits() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 7, generator=generator, dtype=torch.float64)
-    for size in (3.0, 1e-3):
+    for size in (3.0, 1e-3, 1e3):
         change = size * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
         dense, others = logits.float(), (logits + change).float()
         one, two = dense.double().log_softmax(-1), others.double().log_softmax(-1)

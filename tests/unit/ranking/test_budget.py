@@ -140,3 +140,24 @@ def test_a_cheaper_unit_takes_what_a_dearer_one_leaves() -> None:
     assert queue.fill(11.0).tolist() == [1, 3]
     assert queue.fill(16.5).tolist() == [2, 3]
     assert queue.fill(99.0).tolist() == [3, 4]
+
+
+def test_a_search_ends_where_worth_is_in_proportion_to_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every set of steps that fills the budget is as good as any other, and none fills it."""
+    monkeypatch.setattr(search, "ROUNDS", 32)
+    costs, counts = [152123.5, 1024.25, 151987.5, 133569.75, 993.5], [96, 24576, 96, 96, 24576]
+    worth = [np.full(count, cost) for cost, count in zip(costs, counts, strict=True)]
+    rounds: list[int] = []
+    branch = search._Search._branch
+
+    def counted(self: Any, tried: Any) -> Any:
+        rounds.append(1)
+        assert len(rounds) < 1000
+        return branch(self, tried)
+
+    monkeypatch.setattr(search._Search, "_branch", counted)
+    budget = 0.4321 * float(np.dot(costs, counts))
+    spent = float(keep_most(costs, worth, budget) @ costs)
+    assert budget * (1 - 1e-3) < spent <= budget

@@ -164,6 +164,11 @@ def test_any_finite_importance_is_drawn(row: list[float]) -> None:
     assert made.startswith(b"\x89PNG")
 
 
+def test_numbers_that_have_no_axis_end_in_one_line() -> None:
+    with pytest.raises(UserError, match="the picture cannot be drawn"):
+        importance_plot.png(of_units({0: [1e-303, 1e-300, 3e-302, 1e-301]}), dpi=40)
+
+
 def test_the_same_scores_give_the_same_bytes() -> None:
     first, second, other = (
         importance_plot.png(of_units({0: [1, 2, 3, last]}, {0: range(6)}), dpi=40)
