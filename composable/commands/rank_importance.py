@@ -108,7 +108,7 @@ def main(settings: Settings) -> dict[str, object]:
     from composable.calibration import collect
     from composable.formats import scores_file
     from composable.models import checkpoint
-    from composable.ranking import base, block_table
+    from composable.ranking import base
 
     ranker = ranking.by_name(settings.method)
     names = {field.name for field in dataclasses.fields(ranker.options)} & {*vars(settings)}
@@ -132,6 +132,14 @@ def main(settings: Settings) -> dict[str, object]:
     scores = base.rank(ranker, dense, texts, how)
     scores_file.save(settings.output, scores)
     base.forget(scores, checkpoints)
+    return _report(settings, dense, scores)
+
+
+def _report(settings: Settings, dense: Any, scores: Any) -> dict[str, object]:
+    """Say what was measured, and on what."""
+    from composable.calibration import collect
+    from composable.ranking import block_table
+
     report: dict[str, object] = {"wrote": str(settings.output), "method": settings.method}
     if read := scores.origin and scores.origin.texts:
         report["calibration_data"] = {"name": read.name, "sha256": read.sha256}

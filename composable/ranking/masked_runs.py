@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,9 +15,6 @@ from composable.models.checkpoint import Checkpoint
 from composable.tasks.losses import output_of
 
 Batch = dict[str, Tensor]
-#: Numbers of variants for which a run remembers what layers return beside their states: heads,
-#: neurons, and the last of either.
-NUMBERS = 4
 #: What a padded place of a question's logits gets: nothing of the probability.
 NEVER = -1e4
 
@@ -42,6 +39,7 @@ class DenseRun:
         features: of every ffn's output that is compared, (tokens, width), of length 1; by number
             in the trajectory.
         answers: logits, (rows, classes).
+        rests: what layers, and what stands for attentions, return beside their states.
     """
 
     batch: Batch
@@ -49,7 +47,7 @@ class DenseRun:
     leaving: dict[str, Tensor]
     features: list[Tensor]
     answers: Tensor
-    _rests: dict[int, dict[nn.Module, tuple[Any, ...]]] = field(default_factory=dict)
+    rests: dict[nn.Module, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,17 @@ class MaskedRuns:
         if self.include_pads:
             masks = {stack: torch.ones_like(mask) for stack, mask in masks.items()}
         rows = {stack: mask.flatten().nonzero()[:, 0] for stack, mask in masks.items()}
-        run = DenseRun(batch, rows, {}, [], torch.empty(0))
+        run = DenseRun(batch, rows, {}, [], torch.empty(0), {})
 
         def keep(path: str, output: Any) -> None:
             run.leaving[path] = _first(output).clone()
 
+        def keep_rest(module: nn.Module, _: Any, output: Any) -> None:
+            run.rests[module] = () if isinstance(output, Tensor) else tuple(output[1:])
+
         with ExitStack() as hooks:
+            for module in self._returning:
+                hooks.enter_context(module.register_forward_hook(keep_rest))
             for layer in self.layers:
                 hook = self.model.get_submodule(layer.path).register_forward_hook(
                     lambda _, __, output, path=layer.path: keep(path, output)
@@ -183,7 +186,8 @@ class MaskedRuns:
         """
         variants = len(columns)
         batch = {k: v.repeat(variants, *[1] * (v.dim() - 1)) for k, v in run.batch.items()}
-        rests = self._rest(run, batch, variants)
+        samples = len(next(iter(run.batch.values())))
+        rests = {one: partial(_rest_of, rest, samples, variants) for one, rest in run.rests.items()}
         output = inside.outputs[module.name]
         weight = self.model.get_submodule(module.output_path).weight
         lost = inside.inputs[module.name][:, columns].transpose(0, 1) @ weight.T[columns]
@@ -198,23 +202,6 @@ class MaskedRuns:
             features = self._watched(stack, wanted, run, variants)
             answers = self._answers(batch, run.rows, variants)
         return {number: normalized(one) for number, one in features.items()}, answers
-
-    def _rest(self, run: DenseRun, batch: Batch, variants: int) -> Any:
-        """What layers and attentions return beside their states, for so many variants at once."""
-        if variants not in run._rests:
-            found: dict[nn.Module, tuple[Any, ...]] = {}
-
-            def keep(module: nn.Module, _: Any, output: Any) -> None:
-                found[module] = () if isinstance(output, Tensor) else tuple(output[1:])
-
-            with ExitStack() as hooks:
-                for module in self._returning:
-                    hooks.enter_context(module.register_forward_hook(keep))
-                output_of(self.model, batch)
-            if len(run._rests) == NUMBERS:
-                run._rests.pop(next(iter(run._rests)))
-            run._rests[variants] = found
-        return run._rests[variants]
 
     @cached_property
     def _returning(self) -> list[nn.Module]:
@@ -246,7 +233,7 @@ class MaskedRuns:
             nothing = output.new_zeros(0)
             return {
                 holder.get_submodule(child): _constant(
-                    output if child == module.output else nothing, ()
+                    output if child == module.output else nothing
                 )
                 for _, child in module.parts
             }
@@ -255,7 +242,7 @@ class MaskedRuns:
         core = holder.get_submodule(self.family.core)
         return {
             core: _constant(output.new_zeros(0), rests[core]),
-            holder.get_submodule(module.output): _constant(output, ()),
+            holder.get_submodule(module.output): _constant(output),
         }
 
     def _watched(
@@ -315,9 +302,22 @@ def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
                 module.forward = own  # type: ignore[method-assign]
 
 
-def _constant(states: Tensor, rest: tuple[Any, ...]) -> Callable[..., Any]:
-    returned = (states, *rest) if rest else states
-    return lambda *_, **__: returned
+def _constant(states: Tensor, rest: Callable[[], tuple[Any, ...]] = tuple) -> Callable[..., Any]:
+    def forward(*_: Any, **__: Any) -> Any:
+        more = rest()
+        return (states, *more) if more else states
+
+    return forward
+
+
+def _rest_of(rest: tuple[Any, ...], samples: int, variants: int) -> tuple[Any, ...]:
+    """Repeat what belongs to samples: attention weights, or biases of positions with padding."""
+    return tuple(
+        _tiled(one, variants)
+        if isinstance(one, Tensor) and one.dim() and len(one) == samples
+        else one
+        for one in rest
+    )
 
 
 def _first(output: Any) -> Tensor:
