@@ -64,13 +64,13 @@ def masks_of(
     return kept
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     layout=st.sampled_from(["t5", "bert", "llama_gqa"]),
     gqa=st.sampled_from(["per-group", "whole-groups"]),
     seed=st.integers(0, 10**6),
     has_ties=st.booleans(),
-    size=st.floats(0.3, 1.0),
+    size=st.floats(0.35, 1.0),
     grid=st.sampled_from([0, 16]),
 )
 def test_rates_are_the_mask_that_was_found(
