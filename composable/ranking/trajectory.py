@@ -304,9 +304,10 @@ def _announce(measuring: Measuring, layers: Sequence[Layer], passes: int) -> Non
     tokens = max(measuring.runs.tokens(z) for z in range(len(measuring.runs.features)))
     seconds = measuring.seconds_per_pass(layers[0]) * passes
     group = measuring.options.group
+    said = f"{neurons} neurons" + (f" in groups of {group}" if group > 1 else "")
     log.info(
-        "score: %d heads, %d neurons%s on %d tokens, %d passes of a layer, about %s%s",
-        *(heads, neurons, f" in groups of {group}" if group > 1 else "", tokens, passes),
+        "score: %d heads, %s on %d tokens, %d passes of a layer, about %s%s",
+        *(heads, said, tokens, passes),
         duration(seconds),
         "; groups of 16 neurons take less" if neurons > MANY and group == 1 else "",
     )
