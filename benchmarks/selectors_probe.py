@@ -109,7 +109,7 @@ class Trial:
             Scores (of l1, for their lengths alone, where a method chooses), and seconds.
         """
         import composable
-        from composable.formats.scores_file import TextsRead
+        from composable.formats.scores import TextsRead
 
         ours, options = self.settings, {}
         if selector in (*FEW, *MANY):

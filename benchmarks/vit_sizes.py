@@ -15,7 +15,12 @@ from benchmarks.spread import of
 from benchmarks.unit_choice import amount, evaluate
 
 SIZES = (0.8, 0.6)
-PAIRS = ("trajectory:global", "trajectory:uniform", "stat:stat", "stat:uniform", "l1:uniform")
+PAIRS = (
+    *("trajectory:global", "trajectory:uniform", "stat:stat", "stat:uniform", "l1:uniform"),
+    "random:uniform",
+)
+#: Rankers that read no texts.
+WITHOUT = ("l1", "random")
 BATCHES = (1, 64)
 RANKED = ("--attention", "ranked", "--ffn", "ranked")
 STAGES = {"pruned": PRUNED, "refitted": TUNED}
@@ -44,14 +49,14 @@ def make(context: Context, dense: Artifact, data: str, ranker: str, allocation: 
     texts: tuple[Any, ...] = ()
     if ranker == "stat":
         texts = (*reading, "--calibration", Out(CALIBRATION), *few)
-    elif ranker != "l1":
+    elif ranker not in WITHOUT:
         texts = reading
     ranked = run(
         "rank_importance.py", "--method", ranker, "-m", dense, "-o", Out(SCORES), *texts
     ).output(SCORES)
     grid = ("--grid", "16") if allocation == "global" else ()
     # equal shares look at no scores but for the lengths of texts
-    by = () if (ranker, allocation) == ("l1", "uniform") else ("--scores", ranked)
+    by = () if ranker in WITHOUT and allocation == "uniform" else ("--scores", ranked)
     sized = run(
         "config_generator.py", "-m", dense, "-o", Out(CONFIGURATIONS), *by,
         "--sizes", *map(str, SIZES), "--metric", "macs", "--allocate", allocation, *grid,
