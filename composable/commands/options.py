@@ -293,7 +293,8 @@ def calibration(**settings: Any) -> Any:
 
 
 #: How much of a calibration set is read where nothing is said.
-UNTIL_ENOUGH = "[default: until every stack has 65,536 tokens, or patches of images]"
+ENOUGH = "until every stack has 65,536 tokens, or patches of images"
+UNTIL_ENOUGH = f"[default: {ENOUGH}]"
 CALIBRATED = f"Measure the first N training samples only (lines, of a text). {UNTIL_ENOUGH}"
 HELD_OUT = (
     "Measure the first N training samples only (lines, of a text), and for held-out errors a "

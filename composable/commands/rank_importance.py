@@ -41,7 +41,7 @@ class Settings:
     )
     limit: int | None = options.limit(
         "Measure the first N texts only (lines, of a language model's folder). "
-        f"{options.UNTIL_ENOUGH[:-1]}; 256 with {' and '.join(MASKING)}]"
+        f"[default: {options.ENOUGH}; 256 with {' and '.join(MASKING)}]"
     )
     calibration: Path = options.calibration()
     method: str = options.option(
@@ -74,8 +74,8 @@ class Settings:
     protect: tuple[int, ...] = options.protect("Layers that --iterative leaves, such as 0,29.")
     group: int = options.option(
         "--group",
-        help="Measure neurons in groups of N of like size, which takes an Nth of the time: 16 is "
-        "good where there are more than 20,000.",
+        help="Measure neurons in groups of N of like size, which takes an Nth of the time; with 16 "
+        "the choice was no worse.",
         default=1,
         type=options.COUNT,
         only=("method", MASKING),
@@ -111,12 +111,13 @@ def main(settings: Settings) -> dict[str, object]:
     from composable.ranking import base
 
     ranker = ranking.by_name(settings.method)
-    names = {field.name for field in dataclasses.fields(ranker.options)} & {*vars(settings)}
+    fields = {field.name for field in dataclasses.fields(ranker.options)}
+    names = fields & {*vars(settings)}
     known = names | ALWAYS | (OF_TEXTS if ranker.reads_texts else set())
     options.refuse(vars(settings).keys() - known, f"has no effect with --method {ranker.name}")
     own: dict[str, Any] = {name: getattr(settings, name) for name in names}
     checkpoints = settings.workdir / options.CHECKPOINTS
-    if "checkpoints" in ranker.options.__dataclass_fields__:
+    if "checkpoints" in fields:
         own["checkpoints"] = str(checkpoints)
     how = ranker.options(**own)
     files.check_writable(settings.output)

@@ -19,9 +19,11 @@ from composable.calibration.amount import TOKENS
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import real_tokens
 from composable.errors import FormatError, UserError
+from composable.families import Module
 from composable.formats.scores import ModuleCost, Numbers, Origin, Scores, TextsRead
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
+from composable.tasks.plain_texts import PlainTexts
 
 log = logging.getLogger("composable")
 
@@ -108,6 +110,21 @@ class Parts:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **arrays)
             runs.write_sealed(self._run.path / f"{name}.npz", content.getvalue())
+
+
+def unit_modules(dense: Checkpoint) -> list[Module]:
+    """List the attentions and ffns that have units."""
+    modules = dense.family.modules(dense.model)
+    return [m for m in modules if m.kind in ("attention", "ffn") and m.units]
+
+
+def require_targets(dense: Checkpoint, texts: Texts) -> None:
+    """Raise UserError for plain texts where a decoder has to be measured beside an encoder."""
+    if isinstance(texts.corpus, PlainTexts) and len(dense.family.stacks) > 1:
+        raise UserError(
+            f"{texts.name}: plain texts have no targets, which the decoder is measured on; give "
+            "data of the model's task."
+        )
 
 
 def folder_of(origin: Origin, checkpoints: Path) -> Path:

@@ -16,8 +16,7 @@ from composable.formats.scores import Scores, UnitImportance
 from composable.linalg.grams import full_float32
 from composable.models.checkpoint import Checkpoint
 from composable.progress import Stage
-from composable.ranking.base import NoOptions, Ranker
-from composable.tasks.language_modeling import LANGUAGE_MODELING, with_next_tokens
+from composable.ranking.base import NoOptions, Ranker, unit_modules
 from composable.tasks.plain_texts import PlainTexts
 
 #: (model, batch) -> the loss of every sample (batch,), and more.
@@ -90,18 +89,18 @@ def _measure(dense: Checkpoint, texts: Texts | None, options: NoOptions) -> Scor
     """Average over samples; the loss of one is the task's own, of text the sum over its tokens."""
     assert texts is not None  # it reads them
     model, device = dense.model, next(dense.model.parameters()).device
-    modules = [m for m in dense.family.modules(model) if m.kind in ("attention", "ffn") and m.units]
+    modules = unit_modules(dense)
     task, is_plain = tasks.by_name(dense.info["task"]), isinstance(texts.corpus, PlainTexts)
-    if is_plain and task is not LANGUAGE_MODELING:
-        raise UserError(
-            f"{texts.name}: plain texts have no labels, which the loss of {task.name} is measured "
-            "by; give data of the model's task."
-        )
     _, losses_of = task.functions()
     sums = [torch.zeros(m.units, dtype=torch.float64, device=device) for m in modules]
     with eval_mode(model), _frozen(model):
         for batch in Stage(texts.batches(device), "rank", unit="batches"):
-            labelled = with_next_tokens(batch) if is_plain else batch
+            labelled = task.label_texts(batch) if is_plain else batch
+            if labelled is None:
+                raise UserError(
+                    f"{texts.name}: plain texts have no labels, which the loss of {task.name} is "
+                    "measured by; give data of the model's task."
+                )
             moved = {name: tensor.to(device) for name, tensor in labelled.items()}
             found = mask_gradients(model, dense.family, modules, moved, losses_of)
             for total, gradients in zip(sums, found, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from composable.families import Module
 from composable.linalg.manifold import normalized
 from composable.models.checkpoint import Checkpoint
+from composable.ranking.base import unit_modules
 from composable.tasks.losses import output_of
 
 Batch = dict[str, Tensor]
@@ -89,7 +90,7 @@ class MaskedRuns:
         self.include_pads = include_pads
         device = next(self.model.parameters()).device
         self._batches = [{k: v.to(device) for k, v in batch.items()} for batch in batches]
-        self.layers = self._layers()
+        self.layers = self._layers(dense)
         self.features = {
             layer.path: number
             for number, layer in enumerate(it for it in self.layers if _ffn(it) is not None)
@@ -100,11 +101,10 @@ class MaskedRuns:
         """Tokens whose features of a number are compared."""
         return sum(len(run.features[number]) for run in self.runs)
 
-    def _layers(self) -> list[Layer]:
+    def _layers(self, dense: Checkpoint) -> list[Layer]:
         """Find the layers that a batch passes, and the order of what is in them."""
         order: list[str] = []
-        modules = [m for m in self.family.modules(self.model) if m.kind in ("attention", "ffn")]
-        known = {m.name: m for m in modules if m.units}
+        known = {module.name: module for module in unit_modules(dense)}
         with ExitStack() as hooks:
             for name, module in known.items():
                 linear = self.model.get_submodule(module.output_path)
@@ -185,7 +185,7 @@ class MaskedRuns:
             (variants, rows, classes).
         """
         variants = len(columns)
-        batch = {k: v.repeat(variants, *[1] * (v.dim() - 1)) for k, v in run.batch.items()}
+        batch = {name: _tiled(tensor, variants) for name, tensor in run.batch.items()}
         samples = len(next(iter(run.batch.values())))
         rests = {one: partial(_rest_of, rest, samples, variants) for one, rest in run.rests.items()}
         output = inside.outputs[module.name]

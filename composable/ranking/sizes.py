@@ -13,6 +13,7 @@ from composable.formats.config import ALLOCATIONS, METRICS, Configuration, Entry
 from composable.formats.scores import Numbers, Scores
 from composable.models import cost
 from composable.models.checkpoint import Checkpoint
+from composable.ranking.base import unit_modules
 from composable.ranking.budget import Kept, Queue, keep_most
 
 #: Widths that an ffn may have with the allocation global, see `Allocator`.
@@ -94,8 +95,8 @@ def worth_of(scores: Scores, module: Module) -> Numbers:
 def best_allocation(scores: Scores | None) -> str:
     """Choose an allocation by what the scores can tell.
 
-    "stat" by errors of the ranker stat, better than "uniform" wherever it was measured; "global" by
-    importances that texts were looked at for and that can be compared between modules.
+    "stat" by errors of the ranker stat, "global" by importances that texts were looked at for and
+    that can be compared between modules: both lose less as pruned than "uniform".
     """
     found = scores.units.values() if scores else ()
     if any({"error", "left"} & set(one.components) for one in found):
@@ -226,9 +227,7 @@ class Allocator:
         is_free = gqa and self.allocation == "uniform"
         self.whole_groups = whole_groups(gqa, None if is_free else scores)
         self.modules = [
-            replace(module, whole_groups=self.whole_groups)
-            for module in dense.family.modules(dense.model)
-            if module.kind in ("attention", "ffn") and module.units
+            replace(module, whole_groups=self.whole_groups) for module in unit_modules(dense)
         ]
         self._steps = [self._steps_of(dense, module) for module in self.modules]
         counts, costs = zip(*((one.count, one.cost) for one in self._steps), strict=True)

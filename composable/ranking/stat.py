@@ -10,7 +10,7 @@ from torch import Tensor
 
 from composable.calibration.batching import Texts
 from composable.calibration.obtain import obtain
-from composable.errors import ConfigError, UserError
+from composable.errors import ConfigError
 from composable.families import Module
 from composable.formats.bundle import PER_GROUP, WHOLE_GROUPS
 from composable.formats.scores import Scores, UnitImportance
@@ -22,8 +22,7 @@ from composable.methods.stat import head_order, neuron_pivots
 from composable.models.checkpoint import Checkpoint
 from composable.models.surgery import head_rows
 from composable.progress import Stage
-from composable.ranking.base import Ranker
-from composable.tasks.plain_texts import PlainTexts
+from composable.ranking.base import Ranker, require_targets, unit_modules
 
 BUDGET = 2 * 1024**3
 
@@ -95,17 +94,12 @@ def _by_unit(order: list[int], component: str, values: Tensor) -> UnitImportance
 
 def _measure(dense: Checkpoint, texts: Texts | None, options: StatOptions) -> Scores:
     assert texts is not None  # it reads them
-    if isinstance(texts.corpus, PlainTexts) and len(dense.family.stacks) > 1:
-        raise UserError(
-            f"{texts.name}: plain texts have no targets, which the decoder is measured on; give "
-            "data of the model's task."
-        )
+    require_targets(dense, texts)
     device = str(next(dense.model.parameters()).device)
     budget = options.memory_budget or BUDGET
     calibration = obtain(dense, [texts], Path(options.calibration), budget, device)
     units = {}
-    modules = [it for it in dense.family.modules(dense.model) if it.kind in METHOD.kinds]
-    for each in Stage([it for it in modules if it.units], "rank", unit="modules"):
+    for each in Stage(unit_modules(dense), "rank", unit="modules"):
         module = replace(each, whole_groups=options.gqa == WHOLE_GROUPS)
         holder = dense.model.get_submodule(module.holder)
         evidence = Evidence(calibration.inputs(module.output_path))

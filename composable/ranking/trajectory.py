@@ -26,7 +26,6 @@ from composable.progress import Stage, duration
 from composable.ranking import base
 from composable.ranking.base import Ranker
 from composable.ranking.masked_runs import Inside, Layer, MaskedRuns
-from composable.tasks.plain_texts import PlainTexts
 
 log = logging.getLogger("composable")
 #: Rows of all variants that run side by side: on a CPU what a layer makes of them should stay in
@@ -337,11 +336,7 @@ def importances(
 
 def _measure(dense: Checkpoint, texts: Texts | None, options: Any, has_features: bool) -> Scores:
     assert texts is not None  # it reads them
-    if isinstance(texts.corpus, PlainTexts) and len(dense.family.stacks) > 1:
-        raise UserError(
-            f"{texts.name}: plain texts have no targets, which the decoder is measured on; give "
-            "data of the model's task."
-        )
+    base.require_targets(dense, texts)
     model: nn.Module = dense.model
     device = next(model.parameters()).device
     ranker = TRAJECTORY if has_features else LOGIT_KL

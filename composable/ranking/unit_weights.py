@@ -10,7 +10,7 @@ from composable.families import Module
 from composable.formats.scores import Scores, UnitImportance
 from composable.methods import head_l1, neuron_l1, random
 from composable.models.checkpoint import Checkpoint
-from composable.ranking.base import NoOptions, Ranker
+from composable.ranking.base import NoOptions, Ranker, unit_modules
 
 #: Kind of a module -> (holder of its weights, module) -> importance of its units.
 BY_L1: Mapping[str, Callable[[nn.Module, Module], Tensor]] = {
@@ -30,22 +30,18 @@ class RandomOptions:
     seed: int = 42
 
 
-def _modules(dense: Checkpoint) -> list[Module]:
-    """List the attentions and ffns that have units."""
-    return [m for m in dense.family.modules(dense.model) if m.kind in BY_L1 and m.units]
-
-
 def _by_l1(dense: Checkpoint, texts: Texts | None, options: NoOptions) -> Scores:
     found = {
         module.name: BY_L1[module.kind](dense.model.get_submodule(module.holder), module)
-        for module in _modules(dense)
+        for module in unit_modules(dense)
     }
     return Scores(units={name: UnitImportance(one.cpu().numpy()) for name, one in found.items()})
 
 
 def _at_random(dense: Checkpoint, texts: Texts | None, options: RandomOptions) -> Scores:
     lots = {
-        m.name: random.draw(m.units, random.seed_of(options.seed, m.name)) for m in _modules(dense)
+        m.name: random.draw(m.units, random.seed_of(options.seed, m.name))
+        for m in unit_modules(dense)
     }
     return Scores(units={name: UnitImportance(one.numpy()) for name, one in lots.items()})
 

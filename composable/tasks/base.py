@@ -135,6 +135,10 @@ class Task(ABC):
     def collator(self, checkpoint: Any) -> Callable[[list[Any]], dict[str, Any]]:
         """Return what pads samples to a batch with an attention mask; labels of padding: -100."""
 
+    def label_texts(self, batch: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Add labels to a batch of plain texts, with an attention mask; None: they have none."""
+        return None
+
     def functions(self, smoothing: float = 0.0) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Return (step, measure).
 

@@ -80,15 +80,6 @@ def pad_windows(items: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor
     return batch | {"labels": padded([[*item["input_ids"][1:], -100] for item in items], -100)}
 
 
-def with_next_tokens(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Add labels to padded texts: of every token the next one, -100 for the last and padding."""
-    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    labels = torch.full_like(ids, -100)
-    has_next = mask[:, :-1] & mask[:, 1:]
-    labels[:, :-1] = torch.where(has_next, ids[:, 1:], -100)
-    return {**batch, "labels": labels}
-
-
 class Windows(Samples):
     """A text in windows that do not overlap; a single last token is left out.
 
@@ -115,6 +106,14 @@ class LanguageModeling(Task):
     tokens = 512  # of a window
     read = staticmethod(read_stream)
     functions = staticmethod(training_functions)
+
+    def label_texts(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Label every token with the next one, the last and padding with -100."""
+        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        labels = torch.full_like(ids, -100)
+        has_next = mask[:, :-1] & mask[:, 1:]
+        labels[:, :-1] = torch.where(has_next, ids[:, 1:], -100)
+        return {**batch, "labels": labels}
 
     def dataset(
         self, corpus: Stream, checkpoint: Any, is_sorted: bool = False, window: int | None = None
