@@ -13,13 +13,15 @@ from transformers import BertForSequenceClassification
 
 import composable
 from composable import ranking
-from composable.calibration.batching import GivenBatches
-from composable.errors import UserError
+from composable.calibration.batching import GivenBatches, Texts
+from composable.errors import ConfigError, UserError
 from composable.formats.scores import Scores
 from composable.linalg.manifold import Divergence, ManifoldLoss
 from composable.models import in_memory
 from composable.models.checkpoint import Checkpoint
 from composable.ranking import base, trajectory
+from composable.ranking.trajectory import TrajectoryOptions
+from composable.tasks.plain_texts import PlainTexts
 from tests import tiny, tiny_tasks
 from tests.paths import SHARED
 
@@ -187,6 +189,35 @@ def test_one_token_has_no_pairs() -> None:
     with pytest.raises(UserError, match="one token has no pairs"):
         scores_of(made, batch)
     assert values_of(scores_of(made, batch, method="logit_kl"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": 0}, "group 0: expected 1 neuron or more"),
+        ({"gqa": "some"}, "gqa some: expected per-group or whole-groups"),
+        ({"kl_weight": -0.5}, "kl_weight -0.5: expected a number of 0 or more"),
+        ({"kl_weight": float("nan")}, "kl_weight nan: expected a number of 0 or more"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrajectoryOptions(**options)
+
+
+@pytest.mark.parametrize("method", ["trajectory", "logit_kl"])
+def test_a_decoder_needs_targets(method: str) -> None:
+    made = tiny.checkpoint()
+    texts = Texts(made, PlainTexts.of(["the man runs"], "some.txt"))
+    with pytest.raises(UserError, match=r"some\.txt: plain texts have no targets"):
+        base.rank(ranking.by_name(method), made, texts, TrajectoryOptions())
+
+
+def test_weights_without_a_number() -> None:
+    made = tiny.dense("opt")
+    made.model.get_parameter("model.decoder.layers.2.fc2.weight").data.fill_(torch.inf)
+    with pytest.raises(UserError, match=r'"model.decoder.layers.\d.*": what its units change'):
+        scores_of(made, tiny.inputs(made))
 
 
 def test_importance_is_made_of_its_components() -> None:

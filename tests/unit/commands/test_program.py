@@ -11,9 +11,11 @@ import click
 import pytest
 
 import composable
-from composable.commands import cli, options, program
+from composable.calibration.amount import TOKENS
+from composable.commands import cli, options, program, rank_importance
 from composable.commands.prune import METHODS as PRUNE_METHODS
 from composable.methods import METHODS
+from composable.ranking import RANKERS, trajectory
 from tests.paths import ROOT
 
 CONF = '[{"encoder.block.0.layer.1.DenseReluDense.wo": 0.5}]'
@@ -46,6 +48,16 @@ def test_options_are_few_and_explained() -> None:
         text = str(option.help).partition(" [default")[0]
         assert text[0].isupper() or text.partition(":")[0].isidentifier(), option.opts
         assert text.endswith((".", ")")), option.opts
+
+
+def test_rankers_of_the_help_are_those_of_the_registry() -> None:
+    names = [ranker.name for ranker in RANKERS]
+    assert list(rank_importance.METHODS) == names
+    few = [ranker.name for ranker in RANKERS if ranker.tokens != TOKENS]
+    assert list(rank_importance.MASKING) == few
+    (limit,) = (each for each in rank_importance.main.params if each.name == "limit")
+    said = f"{TOKENS:,} tokens, or patches of images; {trajectory.TOKENS} with trajectory"
+    assert said in str(getattr(limit, "help", ""))
 
 
 def test_methods_of_the_help_are_those_of_the_registry() -> None:

@@ -1,12 +1,9 @@
 """The picture of quality against cost: where points stand, and that no words overlap."""
 
-import itertools
-
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
 
 from composable.reports.quality_plot import DODGE, Point, placed, png_of, quality_figure
+from tests.pictures import assert_words_are_apart
 
 STAGES = {"pruned": "pruned", "block": "+ module-level", "model": "+ model-level"}
 
@@ -74,21 +71,8 @@ def test_scores_far_apart_are_drawn_by_logarithms() -> None:
 @pytest.mark.parametrize("points", [POINTS[:1], POINTS, [*POINTS] * 4])
 def test_no_words_overlap_and_none_is_cut_off(points: list[Point]) -> None:
     figure = quality_figure("BLEU", 45.5, 2.0, STAGES, points)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
-    of_axes = [text for axis in axes for text in axis.findobj(Text)]
-    texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
-    boxes = [text.get_window_extent(renderer) for text in texts if text not in of_axes]
-    assert len(boxes) == 1 + 3 * len(points) + 4  # dense, configurations, stages, band
-    boxes += [box for axis in axes if (box := axis.get_tightbbox(renderer))]
-    for box in boxes:
-        assert min(box.x0, box.y0) >= 0
-        assert box.x1 <= figure.bbox.width + 1
-        assert box.y1 <= figure.bbox.height + 1
-    for one, other in itertools.combinations(boxes, 2):
-        assert not one.overlaps(other)
+    # dense, configurations, stages, band
+    assert assert_words_are_apart(figure) == 1 + 3 * len(points) + 4
 
 
 def test_the_same_points_give_the_same_bytes() -> None:
