@@ -112,7 +112,7 @@ def ours(dense: Any, texts: Any, tokens: int) -> Callable[[Any, list[int]], Any]
         columns = [unit * size + torch.arange(size) for unit in units]
         with kernels.for_cpu(dense.model, "cpu", tokens):
             found = [
-                measuring._variants(layer, module, inside[layer.path], part)
+                measuring._copies(layer, module, inside[layer.path], part)
                 for part in measuring._chunks(columns)
             ]
         return torch.cat([md for md, _ in found]), torch.cat([kl for _, kl in found])

@@ -1,4 +1,4 @@
-"""How far the outputs of variants are from the dense ones: angles of tokens, distributions."""
+"""How far outputs of copies of a model are from its own: angles of tokens, distributions."""
 
 from functools import cached_property
 
@@ -15,9 +15,10 @@ def normalized(features: Tensor) -> Tensor:
 
 
 class ManifoldLoss:
-    """Sum over all pairs of tokens of the squared difference of their cosines, of several variants.
+    """Sum over all pairs of tokens of the squared difference of their cosines.
 
-    With T the dense features of length 1, S those of a variant and D = S - T it is
+    It is measured of several changed copies of a model at once. With T the model's features, of
+    length 1, S those of a copy and D = S - T it is
 
         |S S^T - T T^T|^2 = 2 sum(A * B) + 2 sum(C * C^T) + 4 sum(C * B^T) + sum(B * B)
 
@@ -37,15 +38,15 @@ class ManifoldLoss:
         # few tokens have fewer pairs than features have
         self._is_direct = len(teacher) == 1 and tokens < width
         self._sums: list[Tensor] = []
-        #: Numbers that are held for one variant.
+        #: Numbers that are held for one copy.
         self.size = 2 * (tokens if self._is_direct else width) ** 2
 
     def start(self) -> None:
-        """Begin with other variants."""
+        """Begin with other copies."""
         self._sums = []
 
     def add(self, part: int, student: Tensor) -> None:
-        """Add S of the tokens of one part, (variants, tokens, width)."""
+        """Add S of the tokens of one part, (copies, tokens, width)."""
         teacher = self._teacher[part]
         difference = student - teacher
         if self._is_direct:
@@ -56,7 +57,7 @@ class ManifoldLoss:
         self._sums = [a + b for a, b in zip(self._sums, new, strict=True)] if self._sums else new
 
     def values(self) -> Tensor:
-        """Return the loss of every variant, (variants,)."""
+        """Return the loss of every copy, (copies,)."""
         if self._is_direct:
             return self._sums[0].square().sum((1, 2))
         b, c = self._sums
@@ -68,7 +69,7 @@ class ManifoldLoss:
 
 
 class Divergence:
-    """KL(teacher, student), summed over rows, of several variants.
+    """KL(teacher, student), summed over rows, of several changed copies of a model.
 
     Args:
         teacher: dense logits, (rows, classes); of one logit (a regression) the difference is
@@ -80,7 +81,7 @@ class Divergence:
         self._shares = self._teacher.softmax(-1)
 
     def of(self, student: Tensor) -> Tensor:
-        """Compare logits (variants, rows, classes): (variants,) float64."""
+        """Compare logits (copies, rows, classes): (copies,) float64."""
         if student.shape[-1] == 1:
             return (student.double() - self._teacher.double()).square().sum((1, 2))
         # blocks that stay in a cache

@@ -177,30 +177,31 @@ class MaskedRuns:
             layer: where the units are.
             module: whose units.
             inside: of the layer, on the same batch.
-            columns: (variants, k): inputs of the module's output linear that are 0 in a variant.
+            columns: (copies, k): inputs of the module's output linear that are 0 in each copy of
+                the model.
             wanted: numbers of features in the trajectory.
 
         Returns:
-            Number -> features (variants, tokens, width), of length 1; and logits
-            (variants, rows, classes).
+            Number -> features (copies, tokens, width), of length 1; and logits
+            (copies, rows, classes).
         """
-        variants = len(columns)
-        batch = {name: _tiled(tensor, variants) for name, tensor in run.batch.items()}
+        copies = len(columns)
+        batch = {name: _tiled(tensor, copies) for name, tensor in run.batch.items()}
         samples = len(next(iter(run.batch.values())))
-        rests = {one: partial(_rest_of, rest, samples, variants) for one, rest in run.rests.items()}
+        rests = {one: partial(_rest_of, rest, samples, copies) for one, rest in run.rests.items()}
         output = inside.outputs[module.name]
         weight = self.model.get_submodule(module.output_path).weight
         lost = inside.inputs[module.name][:, columns].transpose(0, 1) @ weight.T[columns]
         changed = (output.reshape(1, -1, output.shape[-1]) - lost).view(-1, *output.shape[1:])
-        forwards = self._skipping(run, layer, variants, rests)
+        forwards = self._skipping(run, layer, copies, rests)
         for one in layer.modules[: layer.modules.index(module)]:
-            given = _tiled(inside.outputs[one.name], variants)
+            given = _tiled(inside.outputs[one.name], copies)
             forwards |= self._giving(one, given, rests)
         forwards |= self._giving(module, changed, rests)
         with ExitStack() as stack:
             stack.enter_context(replaced(forwards))
-            features = self._watched(stack, wanted, run, variants)
-            answers = self._answers(batch, run.rows, variants)
+            features = self._watched(stack, wanted, run, copies)
+            answers = self._answers(batch, run.rows, copies)
         return {number: normalized(one) for number, one in features.items()}, answers
 
     @cached_property
@@ -215,11 +216,11 @@ class MaskedRuns:
         ]
         return [self.model.get_submodule(path) for path in paths]
 
-    def _skipping(self, run: DenseRun, layer: Layer, variants: int, rests: Any) -> dict[Any, Any]:
+    def _skipping(self, run: DenseRun, layer: Layer, copies: int, rests: Any) -> dict[Any, Any]:
         """Let the layers before one return what the dense model has there."""
         before = self.layers[: self.layers.index(layer)]
         last = {one.stack: one.path for one in before}
-        states = {stack: _tiled(run.leaving[path], variants) for stack, path in last.items()}
+        states = {stack: _tiled(run.leaving[path], copies) for stack, path in last.items()}
         found = {}
         for one in before:
             module = self.model.get_submodule(one.path)
@@ -246,13 +247,13 @@ class MaskedRuns:
         }
 
     def _watched(
-        self, hooks: ExitStack, wanted: Sequence[int], run: DenseRun, variants: int
+        self, hooks: ExitStack, wanted: Sequence[int], run: DenseRun, copies: int
     ) -> dict[int, Tensor]:
-        """Collect ffn outputs as the model runs: (variants, tokens, width)."""
+        """Collect ffn outputs as the model runs: (copies, tokens, width)."""
         found: dict[int, Tensor] = {}
 
         def keep(number: int, rows: Tensor, output: Tensor) -> None:
-            found[number] = output.reshape(variants, -1, output.shape[-1])[:, rows]
+            found[number] = output.reshape(copies, -1, output.shape[-1])[:, rows]
 
         for layer in self.layers:
             number, ffn = self.features.get(layer.path), _ffn(layer)
@@ -264,27 +265,27 @@ class MaskedRuns:
                 hooks.enter_context(hook)
         return found
 
-    def _answers(self, batch: Batch, rows: Mapping[str, Tensor], variants: int) -> Tensor:
-        """Run a batch: logits (variants, rows, classes) of its tokens, samples or spans."""
+    def _answers(self, batch: Batch, rows: Mapping[str, Tensor], copies: int) -> Tensor:
+        """Run a batch: logits (copies, rows, classes) of its tokens, samples or spans."""
         head = _vocabulary(self.model)
         if head is None:
             output = output_of(self.model, batch)
             if "start_logits" not in output:
-                return output.logits.reshape(variants, -1, output.logits.shape[-1])
+                return output.logits.reshape(copies, -1, output.logits.shape[-1])
             masks = self.family.valid_tokens(self.model, batch)[self.layers[-1].stack]
             sides = torch.stack([output.start_logits, output.end_logits], 1)
             sides = sides.masked_fill(~masks[:, None], NEVER)
-            return sides.reshape(variants, -1, sides.shape[-1])
+            return sides.reshape(copies, -1, sides.shape[-1])
         own = rows[self.layers[-1].stack]
-        places = torch.arange(variants, device=own.device)[:, None]
+        places = torch.arange(copies, device=own.device)[:, None]
 
         def only(_: Any, args: Any) -> tuple[Tensor]:
             flat = args[0].flatten(0, 1)
-            return (flat[(places * (len(flat) // variants) + own).flatten()],)
+            return (flat[(places * (len(flat) // copies) + own).flatten()],)
 
         with head.register_forward_pre_hook(only):
             logits = output_of(self.model, batch).logits
-        return logits.reshape(variants, len(own), -1)
+        return logits.reshape(copies, len(own), -1)
 
 
 @contextmanager
@@ -310,10 +311,10 @@ def _constant(states: Tensor, rest: Callable[[], tuple[Any, ...]] = tuple) -> Ca
     return forward
 
 
-def _rest_of(rest: tuple[Any, ...], samples: int, variants: int) -> tuple[Any, ...]:
+def _rest_of(rest: tuple[Any, ...], samples: int, copies: int) -> tuple[Any, ...]:
     """Repeat what belongs to samples: attention weights, or biases of positions with padding."""
     return tuple(
-        _tiled(one, variants)
+        _tiled(one, copies)
         if isinstance(one, Tensor) and one.dim() and len(one) == samples
         else one
         for one in rest
@@ -329,8 +330,8 @@ def _ffn(layer: Layer) -> Module | None:
     return next((module for module in layer.modules if module.kind == "ffn"), None)
 
 
-def _tiled(states: Tensor, variants: int) -> Tensor:
-    return states.repeat(variants, *[1] * (states.dim() - 1))
+def _tiled(states: Tensor, copies: int) -> Tensor:
+    return states.repeat(copies, *[1] * (states.dim() - 1))
 
 
 def _rows(batch: Batch, count: int) -> dict[str, Tensor]:

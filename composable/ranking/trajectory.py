@@ -28,8 +28,8 @@ from composable.ranking.base import Ranker
 from composable.ranking.masked_runs import Inside, Layer, MaskedRuns
 
 log = logging.getLogger("composable")
-#: Rows of all variants that run side by side: on a CPU what a layer makes of them should stay in
-#: the cache.
+#: Rows of all copies of the model that run side by side: on a CPU what a layer makes of them should
+#: stay in the cache.
 ROWS = {"cpu": 2048, "cuda": 65536}
 MEMORY = 2 << 30  # bytes for their logits, and for the moments of their features
 MANY = 20_000  # neurons from which groups are advised
@@ -181,14 +181,14 @@ class Measuring:
         return module.groups if self.options.gqa == WHOLE_GROUPS else module.units
 
     def seconds_per_pass(self, layer: Layer) -> float:
-        """Try how long a layer takes for one variant, on average from `layer` on."""
+        """Try how long a layer takes for one copy, on average from `layer` on."""
         inside = [self.runs.inside(run, layer) for run in self.runs.runs]
         module = layer.modules[-1]
         columns = torch.arange(min(self._side_by_side, module.units))[:, None]
         columns = columns.to(next(self.dense.model.parameters()).device)
-        self._variants(layer, module, inside, columns)  # the first time takes longer
+        self._copies(layer, module, inside, columns)  # the first time takes longer
         began = time.perf_counter()
-        self._variants(layer, module, inside, columns)
+        self._copies(layer, module, inside, columns)
         left = len(self.runs.layers) - self.runs.layers.index(layer)
         return (time.perf_counter() - began) / (len(columns) * left)
 
@@ -213,7 +213,7 @@ class Measuring:
         md: list[Tensor] = []
         kl: list[Tensor] = []
         for columns in self._chunks(groups.columns):
-            changed, diverged = self._variants(layer, module, inside, columns.to(weight.device))
+            changed, diverged = self._copies(layer, module, inside, columns.to(weight.device))
             md.append(changed)
             kl.append(diverged)
             stage.update(len(columns) * left)
@@ -224,22 +224,20 @@ class Measuring:
     def _chunks(self, columns: list[Tensor]) -> Iterator[Tensor]:
         """Stack groups of equally many columns, as many as should run side by side."""
         whole = [one for one in columns if len(one) == len(columns[0])]
-        # of one size, as the dense model runs once more for every other number of variants
-        size = -(-len(whole) // -(-len(whole) // self._side_by_side))
-        yield from torch.stack(whole).split(size)
+        yield from torch.stack(whole).split(self._side_by_side)
         if len(whole) < len(columns):
             yield torch.stack(columns[len(whole) :])
 
     @cached_property
     def _side_by_side(self) -> int:
-        """How many variants run at once."""
+        """How many copies of the model, each with a group of its own off, run at once."""
         rows = max(run.leaving[path].shape[:2].numel() for run in self.runs.runs
                    for path in run.leaving)  # fmt: skip
         numbers = 4 * max(run.answers.numel() for run in self.runs.runs)
         numbers += sum(loss.size for loss in self._losses)
         return max(1, min(ROWS[self._device] // rows, MEMORY // (4 * numbers)))
 
-    def _variants(
+    def _copies(
         self, layer: Layer, module: Module, inside: list[Inside], columns: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Measure some groups side by side: md (groups, layers) and kl (groups,)."""
