@@ -20,7 +20,7 @@ class ManifoldLoss:
     It is measured of several changed copies of a model at once. With T the model's features, of
     length 1, S those of a copy and D = S - T it is
 
-        |S S^T - T T^T|^2 = 2 sum(A * B) + 2 sum(C * C^T) + 4 sum(C * B^T) + sum(B * B)
+        |S S^T - T T^T|^2 = 2 sum(A * B) + 2 sum(C * C^T) + 4 sum(C * B) + sum(B * B)
 
     where A = T^T T, B = D^T D and C = T^T D are (width, width): no matrix of all pairs is made, and
     tokens may come in parts. Every term is of the order of D squared, so that nothing cancels.
@@ -61,7 +61,7 @@ class ManifoldLoss:
         if self._is_direct:
             return self._sums[0].square().sum((1, 2))
         b, c = self._sums
-        return (2 * self._second * b + 2 * c * c.mT + 4 * c * b.mT + b * b).sum((1, 2))
+        return (2 * self._second * b + 2 * c * c.mT + 4 * c * b + b * b).sum((1, 2))
 
     @cached_property
     def _second(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from composable import tasks
 from composable.calibration.batching import Texts
 from composable.calibration.second_moments import eval_mode
 from composable.errors import UserError
-from composable.families import Family, Module
+from composable.families import Module
 from composable.formats.scores import Scores, UnitImportance
 from composable.linalg.grams import full_float32
 from composable.models.checkpoint import Checkpoint
@@ -25,7 +26,6 @@ Losses = Callable[[Any, Any], tuple[Tensor, ...]]
 
 def mask_gradients(
     model: nn.Module,
-    family: Family,
     modules: Sequence[Module],
     batch: Mapping[str, Tensor],
     losses_of: Losses,
@@ -35,11 +35,10 @@ def mask_gradients(
     A mask multiplies what enters the linear that all units flow into: a head's slice of the output
     projection's input, a neuron's column of the down projection's. Every sample has masks of its
     own. Samples do not touch each other, so that one pass back from the sum of their losses is
-    enough; padding is not masked.
+    enough. What is in padding has no gradient: no loss depends on it.
 
     Args:
         model: in eval mode; its weights need no gradients.
-        family: of the model.
         modules: attentions and ffns that have units.
         batch: on the model's device.
         losses_of: see `Losses`.
@@ -48,27 +47,22 @@ def mask_gradients(
         For every module (batch, units), float32: summed over the sample's tokens, and over the
         columns of a head, input times gradient of the loss by the input.
     """
-    valid = family.valid_tokens(model, batch)
+    first = next(iter(batch.values()))
     masks = [
-        torch.ones(len(valid[m.stack]), m.units, device=valid[m.stack].device, requires_grad=True)
-        for m in modules
+        torch.ones(len(first), m.units, device=first.device, requires_grad=True) for m in modules
     ]
 
-    def hook(module: Module, mask: Tensor) -> Callable[..., Any]:
-        real = valid[module.stack][:, :, None]
-
-        def multiply(part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            inputs, factors = args[0], torch.where(real, mask[:, None], 1.0)
-            # some models flatten their tokens before a linear
-            masked = inputs.reshape(*factors.shape, -1) * factors[..., None]
-            return (masked.view(inputs.shape), *args[1:])
-
-        return multiply
+    def multiply(mask: Tensor, part: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # some models flatten their tokens before a linear
+        inputs, (samples, units) = args[0], mask.shape
+        size = inputs.shape[-1] // units
+        masked = inputs.reshape(samples, -1, units, size) * mask[:, None, :, None]
+        return (masked.view(inputs.shape), *args[1:])
 
     with ExitStack() as stack, torch.enable_grad(), full_float32(masks[0].device):
         for module, mask in zip(modules, masks, strict=True):
             linear = model.get_submodule(module.output_path)
-            stack.enter_context(linear.register_forward_pre_hook(hook(module, mask)))
+            stack.enter_context(linear.register_forward_pre_hook(partial(multiply, mask)))
         return list(torch.autograd.grad(losses_of(model, batch)[0].sum(), masks))
 
 
@@ -102,7 +96,7 @@ def _measure(dense: Checkpoint, texts: Texts | None, options: NoOptions) -> Scor
                     "measured by; give data of the model's task."
                 )
             moved = {name: tensor.to(device) for name, tensor in labelled.items()}
-            found = mask_gradients(model, dense.family, modules, moved, losses_of)
+            found = mask_gradients(model, modules, moved, losses_of)
             for total, gradients in zip(sums, found, strict=True):
                 total += gradients.double().square().sum(0)
     return Scores(units=dict(map(_importance, modules, sums, [len(texts)] * len(sums))))

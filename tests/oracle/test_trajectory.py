@@ -166,6 +166,21 @@ def test_how_many_run_side_by_side_does_not_matter(monkeypatch: pytest.MonkeyPat
     assert_close(scores_of(made, batch), expected)
 
 
+def test_biases_of_samples_are_repeated_with_them() -> None:
+    made = tiny.dense("t5")
+    batch = tiny.inputs(made)
+    expected = scores_of(made, batch)
+
+    def by_sample(_: Any, __: Any, output: Any) -> Any:
+        """Return the bias of positions as older versions of transformers do."""
+        states, bias, *rest = output
+        return states, bias.expand(len(states), -1, -1, -1).clone(), *rest
+
+    for block in made.model.encoder.block:
+        block.register_forward_hook(by_sample)
+    assert_close(scores_of(made, batch), expected)
+
+
 def test_logit_kl_is_the_component_of_trajectory() -> None:
     made = tiny.dense("opt")
     batch = tiny.inputs(made)

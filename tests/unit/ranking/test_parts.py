@@ -1,8 +1,10 @@
 """A measurement that was interrupted goes on, with the bytes of one that was not."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from composable import ranking, runs
@@ -86,16 +88,22 @@ def test_a_damaged_part_is_measured_again(
     assert "encoder.block.1.npz: is damaged; it is measured again." in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", None])
+@pytest.mark.parametrize("content", [b"", b"PK", None, np.float32])
 def test_a_part_with_a_right_seal_and_other_content(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    content: bytes | None,
+    content: Any,
 ) -> None:
     expected = rank(tmp_path, "whole.npz")
     kept = interrupt(monkeypatch, tmp_path, at=3)
     one, other = kept / "encoder.block.1.npz", kept / "encoder.block.0.npz"
+    if content is np.float32:
+        with np.load(io.BytesIO(runs.read_sealed(one))) as stored:
+            arrays = {name: values.astype(content) for name, values in stored.items()}
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        content = file.getvalue()
     runs.write_sealed(one, runs.read_sealed(other) if content is None else content)
     assert rank(tmp_path) == expected
     assert "encoder.block.1.npz: " in caplog.text
