@@ -202,7 +202,8 @@ def _parse(text: bytes, arrays: Arrays) -> Scores:
     header.setdefault("constants", {})  # of files that were written before there were any
     check_types("header", header, HEADER)
     constants = header["constants"]
-    _check(all(map(is_finite, constants.values())), "constants that are no finite numbers")
+    are_sound = all(map(is_finite, constants.values()))
+    _check(are_sound, f"constants {constants!r:.80} are no finite numbers")
     origin, candidates = _origin(header), header["candidates"]
     reader = _Tables(origin.modules, arrays)
     found = Scores(

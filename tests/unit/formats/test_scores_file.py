@@ -56,6 +56,7 @@ def full() -> Scores:
             [A, F], [Entry(0.25), Entry(0.5, "ranked")],
             {"error": np.array([0.1, np.nan]), "macs": np.array([1e9, 2e9])},
         ),
+        constants={"kl_scale": 0.25},
     )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def plain(scores: Scores) -> Any:
         [(one.stack, one.distance, listed(one.values), one.samples) for one in scores.distances],
         json.loads(json.dumps([*scores.orders, *scores.trees], default=vars)),
         made and (made.modules, made.entries, {k: listed(v) for k, v in made.columns.items()}),
+        dict(scores.constants),
     )  # fmt: skip
 
 
@@ -169,6 +171,8 @@ BREACHES: list[tuple[Callable[[dict[str, Any], dict[str, Any]], Any], str]] = [
     (lambda h, a: h["candidates"].update(entries=[0.5, 2]), "rate 2 is not a number from 0 to 1"),
     (lambda h, a: h["candidates"].update(columns=["Error", "macs"]), "are no names"),
     (lambda h, a: a.update({"candidates/macs": np.array([1, np.inf])}), "columns that are not 2"),
+    (lambda h, a: h.update(constants={"kl_scale": "1"}), "constants {'kl_scale': '1'} are no"),
+    (lambda h, a: h.update(constants=[0.5]), "constants"),
     (lambda h, a: (h.update(units=[], distances=[], orders=[], trees=[], candidates=None),
                    a.clear()), "there are no scores in it"),
 ]  # fmt: skip
@@ -182,6 +186,11 @@ def test_rules_of_the_format(tmp_path: Path, change: Any, message: str) -> None:
     changed(path, change)
     with pytest.raises(FormatError, match=rf"x\.npz: no file of scores .*{message}.*make it again"):
         scores_file.load(path)
+
+
+def test_constants_may_be_missing(tmp_path: Path) -> None:
+    changed(tmp_path / "x.npz", lambda header, arrays: header.pop("constants"))
+    assert scores_file.load(tmp_path / "x.npz").constants == {}
 
 
 def test_what_breaks_a_rule_is_not_written(tmp_path: Path) -> None:
